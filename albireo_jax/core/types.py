@@ -1,0 +1,137 @@
+"""What a caller asks for and what comes back: requests, sampling parameters, outputs."""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+MAX_STOP_IDS = 32
+"""Stop ids that a row can hold on the device, where they are held back until `min_tokens`."""
+
+MAX_SEED = 2**63 - 1
+
+
+class FinishReason(StrEnum):
+    """Why a request ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the tokens of a request are chosen and when it ends.
+
+    temperature 0 is greedy; top_k 0 and -1 mean the whole vocabulary; top_p 1 and min_p 0 filter nothing.
+    `max_tokens` None generates until the model's length limit. A request without a seed gets one
+    at the door, so that its tokens still do not depend on batch, depth or preemption.
+    Raises ValueError naming the value and the limit.
+    """
+
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what no sampler can do."""
+        object.__setattr__(self, "stop", _strings("stop", self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "top_k", 0 if self.top_k == -1 else self.top_k)
+        _check_int("max_tokens", self.max_tokens, low=1)
+        _check_int("min_tokens", self.min_tokens, low=0)
+        _check_int("top_k", self.top_k, low=0)
+        _check_int("seed", self.seed, low=0, high=MAX_SEED)
+        _check_int("n", self.n, low=1, high=128)
+        _check_float("temperature", self.temperature, low=0.0, high=100.0)
+        _check_float("top_p", self.top_p, low=0.0, high=1.0, open_low=True)
+        _check_float("min_p", self.min_p, low=0.0, high=1.0)
+        for token in self.stop_token_ids:
+            _check_int("stop_token_ids", token, low=0)
+        if len(self.stop_token_ids) > MAX_STOP_IDS:
+            raise ValueError(
+                f"stop_token_ids has {len(self.stop_token_ids)} ids, the limit is {MAX_STOP_IDS}"
+            )
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One sequence to continue, as it stands when it enters the engine.
+
+    `max_tokens` and `seed` are resolved (no None); `stop_ids` are all ids that end it, the model's
+    end-of-sequence ids included unless they are ignored. n > 1 is n requests with distinct seeds.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    stop_ids: tuple[int, ...] = ()
+    arrived_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse a request that no engine could run."""
+        if not self.prompt_token_ids:
+            raise ValueError(f"request {self.request_id}: the prompt is empty, at least 1 token is needed")
+        if self.max_tokens < 1:
+            raise ValueError(f"request {self.request_id}: max_tokens {self.max_tokens} is below 1")
+        if len(self.stop_ids) > MAX_STOP_IDS:
+            raise ValueError(
+                f"request {self.request_id}: {len(self.stop_ids)} stop ids, the limit is {MAX_STOP_IDS}"
+            )
+
+
+class RequestOutput(NamedTuple):
+    """What one step brought a request: at most one token, and the reason if it ended.
+
+    A named tuple, not a dataclass: a step of 512 rows makes 512 of them on the engine thread.
+    `token_id` is None when the request ended without one (abort, error).
+    """
+
+    request_id: str
+    token_id: int | None
+    finish_reason: FinishReason | None
+
+
+def _strings(name: str, value: object) -> tuple[str, ...]:
+    strings = (value,) if isinstance(value, str) else tuple(value)  # type: ignore[arg-type]
+    for string in strings:
+        if not isinstance(string, str) or not string:
+            raise ValueError(f"{name} must hold non-empty strings, got {string!r}")
+    return strings
+
+
+def _check_int(name: str, value: object, *, low: int, high: int | None = None) -> None:
+    if value is None and name in ("max_tokens", "seed"):
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} must be an integer, got {value!r}")
+    if value < low or (high is not None and value > high):
+        limit = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"{name} must be {limit}, got {value}")
+
+
+def _check_float(name: str, value: object, *, low: float, high: float, open_low: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if value < low or value > high or (open_low and value == low):
+        interval = f"{'(' if open_low else '['}{low:g}, {high:g}]"
+        raise ValueError(f"{name} must be in {interval}, got {value}")
