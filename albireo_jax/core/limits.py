@@ -42,8 +42,8 @@ class EngineLimits:
             )
         if length > self.max_sequence_len:
             raise ValueError(
-                f"{num_prompt_tokens} prompt tokens and max_tokens {request.max_tokens} need {length} tokens of "
-                f"KV cache, it holds {self.num_pages * self.page_size}"
+                f"{num_prompt_tokens} prompt tokens and max_tokens {request.max_tokens} need {length} tokens "
+                f"of KV cache, it holds {self.num_pages * self.page_size}"
             )
         for token in (*request.prompt_token_ids, *request.stop_ids):
             if not 0 <= token < self.vocab_size:

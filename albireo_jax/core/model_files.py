@@ -45,7 +45,7 @@ def find_model(model: str) -> ModelFiles:
             raise UnknownModelError(f"{path} is a file but not a .gguf one")
         return ModelFiles(path=path, format=ModelFormat.GGUF, name=path.stem)
     raise UnknownModelError(
-        f"no model {model!r}: it is neither a folder nor a file, nor one of the built-in names {sorted(BUILT_IN)}"
+        f"no model {model!r}: neither a folder nor a file, nor a built-in name; those are {sorted(BUILT_IN)}"
     )
 
 
