@@ -1,0 +1,52 @@
+"""Write the keys and values of a step into the pages of the cache, in place under donation."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+NULL_PAGE = 0
+"""Page that no request owns; padding tokens are written to it."""
+
+
+class TokenPages(NamedTuple):
+    """Page and offset in it of each token of a step."""
+
+    page_T: Int32[Array, " T"]
+    offset_T: Int32[Array, " T"]
+
+
+def token_pages(
+    page_table_RM: Int32[Array, "R M"],
+    row_T: Int32[Array, " T"],
+    position_T: Int32[Array, " T"],
+    *,
+    page_size: int,
+) -> TokenPages:
+    """Where each token's keys and values go: the page that its row's table lists for its position.
+
+    A padding token has a row outside 0 … R-1 and goes to the null page.
+    """
+    num_rows = page_table_RM.shape[0]
+    column_T = position_T // page_size
+    page_T = page_table_RM.at[row_T, column_T].get(mode="clip")
+    is_real_T = (row_T >= 0) & (row_T < num_rows)
+    return TokenPages(jnp.where(is_real_T, page_T, NULL_PAGE), position_T % page_size)
+
+
+def write_kv(
+    k_LPSNK: Float[Array, "L P S N K"],
+    v_LPSNK: Float[Array, "L P S N K"],
+    k_TNK: Float[Array, "T N K"],
+    v_TNK: Float[Array, "T N K"],
+    *,
+    layer: int | Int32[Array, ""],
+    pages: TokenPages,
+) -> tuple[Float[Array, "L P S N K"], Float[Array, "L P S N K"]]:
+    """Both caches with the step's tokens in one layer's pages, rounded to the cache's dtype.
+
+    Under `jax.jit` with the caches donated, or in the carry of a loop, only the written entries move.
+    """
+    k_LPSNK = k_LPSNK.at[layer, pages.page_T, pages.offset_T].set(k_TNK.astype(k_LPSNK.dtype))
+    v_LPSNK = v_LPSNK.at[layer, pages.page_T, pages.offset_T].set(v_TNK.astype(v_LPSNK.dtype))
+    return k_LPSNK, v_LPSNK
