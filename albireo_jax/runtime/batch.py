@@ -1,0 +1,229 @@
+"""StepPlan to one packed, padded int32 transfer, and the sizes it is padded to.
+
+A compiled step has fixed shapes: a *bucket* of T tokens and R rows. By convention T == R means
+that every row computes exactly one known slot's token (a decode step: no admissions, no prompt
+chunks), and every other bucket has T >= 2R; so the shapes alone tell the two kinds apart.
+
+One buffer carries a whole step (offsets by `layout`)::
+
+    | token ids T | slots R | starts R | counts R | samples R | page updates 3U | admissions A*F |
+
+Padding rows have no tokens, never sample, and use the slot `max_rows`, which no request owns; padding
+tokens belong to no row; padding updates write the null page into that slot's table. Everything that
+is a float travels as its bits. The buffer is fresh for every step: the runtime may still read it
+after `device_put` has returned.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32, UInt32
+from numpy.typing import NDArray
+
+from albireo_jax.core.plan import NULL_PAGE, SlotParams, StepPlan
+from albireo_jax.core.types import MAX_STOP_IDS
+
+_MIN_MIXED_TOKENS = 32
+_FEW_ROWS = 8
+_FIXED_FIELDS = 7
+SLOT_FIELDS = _FIXED_FIELDS + MAX_STOP_IDS
+"""int32 words that hold the sampling parameters of one slot."""
+
+
+class Bucket(NamedTuple):
+    """Padded size of a step: T tokens and R rows."""
+
+    tokens: int
+    rows: int
+
+    @property
+    def is_decode(self) -> bool:
+        """Every row computes one token, and no row is new."""
+        return self.tokens == self.rows
+
+
+class StepInputs(NamedTuple):
+    """A packed buffer taken apart on the device; F words per slot, U page updates, A admissions."""
+
+    token_T: Int32[Array, " T"]
+    slot_R: Int32[Array, " R"]
+    start_R: Int32[Array, " R"]
+    count_R: Int32[Array, " R"]
+    samples_R: Bool[Array, " R"]
+    update_slot_U: Int32[Array, " U"]
+    update_column_U: Int32[Array, " U"]
+    update_page_U: Int32[Array, " U"]
+    new_slot_A: Int32[Array, " A"]
+    new_params_AF: Int32[Array, "A F"]
+
+
+class SlotFields(NamedTuple):
+    """Sampling parameters of R rows, taken out of their slots' words."""
+
+    temperature_R: Float[Array, " R"]
+    top_k_R: Int32[Array, " R"]
+    top_p_R: Float[Array, " R"]
+    min_p_R: Float[Array, " R"]
+    seed_R2: UInt32[Array, "R 2"]
+    banned_until_R: Int32[Array, " R"]
+    stop_id_RB: Int32[Array, "R B"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BufferLayout:
+    """Where each part of a bucket's buffer starts, in int32 words, and how many entries it has."""
+
+    bucket: Bucket
+    num_updates: int
+    num_admissions: int
+
+    @property
+    def rows_at(self) -> int:
+        """Offset of the row fields."""
+        return self.bucket.tokens
+
+    @property
+    def updates_at(self) -> int:
+        """Offset of the page updates."""
+        return self.rows_at + 4 * self.bucket.rows
+
+    @property
+    def admissions_at(self) -> int:
+        """Offset of the admissions."""
+        return self.updates_at + 3 * self.num_updates
+
+    @property
+    def num_words(self) -> int:
+        """Length of the buffer."""
+        return self.admissions_at + self.num_admissions * (1 + SLOT_FIELDS)
+
+
+def bucket_grid(max_rows: int, max_step_tokens: int) -> tuple[Bucket, ...]:
+    """All buckets of an engine: decode steps by rows, mixed steps by tokens for few and for all rows.
+
+    Sizes are powers of two, so that padding at most doubles a step's tokens.
+    """
+    top_rows = _power_of_two(max_rows)
+    decode = tuple(Bucket(rows, rows) for rows in _powers(1, top_rows))
+    top_tokens = max(_power_of_two(max_step_tokens), 2 * top_rows, _MIN_MIXED_TOKENS)
+    mixed = tuple(
+        Bucket(tokens, rows)
+        for tokens in _powers(_MIN_MIXED_TOKENS, top_tokens)
+        for rows in dict.fromkeys((min(_FEW_ROWS, top_rows), top_rows))
+        if tokens >= 2 * rows
+    )
+    return decode + mixed
+
+
+def choose_bucket(plan: StepPlan, buckets: tuple[Bucket, ...]) -> Bucket:
+    """The smallest bucket that holds the plan; `buckets` come from `bucket_grid`."""
+    decode = plan.num_tokens == plan.num_rows and not plan.new_slots
+    fitting = [
+        bucket
+        for bucket in buckets
+        if bucket.is_decode == decode and bucket.rows >= plan.num_rows and bucket.tokens >= plan.num_tokens
+    ]
+    if not fitting:
+        raise ValueError(
+            f"a step of {plan.num_tokens} tokens and {plan.num_rows} rows fits none of {buckets}"
+        )
+    return min(fitting)
+
+
+@cache
+def layout(bucket: Bucket, page_size: int) -> BufferLayout:
+    """Offsets of a bucket's buffer. A row of c tokens gains at most ceil(c / page_size) pages."""
+    return BufferLayout(
+        bucket=bucket,
+        num_updates=bucket.rows if bucket.is_decode else bucket.rows + -(-bucket.tokens // page_size),
+        num_admissions=0 if bucket.is_decode else bucket.rows,
+    )
+
+
+def pack(plan: StepPlan, layout: BufferLayout, *, padding_slot: int) -> NDArray[np.int32]:
+    """A fresh buffer with the whole plan in it."""
+    tokens, rows = plan.num_tokens, plan.num_rows
+    buffer = np.zeros(layout.num_words, np.int32)
+    buffer[:tokens] = plan.token_ids
+    row_fields = buffer[layout.rows_at : layout.updates_at].reshape(4, layout.bucket.rows)
+    row_fields[0, rows:] = padding_slot
+    row_fields[0, :rows] = plan.slots
+    row_fields[1, :rows] = plan.starts
+    row_fields[2, :rows] = plan.counts
+    row_fields[3, :rows] = plan.samples
+    updates = buffer[layout.updates_at : layout.admissions_at].reshape(3, layout.num_updates)
+    count = len(plan.update_slots)
+    updates[0, count:] = padding_slot
+    updates[2, count:] = NULL_PAGE
+    updates[0, :count] = plan.update_slots
+    updates[1, :count] = plan.update_columns
+    updates[2, :count] = plan.update_pages
+    if layout.num_admissions:
+        admissions = buffer[layout.admissions_at :].reshape(layout.num_admissions, 1 + SLOT_FIELDS)
+        admissions[len(plan.new_slots) :, 0] = padding_slot
+        for row, params in enumerate(plan.new_slots):
+            admissions[row, 0] = params.slot
+            _write_params(admissions[row, 1:], params)
+    return buffer
+
+
+def unpack(buffer: Int32[Array, " W"], layout: BufferLayout) -> StepInputs:
+    """The parts of a packed buffer, on the device."""
+    rows = buffer[layout.rows_at : layout.updates_at].reshape(4, layout.bucket.rows)
+    updates = buffer[layout.updates_at : layout.admissions_at].reshape(3, layout.num_updates)
+    admissions = buffer[layout.admissions_at :].reshape(layout.num_admissions, 1 + SLOT_FIELDS)
+    return StepInputs(
+        token_T=buffer[: layout.bucket.tokens],
+        slot_R=rows[0],
+        start_R=rows[1],
+        count_R=rows[2],
+        samples_R=rows[3] != 0,
+        update_slot_U=updates[0],
+        update_column_U=updates[1],
+        update_page_U=updates[2],
+        new_slot_A=admissions[:, 0],
+        new_params_AF=admissions[:, 1:],
+    )
+
+
+def slot_fields(params_RF: Int32[Array, "R F"]) -> SlotFields:
+    """The sampling parameters in R slots' words: the inverse of what `pack` wrote."""
+    return SlotFields(
+        temperature_R=_as_float(params_RF[:, 0]),
+        top_k_R=params_RF[:, 1],
+        top_p_R=_as_float(params_RF[:, 2]),
+        min_p_R=_as_float(params_RF[:, 3]),
+        seed_R2=jax.lax.bitcast_convert_type(params_RF[:, 4:6], jnp.uint32),
+        banned_until_R=params_RF[:, 6],
+        stop_id_RB=params_RF[:, _FIXED_FIELDS:],
+    )
+
+
+def _write_params(words: NDArray[np.int32], params: SlotParams) -> None:
+    floats = words.view(np.float32)
+    unsigned = words.view(np.uint32)
+    floats[0] = params.temperature
+    words[1] = params.top_k
+    floats[2] = params.top_p
+    floats[3] = params.min_p
+    unsigned[4] = params.seed >> 32
+    unsigned[5] = params.seed & 0xFFFFFFFF
+    words[6] = params.banned_until
+    words[_FIXED_FIELDS:] = -1
+    words[_FIXED_FIELDS : _FIXED_FIELDS + len(params.stop_ids)] = params.stop_ids
+
+
+def _as_float(words_R: Int32[Array, " R"]) -> Float[Array, " R"]:
+    return jax.lax.bitcast_convert_type(words_R, jnp.float32)
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def _powers(low: int, high: int) -> tuple[int, ...]:
+    return tuple(1 << exponent for exponent in range(low.bit_length() - 1, high.bit_length()))
