@@ -15,7 +15,7 @@ class MemoryPlan:
     num_pages: int
 
 
-def weight_bytes(model: ModelConfig, tp: int, dtype: Dtype) -> int:
+def weight_bytes(model: ModelConfig, *, tp: int, dtype: Dtype) -> int:
     """Bytes of the weights that one of `tp` ranks holds, norms and biases included."""
     hidden, head_dim = model.hidden_size, model.head_dim
     kv_heads = model.kv_heads_at(tp) // tp
@@ -35,7 +35,7 @@ def weight_bytes(model: ModelConfig, tp: int, dtype: Dtype) -> int:
     return (model.num_layers * layer + embeddings + hidden) * dtype.num_bytes
 
 
-def page_bytes(model: ModelConfig, tp: int, page_size: int, dtype: Dtype) -> int:
+def page_bytes(model: ModelConfig, *, tp: int, page_size: int, dtype: Dtype) -> int:
     """Bytes of one page of keys and values of all layers on one of `tp` ranks."""
     kv_heads = model.kv_heads_at(tp) // tp
     return 2 * model.num_layers * page_size * kv_heads * model.head_dim * dtype.num_bytes
@@ -54,8 +54,8 @@ def plan_memory(
 
     Raises CapacityError if the weights leave no room for one page besides the null page.
     """
-    weights = weight_bytes(model, tp, dtype)
-    page = page_bytes(model, tp, page_size, dtype)
+    weights = weight_bytes(model, tp=tp, dtype=dtype)
+    page = page_bytes(model, tp=tp, page_size=page_size, dtype=dtype)
     num_pages = (budget_bytes - weights) // page - 1  # one page is the null page
     if num_pages < 1:
         raise CapacityError(

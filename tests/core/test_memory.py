@@ -1,0 +1,41 @@
+"""Memory arithmetic against shapes counted by hand."""
+
+import pytest
+
+from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.errors import CapacityError
+from albireo_jax.core.memory import page_bytes, plan_memory, weight_bytes
+
+LLAMA_8B = ModelConfig(
+    architecture="LlamaForCausalLM",
+    num_layers=32,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    vocab_size=128256,
+    max_position=131072,
+    rms_norm_eps=1e-5,
+    rope_theta=500000.0,
+)
+
+
+def test_llama_8b_has_its_published_parameter_count() -> None:
+    assert weight_bytes(LLAMA_8B, tp=1, dtype=Dtype.BFLOAT16) == 2 * 8_030_261_248
+
+
+def test_a_page_of_llama_8b_holds_16_tokens_of_8_heads() -> None:
+    assert page_bytes(LLAMA_8B, tp=1, page_size=16, dtype=Dtype.BFLOAT16) == 2 * 32 * 16 * 8 * 128 * 2
+    assert page_bytes(LLAMA_8B, tp=8, page_size=16, dtype=Dtype.BFLOAT16) == 2 * 32 * 16 * 1 * 128 * 2
+
+
+def test_pages_fill_what_the_weights_leave() -> None:
+    plan = plan_memory(LLAMA_8B, tp=1, page_size=16, dtype=Dtype.BFLOAT16, budget_bytes=72 * 10**9)
+    used = plan.weight_bytes + (plan.num_pages + 1) * plan.page_bytes
+    assert used <= 72 * 10**9 < used + plan.page_bytes
+
+
+def test_weights_that_leave_no_page_are_refused_with_the_numbers() -> None:
+    with pytest.raises(CapacityError, match="16060522496 bytes"):
+        plan_memory(LLAMA_8B, tp=1, page_size=16, dtype=Dtype.BFLOAT16, budget_bytes=16 * 10**9)

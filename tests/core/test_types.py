@@ -1,0 +1,135 @@
+"""Caller's parameters: what is taken, and what is refused with the value and the limit."""
+
+import math
+from typing import Any
+
+import pytest
+
+from albireo_jax.core.config import (
+    CacheConfig,
+    EngineConfig,
+    ModelConfig,
+    ParallelConfig,
+    SchedulerConfig,
+)
+from albireo_jax.core.errors import UnknownModelError
+from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.model_files import find_model
+from albireo_jax.core.types import Request, SamplingParams
+
+LIMITS = EngineLimits(max_model_len=100, vocab_size=512, num_pages=4, page_size=16)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("temperature", -0.1, r"temperature must be in \[0, 100\], got -0.1"),
+        ("temperature", math.nan, "temperature must be a finite number, got nan"),
+        ("temperature", math.inf, "temperature must be a finite number, got inf"),
+        ("temperature", "1", "temperature must be a finite number, got '1'"),
+        ("top_p", 0.0, r"top_p must be in \(0, 1\], got 0.0"),
+        ("top_p", 1.5, r"top_p must be in \(0, 1\], got 1.5"),
+        ("min_p", -1, r"min_p must be in \[0, 1\], got -1"),
+        ("top_k", -2, "top_k must be at least 0, got -2"),
+        ("top_k", 1.5, "top_k must be an integer, got 1.5"),
+        ("top_k", True, "top_k must be an integer, got True"),
+        ("max_tokens", 0, "max_tokens must be at least 1, got 0"),
+        ("min_tokens", 17, "min_tokens 17 exceeds max_tokens 16"),
+        ("seed", -1, "seed must be between 0 and"),
+        ("seed", 2**63, "seed must be between 0 and"),
+        ("n", 0, "n must be between 1 and 128, got 0"),
+        ("stop", ("",), "stop must hold non-empty strings"),
+        ("stop_token_ids", tuple(range(33)), "33 ids, the limit is 32"),
+    ],
+)
+def test_bad_parameters_are_refused(field: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SamplingParams(**{field: value})
+
+
+def test_a_single_stop_string_and_lists_are_taken() -> None:
+    assert SamplingParams(stop="x").stop == ("x",)  # type: ignore[arg-type]
+    assert SamplingParams(stop_token_ids=[1, 2]).stop_token_ids == (1, 2)  # type: ignore[arg-type]
+    assert SamplingParams(top_k=-1).top_k == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "message"),
+    [
+        (64, 1, "the prompt has 64 tokens, the limit is 63"),
+        (40, 61, "40 prompt tokens and max_tokens 61 exceed the model's limit of 100 tokens"),
+        (40, 25, "40 prompt tokens and max_tokens 25 need 65 tokens of KV cache, it holds 64"),
+    ],
+)
+def test_requests_that_never_fit_are_refused(prompt: int, max_tokens: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LIMITS.check(Request(request_id="a", prompt_token_ids=(1,) * prompt, max_tokens=max_tokens))
+
+
+def test_requests_that_just_fit_pass() -> None:
+    LIMITS.check(Request(request_id="a", prompt_token_ids=(511,) * 40, max_tokens=24))
+
+
+@pytest.mark.parametrize("token", [-1, 512])
+def test_ids_outside_the_vocabulary_are_refused(token: int) -> None:
+    with pytest.raises(ValueError, match=f"token id {token} is outside the vocabulary of 512"):
+        LIMITS.check(Request(request_id="a", prompt_token_ids=(1, token), max_tokens=1))
+
+
+def test_max_tokens_is_cut_at_the_models_length() -> None:
+    assert LIMITS.resolve_max_tokens(40, None) == 24
+    assert LIMITS.resolve_max_tokens(40, 10) == 10
+    assert LIMITS.resolve_max_tokens(40, 1000) == 60
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        Request(request_id="a", prompt_token_ids=(), max_tokens=1)
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        LIMITS.resolve_max_tokens(0, None)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ParallelConfig(tp=3), "tp must be one of"),
+        (lambda: ParallelConfig(tp=4, virtual_devices=2), "virtual_devices 2 is below tp 4"),
+        (lambda: CacheConfig(page_size=24), "page_size must be a power of two"),
+        (lambda: CacheConfig(num_pages=0), "num_pages must be at least 1, got 0"),
+        (lambda: SchedulerConfig(max_rows=0), "max_rows must be at least 1, got 0"),
+        (lambda: SchedulerConfig(max_rows=8, max_step_tokens=4), "max_step_tokens 4 is below max_rows 8"),
+        (lambda: SchedulerConfig(depth=9), "depth must be between 1 and 8, got 9"),
+        (lambda: EngineConfig(model="x", max_model_len=1), "max_model_len must be at least 2, got 1"),
+    ],
+)
+def test_bad_configurations_are_refused(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def _model(**changes: int) -> ModelConfig:
+    sizes = {
+        "num_layers": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_heads": 8,
+        "num_kv_heads": 4,
+        "head_dim": 8,
+        "vocab_size": 105,
+        "max_position": 64,
+    }
+    return ModelConfig(architecture="x", rms_norm_eps=1e-5, rope_theta=1e4, **(sizes | changes))
+
+
+def test_degrees_that_divide_a_model() -> None:
+    assert _model().tp_degrees() == (1, 2, 4, 8)
+    assert _model(num_heads=9, num_kv_heads=3).tp_degrees() == (1,)
+    assert _model(num_heads=14, num_kv_heads=2).tp_degrees() == (1, 2)
+    assert _model(intermediate_size=172).tp_degrees() == (1, 2, 4)
+    with pytest.raises(ValueError, match=r"tp 8 does not divide.*possible: \[1, 2, 4\]"):
+        _model(intermediate_size=172).check_tp(8)
+
+
+def test_models_that_are_not_there_are_named() -> None:
+    with pytest.raises(UnknownModelError, match=r"no model 'nonsense'.*smollm2"):
+        find_model("nonsense")
