@@ -20,15 +20,12 @@ class EngineLimits:
         return min(self.max_model_len, self.num_pages * self.page_size)
 
     def resolve_max_tokens(self, num_prompt_tokens: int, max_tokens: int | None) -> int:
-        """Tokens that a request may generate: what it asks for, cut at the model's length limit.
+        """Tokens that a request may generate: what it asks for, or all that fits if it asks for None.
 
-        Raises ValueError if the prompt leaves no room for one token.
+        Raises ValueError if the prompt leaves no room for one token; `check` refuses more than fits.
         """
         self._check_prompt_len(num_prompt_tokens)
-        room = self.max_model_len - num_prompt_tokens
-        if max_tokens is None:
-            return self.max_sequence_len - num_prompt_tokens
-        return min(max_tokens, room)
+        return self.max_sequence_len - num_prompt_tokens if max_tokens is None else max_tokens
 
     def check(self, request: Request) -> None:
         """Raise ValueError, with the value and the limit, if the engine could never finish `request`."""

