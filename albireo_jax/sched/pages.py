@@ -1,0 +1,50 @@
+"""The pool of device pages: which are free, and how many owners each of the others has."""
+
+import numpy as np
+
+from albireo_jax.core.plan import Int32s
+
+
+class PagePool:
+    """Pages 1 … `num_pages`, each free or owned; page 0 is the null page and never handed out.
+
+    A page that was released last is handed out first, so the order depends on the calls alone.
+    """
+
+    def __init__(self, num_pages: int) -> None:
+        self.num_pages = num_pages
+        self._stack = np.arange(num_pages, 0, -1, dtype=np.int32)  # the free ones are [:num_free]
+        self._num_free = num_pages
+        self._owners = np.zeros(num_pages + 1, np.int32)
+
+    @property
+    def num_free(self) -> int:
+        """Pages that `take` can hand out."""
+        return self._num_free
+
+    @property
+    def free_pages(self) -> Int32s:
+        """A copy of the free page numbers, the one handed out last first."""
+        return self._stack[: self._num_free].copy()
+
+    @property
+    def owners(self) -> Int32s:
+        """A copy of the number of owners by page number; 0 is free."""
+        return self._owners.copy()
+
+    def take(self, count: int) -> Int32s:
+        """`count` free pages, each with one owner from now on."""
+        assert count <= self._num_free, f"{count} pages wanted, {self._num_free} free"
+        self._num_free -= count
+        pages = self._stack[self._num_free : self._num_free + count].copy()
+        self._owners[pages] = 1
+        return pages
+
+    def release(self, pages: Int32s) -> None:
+        """Take one owner from each of the distinct `pages`; those that have none left are free again."""
+        owners = self._owners[pages] - 1
+        assert (owners >= 0).all(), f"a page among {pages} is released but free"
+        self._owners[pages] = owners
+        freed = pages[owners == 0]
+        self._stack[self._num_free : self._num_free + len(freed)] = freed
+        self._num_free += len(freed)

@@ -1,0 +1,35 @@
+"""Who goes first, who gives way, and who may start: the scheduler's choices as functions.
+
+Requests are served in the order of their arrival. Every request that runs arrived before every one
+that waits: requests start from the head of the queue, nothing overtakes the head, and the one that
+gives way is the youngest that runs. So the oldest request always makes progress, alone if need be
+with all pages to itself, and each of the others becomes the oldest in its turn.
+"""
+
+from collections import deque
+
+from albireo_jax.core.plan import Int32s
+from albireo_jax.sched.sequence import Sequence
+
+
+def victim(running: Int32s) -> int:
+    """Slot of the request that gives its pages back when there are none left: the youngest.
+
+    `running` lists the slots oldest first. The victim may be the very request that needs a page.
+    """
+    return int(running[-1])
+
+
+def requeue(waiting: deque[Sequence], sequence: Sequence) -> None:
+    """Put a request that gave way back where it arrived: before all that never started."""
+    waiting.appendleft(sequence)
+
+
+def may_start(*, num_pages: int, num_free: int, num_running: int) -> bool:
+    """Whether a request that needs `num_pages` for its known tokens may start beside `num_running` others.
+
+    Its tokens must fit whole, or two half-computed prompts would take turns in evicting each other;
+    and one more page must be left for each request that runs, or the new one would soon be evicted and
+    computed anew. A request that is alone always starts: it was refused at the door if it cannot fit.
+    """
+    return num_running == 0 or num_pages + num_running <= num_free

@@ -1,0 +1,168 @@
+"""The executor's protocol on a clock instead of a GPU, with a device state that is really kept.
+
+The simulated model is a transformer in miniature: two layers of keys and values in paged cells, read
+through the page table of the row's slot. The first layer's value of a token mixes its id and position; the
+second layer's mixes in the sum of the first layer's values up to it, as they are read when it is written;
+and the next token is a hash of the sum of the second layer's, of the position and, unless the
+temperature is 0, of the seed. A page that is lost, shared or filled by another request, a slot or a
+position that is wrong, or an order that is not kept, changes the tokens that follow.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.plan import NULL_PAGE, TOKEN_ON_DEVICE, Int32s, SampledTokens, SlotParams, StepPlan
+
+_UInt64s = NDArray[np.uint64]
+
+Cost = Callable[[StepPlan], float]
+"""Seconds that the device takes for a step."""
+
+
+class Clock:
+    """Simulated seconds; called like `time.perf_counter`."""
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+
+    def __call__(self) -> float:
+        """Seconds since the start."""
+        return self._now_s
+
+    def advance_to(self, moment_s: float) -> None:
+        """Let time pass until `moment_s`, if it is not past already."""
+        self._now_s = max(self._now_s, moment_s)
+
+
+class SimExecutor:
+    """Runs plans in order on simulated device state, each `cost(plan)` seconds after the one before.
+
+    A step reads its plan only when its result, or a later one, is waited for: a plan that changed after
+    its dispatch is found out.
+    """
+
+    def __init__(self, limits: EngineLimits, *, max_rows: int, cost: Cost, clock: Clock) -> None:
+        self._device = _Device(limits, max_rows)
+        self._cost = cost
+        self._clock = clock
+        self._free_s = 0.0  # when the last queued step ends
+        self._queued: deque[_SimHandle] = deque()
+
+    def dispatch(self, plan: StepPlan) -> "_SimHandle":
+        """Queue a step; it starts now, or when the step before it ends."""
+        self._free_s = max(self._clock(), self._free_s) + self._cost(plan)
+        handle = _SimHandle(self, plan, self._free_s)
+        self._queued.append(handle)
+        return handle
+
+    def finish(self, handle: "_SimHandle") -> SampledTokens:
+        """Run what is queued up to and with `handle`, and let its time pass."""
+        while handle.ids is None:
+            queued = self._queued.popleft()
+            queued.ids = self._device.run(queued.plan)
+        self._clock.advance_to(handle.finished_s)
+        return SampledTokens(ids=handle.ids, finished_s=handle.finished_s)
+
+
+class _SimHandle:
+    def __init__(self, executor: SimExecutor, plan: StepPlan, finished_s: float) -> None:
+        self._executor = executor
+        self.plan = plan
+        self.finished_s = finished_s
+        self.ids: Int32s | None = None
+
+    def wait(self) -> SampledTokens:
+        return self._executor.finish(self)
+
+
+class _Device:
+    """Page tables, cells, last tokens and sampling parameters, changed by one step after the other."""
+
+    def __init__(self, limits: EngineLimits, max_rows: int) -> None:
+        self._page_size = limits.page_size
+        self._vocab_size = limits.vocab_size
+        columns = -(-limits.max_sequence_len // limits.page_size)
+        self._page_table = np.full((max_rows, columns), NULL_PAGE, np.int32)
+        self._first = np.zeros((limits.num_pages + 1, limits.page_size), np.uint64)
+        self._second = np.zeros_like(self._first)
+        self._last_token = np.zeros(max_rows, np.int64)
+        self._params: list[SlotParams | None] = [None] * max_rows
+
+    def run(self, plan: StepPlan) -> Int32s:
+        """One step; gives the ids, 0 for rows that do not sample."""
+        self._page_table[plan.update_slots, plan.update_columns] = plan.update_pages
+        for params in plan.new_slots:
+            self._params[params.slot] = params
+        ids = np.zeros(plan.num_rows, np.int32)
+        ends = np.cumsum(plan.counts)
+        rows = zip(
+            plan.slots.tolist(), plan.starts.tolist(), ends.tolist(), plan.counts.tolist(), strict=True
+        )
+        for row, (slot, start, end, count) in enumerate(rows):
+            tokens = plan.token_ids[end - count : end].astype(np.int64)
+            tokens[tokens == TOKEN_ON_DEVICE] = self._last_token[slot]
+            context = self._forward(slot, start, tokens)
+            if plan.samples[row]:
+                ids[row] = self._last_token[slot] = self._sample(slot, start + count, context)
+        return ids
+
+    def _forward(self, slot: int, start: int, tokens: NDArray[np.int64]) -> np.uint64:
+        """Write the cells of `tokens` from position `start` on; sum the second layer of the context."""
+        end = start + len(tokens)
+        position = np.arange(end)
+        page, offset = self._page_table[slot, position // self._page_size], position % self._page_size
+        new = slice(start, end)
+        written = page[new], offset[new]
+        self._first[written] = _mix(tokens.astype(np.uint64) + _mix(position[new].astype(np.uint64)))
+        context = np.cumsum(self._first[page, offset], dtype=np.uint64)
+        self._second[written] = _mix(self._first[written] ^ context[new])
+        return self._second[page, offset].sum(dtype=np.uint64)
+
+    def _sample(self, slot: int, position: int, context: np.uint64) -> int:
+        """The token at `position`; below `banned_until` the first one after it that does not stop."""
+        params = self._params[slot]
+        assert params is not None, f"slot {slot} has no sampling parameters"
+        noise = 0
+        if params.temperature > 0:
+            noise = hash((params.seed, params.temperature, params.top_k, params.top_p, params.min_p))
+        keys = np.array((position, noise & _MASK), np.uint64)
+        token = int(_mix(context ^ _mix(keys).sum(dtype=np.uint64, keepdims=True))[0] % self._vocab_size)
+        banned = params.stop_ids if position < params.banned_until else ()
+        candidates = (shifted % self._vocab_size for shifted in range(token, token + self._vocab_size))
+        return next(candidate for candidate in candidates if candidate not in banned)
+
+
+_MASK = 2**64 - 1
+
+
+def _mix(values: _UInt64s) -> _UInt64s:
+    """Spread every bit of 64 over all (the finalizer of splitmix64)."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+class NullExecutor:
+    """Computes nothing and returns `token_id` for every row: what remains is the work of the host."""
+
+    def __init__(self, *, token_id: int, clock: Callable[[], float]) -> None:
+        self._token_id = token_id
+        self._clock = clock
+
+    def dispatch(self, plan: StepPlan) -> "_NullHandle":
+        """Nothing to queue."""
+        ids = np.full(plan.num_rows, self._token_id, np.int32)
+        return _NullHandle(SampledTokens(ids=ids, finished_s=self._clock()))
+
+
+class _NullHandle:
+    def __init__(self, sampled: SampledTokens) -> None:
+        self._sampled = sampled
+
+    def wait(self) -> SampledTokens:
+        return self._sampled
