@@ -1,0 +1,228 @@
+"""A decoder-only transformer as pure functions of a flat tuple of stacked arrays.
+
+The functions know nothing of schedules, caches or samplers: attention comes in as a callback that
+also carries the cache. They run in two ways, which give the same numbers. With `axis` None, arrays
+are whole (or sharded by the compiler). With the name of a mesh axis, they run inside a `shard_map`
+over it on this rank's share of the heads, of the feed-forward width and of the vocabulary, and a
+forward pass is exactly 2 L + 1 all-reduces.
+
+The layer loop has two forms. *Scanned* compiles one layer whatever the depth; the cache is in the
+carry, because as a scanned input and output it would be copied whole. *Unrolled* compiles all
+layers with static indices, and on a GPU reads the stacked weights where they are. A stacked field
+may also be a tuple of L arrays (`unstack`): then no layer is ever sliced out, at the price of more
+arguments per call; this is for unrolled loops on a CPU, which copies slices.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int32
+
+from albireo_jax.core.config import ModelConfig
+from albireo_jax.nn.layers import (
+    Rotation,
+    embed,
+    gated_mlp,
+    linear,
+    rms_norm,
+    rope_frequencies,
+    rotate,
+    rotation,
+)
+from albireo_jax.nn.sharding import partition_spec
+
+Layered: TypeAlias = Array | tuple[Array, ...]
+"""One array with a leading axis L, or the L arrays one by one."""
+
+LayerIndex: TypeAlias = int | Int32[Array, ""]
+"""A number in an unrolled loop, a traced scalar in a scanned one."""
+
+Cache = TypeVar("Cache")
+
+AttendFn: TypeAlias = Callable[[LayerIndex, Array, Array, Array, Cache], tuple[Array, Cache]]
+"""attend(layer, q_TNGK, k_TNK, v_TNK, cache) -> (o_TNGK, cache): scaling and masking are its own."""
+
+
+class DecoderWeights(NamedTuple):
+    """All weights of a decoder; the suffixes are the axes (`nn.axes`), input before output.
+
+    X is G query heads, then their key head, then their value head. Absent where the model has none:
+    `bqkv_LNXK`, `q_norm_LK`, `k_norm_LK`, and `lm_head_VD`, which is then `embed_VD`.
+    """
+
+    embed_VD: Array
+    attention_norm_LD: Layered
+    wqkv_LDNXK: Layered
+    wo_LNGKD: Layered
+    mlp_norm_LD: Layered
+    w_gate_up_LD2F: Layered
+    w_down_LFD: Layered
+    final_norm_D: Array
+    bqkv_LNXK: Layered | None = None
+    q_norm_LK: Layered | None = None
+    k_norm_LK: Layered | None = None
+    lm_head_VD: Array | None = None
+
+
+class LayerWeights(NamedTuple):
+    """The weights of one layer."""
+
+    attention_norm_D: Float[Array, " D"]
+    wqkv_DNXK: Float[Array, "D N X K"]
+    wo_NGKD: Float[Array, "N G K D"]
+    mlp_norm_D: Float[Array, " D"]
+    w_gate_up_D2F: Float[Array, "D 2 F"]
+    w_down_FD: Float[Array, "F D"]
+    bqkv_NXK: Float[Array, "N X K"] | None
+    q_norm_K: Float[Array, " K"] | None
+    k_norm_K: Float[Array, " K"] | None
+
+
+class QueriesKeysValues(NamedTuple):
+    """What attention takes, queries and keys rotated to their positions."""
+
+    q_TNGK: Float[Array, "T N G K"]
+    k_TNK: Float[Array, "T N K"]
+    v_TNK: Float[Array, "T N K"]
+
+
+def forward(
+    config: ModelConfig,
+    weights: DecoderWeights,
+    token_T: Int32[Array, " T"],
+    *,
+    position_T: Int32[Array, " T"],
+    cache: Cache,
+    attend: AttendFn[Cache],
+    axis: str | None = None,
+    unroll: bool = False,
+) -> tuple[Float[Array, "T D"], Cache]:
+    """Hidden states of T tokens after the last layer (before the final norm), and the new cache.
+
+    `unroll` picks the form of the layer loop; unstacked weights must be unrolled.
+    """
+    by = rotation(position_T, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
+
+    def step(layer: LayerIndex, carry: tuple[Array, Cache]) -> tuple[Array, Cache]:
+        return _layer(
+            config, layer_weights(weights, layer), layer, by=by, carry=carry, attend=attend, axis=axis
+        )
+
+    carry = embed(weights.embed_VD, token_T, axis=axis), cache
+    if not unroll:
+        return jax.lax.fori_loop(0, config.num_layers, step, carry)
+    for layer in range(config.num_layers):
+        carry = step(layer, carry)
+    return carry
+
+
+def logits(
+    config: ModelConfig,
+    weights: DecoderWeights,
+    hidden_RD: Float[Array, "R D"],
+    *,
+    axis: str | None = None,
+) -> Float[Array, "R v"]:
+    """Float32 logits of R hidden states over this rank's share of the vocabulary.
+
+    Ids that only pad the vocabulary to a multiple of the ranks get minus infinity.
+    """
+    head_VD = weights.embed_VD if weights.lm_head_VD is None else weights.lm_head_VD
+    x_RD = rms_norm(hidden_RD, weights.final_norm_D, config.rms_norm_eps)
+    over_D = (((1,), (1,)), ((), ()))
+    logits_Rv = jax.lax.dot_general(x_RD, head_VD, over_D, preferred_element_type=jnp.float32)
+    share = head_VD.shape[0]
+    first = 0 if axis is None else jax.lax.axis_index(axis) * share
+    ranks = 1 if axis is None else jax.lax.axis_size(axis)
+    if share * ranks == config.vocab_size:
+        return logits_Rv
+    is_token_v = first + jnp.arange(share) < config.vocab_size
+    return jnp.where(is_token_v[None, :], logits_Rv, -jnp.inf)
+
+
+def layer_weights(weights: DecoderWeights, layer: LayerIndex) -> LayerWeights:
+    """The weights of one layer, out of stacked or unstacked fields."""
+    return LayerWeights(
+        attention_norm_D=_pick(weights.attention_norm_LD, layer),
+        wqkv_DNXK=_pick(weights.wqkv_LDNXK, layer),
+        wo_NGKD=_pick(weights.wo_LNGKD, layer),
+        mlp_norm_D=_pick(weights.mlp_norm_LD, layer),
+        w_gate_up_D2F=_pick(weights.w_gate_up_LD2F, layer),
+        w_down_FD=_pick(weights.w_down_LFD, layer),
+        bqkv_NXK=None if weights.bqkv_LNXK is None else _pick(weights.bqkv_LNXK, layer),
+        q_norm_K=None if weights.q_norm_LK is None else _pick(weights.q_norm_LK, layer),
+        k_norm_K=None if weights.k_norm_LK is None else _pick(weights.k_norm_LK, layer),
+    )
+
+
+def weight_specs(weights: DecoderWeights) -> DecoderWeights:
+    """Partition specs of `weights`, as `shard_map` takes them: same structure, specs for arrays."""
+
+    def spec(name: str, field: Layered | None) -> Any:
+        whole = partition_spec(name)
+        if isinstance(field, tuple):
+            return (PartitionSpec(*whole[1:]),) * len(field)
+        return None if field is None else whole
+
+    return DecoderWeights(*(spec(name, field) for name, field in weights._asdict().items()))
+
+
+def unstack(weights: DecoderWeights) -> DecoderWeights:
+    """The same weights with each stacked field as a tuple of one array per layer (copies)."""
+
+    def split(name: str, field: Layered | None) -> Any:
+        if "_L" not in name or field is None or isinstance(field, tuple):
+            return field
+        return tuple(field[layer] for layer in range(field.shape[0]))
+
+    return DecoderWeights(*(split(name, field) for name, field in weights._asdict().items()))
+
+
+def _pick(field: Layered, layer: LayerIndex) -> Array:
+    if isinstance(layer, int):
+        return field[layer]
+    if isinstance(field, tuple):
+        raise ValueError("unstacked weights need the unrolled layer loop")
+    return jax.lax.dynamic_index_in_dim(field, layer, keepdims=False)
+
+
+def _layer(
+    config: ModelConfig,
+    weights: LayerWeights,
+    layer: LayerIndex,
+    *,
+    by: Rotation,
+    carry: tuple[Array, Cache],
+    attend: AttendFn[Cache],
+    axis: str | None,
+) -> tuple[Array, Cache]:
+    x_TD, cache = carry
+    normed_TD = rms_norm(x_TD, weights.attention_norm_D, config.rms_norm_eps)
+    q_TNGK, k_TNK, v_TNK = _project(config, weights, normed_TD, by=by)
+    o_TNGK, cache = attend(layer, q_TNGK, k_TNK, v_TNK, cache)
+    wo = weights.wo_NGKD.reshape(-1, x_TD.shape[1])
+    x_TD = x_TD + _sum(linear(o_TNGK.reshape(-1, wo.shape[0]), wo), axis)
+    normed_TD = rms_norm(x_TD, weights.mlp_norm_D, config.rms_norm_eps)
+    x_TD = x_TD + _sum(gated_mlp(normed_TD, weights.w_gate_up_D2F, weights.w_down_FD), axis)
+    return x_TD, cache
+
+
+def _project(
+    config: ModelConfig, weights: LayerWeights, x_TD: Float[Array, "T D"], *, by: Rotation
+) -> QueriesKeysValues:
+    width, *heads = weights.wqkv_DNXK.shape
+    qkv_TNXK = linear(x_TD, weights.wqkv_DNXK.reshape(width, -1)).reshape(-1, *heads)
+    if weights.bqkv_NXK is not None:
+        qkv_TNXK = qkv_TNXK + weights.bqkv_NXK[None]
+    q_TNGK, k_TNK, v_TNK = qkv_TNXK[:, :, :-2], qkv_TNXK[:, :, -2], qkv_TNXK[:, :, -1]
+    if weights.q_norm_K is not None and weights.k_norm_K is not None:
+        q_TNGK = rms_norm(q_TNGK, weights.q_norm_K, config.rms_norm_eps)
+        k_TNK = rms_norm(k_TNK, weights.k_norm_K, config.rms_norm_eps)
+    return QueriesKeysValues(rotate(q_TNGK, by), rotate(k_TNK, by), v_TNK)
+
+
+def _sum(partial: Array, axis: str | None) -> Array:
+    return partial if axis is None else jax.lax.psum(partial, axis)

@@ -1,0 +1,119 @@
+"""The parts of a decoder layer, as pure functions of arrays.
+
+Norms and rotations are computed in float32 and returned in the dtype of their input; matrix products
+run in the dtype of their operands, on two-dimensional views that cost nothing.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int32
+from numpy.typing import NDArray
+
+from albireo_jax.core.config import LinearRopeScaling, Llama3RopeScaling, RopeScaling
+
+
+class Rotation(NamedTuple):
+    """Cosine and sine of the angle by which each token turns each pair of channels."""
+
+    cos_TH: Float[Array, "T H"]
+    sin_TH: Float[Array, "T H"]
+
+
+def linear(x_TD: Float[Array, "T D"], w_DF: Float[Array, "D F"]) -> Float[Array, "T F"]:
+    """Product of T rows with a weight matrix that is stored input first."""
+    return jnp.dot(x_TD, w_DF)
+
+
+def rms_norm(x: Float[Array, "*rows D"], weight_D: Float[Array, " D"], eps: float) -> Float[Array, "*rows D"]:
+    """Rows scaled to a root mean square of 1, times a weight per channel (arXiv 1910.07467)."""
+    x32 = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    weight = weight_D.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+    return (x32 * scale * weight).astype(x.dtype)
+
+
+def gated_mlp(
+    x_TD: Float[Array, "T D"],
+    w_gate_up_D2F: Float[Array, "D 2 F"],
+    w_down_FD: Float[Array, "F D"],
+) -> Float[Array, "T D"]:
+    """SiLU-gated feed-forward: down(silu(gate(x)) * up(x)); a partial sum where F is this rank's share."""
+    width = w_down_FD.shape[0]
+    gate_up = linear(x_TD, w_gate_up_D2F.reshape(-1, 2 * width))
+    return linear(jax.nn.silu(gate_up[:, :width]) * gate_up[:, width:], w_down_FD)
+
+
+def causal_attention(
+    q_TNGK: Float[Array, "T N G K"],
+    k_TNK: Float[Array, "T N K"],
+    v_TNK: Float[Array, "T N K"],
+    *,
+    sliding_window: int | None = None,
+) -> Float[Array, "T N G K"]:
+    """Grouped-query attention of a whole text over itself; memory grows with T squared.
+
+    Scores are float32. A token sees itself and those before it, `sliding_window` in all at most.
+    """
+    num_tokens, _, _, width = q_TNGK.shape
+    scores_NGTC = (
+        jnp.einsum("TNGK,CNK->NGTC", q_TNGK, k_TNK, preferred_element_type=jnp.float32) * width**-0.5
+    )
+    distance_TC = jnp.arange(num_tokens)[:, None] - jnp.arange(num_tokens)[None, :]
+    seen_TC = (distance_TC >= 0) & (distance_TC < (sliding_window or num_tokens))
+    weight_NGTC = jax.nn.softmax(jnp.where(seen_TC[None, None], scores_NGTC, -jnp.inf), axis=-1)
+    return jnp.einsum("NGTC,CNK->TNGK", weight_NGTC.astype(v_TNK.dtype), v_TNK)
+
+
+def embed(
+    embed_VD: Float[Array, "V D"], token_T: Int32[Array, " T"], *, axis: str | None = None
+) -> Float[Array, "T D"]:
+    """Embeddings of token ids; with a mesh `axis`, of a vocabulary that is split over its ranks.
+
+    A sharded lookup is one all-reduce: each rank gives the rows that it has, and zeros for the others.
+    """
+    if axis is None:
+        return jnp.take(embed_VD, token_T, axis=0, mode="clip")
+    share = embed_VD.shape[0]
+    local_T = token_T - jax.lax.axis_index(axis) * share
+    mine_T = (local_T >= 0) & (local_T < share)
+    x_TD = jnp.take(embed_VD, local_T, axis=0, mode="clip")
+    return jax.lax.psum(jnp.where(mine_T[:, None], x_TD, 0), axis)
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> NDArray[np.float32]:
+    """Radians per position of the head_dim/2 rotated pairs of channels (arXiv 2104.09864)."""
+    frequencies = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if isinstance(scaling, LinearRopeScaling):
+        frequencies = frequencies / scaling.factor
+    elif isinstance(scaling, Llama3RopeScaling):
+        frequencies = _scale_llama3(frequencies, scaling)
+    return frequencies.astype(np.float32)
+
+
+def rotation(position_T: Int32[Array, " T"], frequencies: NDArray[np.float32]) -> Rotation:
+    """Rotation of T tokens at their positions, the same for every layer."""
+    angle_TH = position_T.astype(jnp.float32)[:, None] * jnp.asarray(frequencies)[None, :]
+    return Rotation(jnp.cos(angle_TH), jnp.sin(angle_TH))
+
+
+def rotate(x: Float[Array, "T *heads K"], by: Rotation) -> Float[Array, "T *heads K"]:
+    """Rotary position embedding of each head: channel i is paired with channel i + K/2."""
+    half = x.shape[-1] // 2
+    per_head = (x.shape[0],) + (1,) * (x.ndim - 2) + (half,)
+    cos, sin = by.cos_TH.reshape(per_head), by.sin_TH.reshape(per_head)
+    x32 = x.astype(jnp.float32)
+    first, second = x32[..., :half], x32[..., half:]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def _scale_llama3(frequencies: NDArray[np.float64], scaling: Llama3RopeScaling) -> NDArray[np.float64]:
+    """Llama 3.1: long waves slowed by `factor`, short ones kept, those between blended linearly."""
+    turns = scaling.original_max_position * frequencies / (2 * math.pi)  # over the original context
+    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = np.clip(blend, 0.0, 1.0)
+    return (1 - kept) * frequencies / scaling.factor + kept * frequencies

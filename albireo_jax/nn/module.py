@@ -1,0 +1,118 @@
+"""A decoder at rest: the flax.nnx module that holds the sharded weights and runs them densely."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int32
+
+from albireo_jax.core.config import ModelConfig
+from albireo_jax.core.errors import WeightError
+from albireo_jax.nn.axes import logical_axes
+from albireo_jax.nn.decoder import DecoderWeights, Layered, LayerIndex, forward, logits
+from albireo_jax.nn.layers import causal_attention
+from albireo_jax.nn.shapes import weight_shapes
+from albireo_jax.nn.sharding import SHARDING_RULES, TP, named_sharding
+
+
+class Decoder(nnx.Module):
+    """A decoder-only transformer whose weights lie sharded on a mesh.
+
+    Each weight is an `nnx.Param` named as in `DecoderWeights`, with its logical axes as sharding
+    metadata, so that `nnx.state`, `nnx.grad` and optimizers see an ordinary module. Calling it gives the
+    logits of a whole text; an engine runs `weights()` through its own attention instead.
+    """
+
+    def __init__(self, config: ModelConfig, weights: DecoderWeights, mesh: Mesh) -> None:
+        """Hold stacked arrays that lie on `mesh`; WeightError if one is not as `config` says."""
+        self.config = config
+        self.mesh = mesh
+        arrays = _present(weights)
+        shapes = weight_shapes(config, mesh.shape[TP])
+        missing = [name for name in shapes if name not in arrays]
+        if missing:
+            raise WeightError(f"weights lack {', '.join(missing)}")
+        for name, array in arrays.items():
+            _check(name, array, shape=shapes.get(name), dtype=weights.embed_VD.dtype)
+        self.embed_VD = _param("embed_VD", weights.embed_VD)
+        self.attention_norm_LD = _param("attention_norm_LD", weights.attention_norm_LD)
+        self.wqkv_LDNXK = _param("wqkv_LDNXK", weights.wqkv_LDNXK)
+        self.wo_LNGKD = _param("wo_LNGKD", weights.wo_LNGKD)
+        self.mlp_norm_LD = _param("mlp_norm_LD", weights.mlp_norm_LD)
+        self.w_gate_up_LD2F = _param("w_gate_up_LD2F", weights.w_gate_up_LD2F)
+        self.w_down_LFD = _param("w_down_LFD", weights.w_down_LFD)
+        self.final_norm_D = _param("final_norm_D", weights.final_norm_D)
+        self.bqkv_LNXK = _optional("bqkv_LNXK", weights.bqkv_LNXK)
+        self.q_norm_LK = _optional("q_norm_LK", weights.q_norm_LK)
+        self.k_norm_LK = _optional("k_norm_LK", weights.k_norm_LK)
+        self.lm_head_VD = _optional("lm_head_VD", weights.lm_head_VD)
+
+    def __call__(self, token_T: Int32[Array, " T"]) -> Float[Array, "T V"]:
+        """Float32 logits of every position of one text, by dense causal attention.
+
+        Compiled once per length; `jax.vmap` it for a batch. Differentiable.
+        """
+        return _dense_logits(self.config, self.weights(), token_T)
+
+    def weights(self) -> DecoderWeights:
+        """The arrays as they are now, as one flat tuple for `jax.jit` and `shard_map`."""
+        return DecoderWeights(**nnx.to_pure_dict(nnx.state(self, nnx.Param)))
+
+    def replace_weights(self, tree: DecoderWeights | Mapping[str, Any]) -> None:
+        """Take new arrays for all or some weights, by name, and move them to where the old ones lie.
+
+        `tree` is a `DecoderWeights`, an `nnx.State` of such a module, or a mapping of names to arrays.
+        Raises WeightError, before anything is replaced, for a name that the model lacks or an array of
+        another shape or dtype.
+        """
+        old = nnx.state(self, nnx.Param)
+        new = _present(tree) if isinstance(tree, DecoderWeights) else nnx.to_pure_dict(nnx.State(tree))
+        current = _present(self.weights())
+        for name, array in new.items():
+            shape = current[name].shape if name in current else None
+            _check(name, array, shape=shape, dtype=self.embed_VD.dtype)
+        moved = {name: jax.device_put(array, named_sharding(self.mesh, name)) for name, array in new.items()}
+        nnx.replace_by_pure_dict(old, moved)
+        nnx.update(self, old)
+
+
+def _present(weights: DecoderWeights) -> dict[str, Any]:
+    return {name: array for name, array in weights._asdict().items() if array is not None}
+
+
+def _check(name: str, array: Layered, *, shape: tuple[int, ...] | None, dtype: jnp.dtype) -> None:
+    if isinstance(array, tuple):
+        raise WeightError(f"{name} is a tuple of {len(array)} layers, expected one stacked array")
+    if shape is None:
+        raise WeightError(f"the model has no weight {name}")
+    if array.shape != shape or array.dtype != dtype:
+        raise WeightError(f"{name} is {array.dtype} {array.shape}, expected {dtype} {shape}")
+
+
+def _param(name: str, array: Layered) -> nnx.Param[Any]:
+    return nnx.Param(
+        array,
+        out_sharding=logical_axes(name),
+        sharding_rules=SHARDING_RULES,
+        eager_sharding=False,  # the array already lies where it belongs
+    )
+
+
+def _optional(name: str, array: Layered | None) -> nnx.Param[Any] | None:
+    return None if array is None else _param(name, array)
+
+
+@partial(jax.jit, static_argnums=0)
+def _dense_logits(
+    config: ModelConfig, weights: DecoderWeights, token_T: Int32[Array, " T"]
+) -> Float[Array, "T V"]:
+    def attend(_: LayerIndex, q_TNGK: Array, k_TNK: Array, v_TNK: Array, cache: None) -> tuple[Array, None]:
+        return causal_attention(q_TNGK, k_TNK, v_TNK, sliding_window=config.sliding_window), cache
+
+    position_T = jnp.arange(token_T.shape[0], dtype=jnp.int32)
+    hidden_TD, _ = forward(config, weights, token_T, position_T=position_T, cache=None, attend=attend)
+    return logits(config, weights, hidden_TD)[:, : config.vocab_size]
