@@ -1,0 +1,209 @@
+"""Engines side by side: each in a process of its own, one awake at a time, measured in turns.
+
+::
+
+    this process          worker "albireo"       worker "vllm"        (a script in scripts/peers, each with
+      ask  --question-->   awake, answers         suspended            the interpreter of its own venv)
+      ask  -------------------------------------> awake, answers
+                           suspended
+
+Engines that wait may spin on a core (thread pools, shared-memory queues), so all but the one that is
+asked are suspended. Repeats are the outermost loop and the order of the engines turns with them, so a
+machine that slows down slows all of them.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from albireo_jax.core.errors import AlbireoError
+from albireo_jax.experiments.records import Series
+
+_LOG_TAIL = 2_000
+
+
+class WorkerError(AlbireoError):
+    """A worker process ended or answered nothing; the end of its log is in the message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerCommand:
+    """How to start a worker: `command` with `environment` added to ours, its stderr in the file `log`."""
+
+    name: str
+    command: Sequence[str]
+    log: Path
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+class ProcessTree:
+    """A process started by us with all its descendants: suspended, resumed and ended together."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._root = psutil.Process(process.pid)
+
+    def suspend(self) -> None:
+        """Stop all of them where they are, the root first so that it starts no more."""
+        for process in self._members():
+            process.suspend()
+
+    def resume(self) -> None:
+        """Let all of them go on."""
+        for process in reversed(self._members()):
+            process.resume()
+
+    def close(self) -> None:
+        """End all of them, by force those that are still there after ten seconds."""
+        members = self._members()
+        for process in members:
+            _unless_gone(process.resume)
+            _unless_gone(process.terminate)
+        _, alive = psutil.wait_procs(members, timeout=10)
+        for process in alive:
+            _unless_gone(process.kill)
+        self._process.wait()
+
+    def _members(self) -> list[psutil.Process]:
+        try:
+            return [self._root, *self._root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+
+class Worker:
+    """A process that answers questions, one JSON object a line; suspended except while it is asked.
+
+    The first line that it writes, once it has loaded, is `hello`: an object with its versions.
+    """
+
+    def __init__(self, command: WorkerCommand) -> None:
+        self.name = command.name
+        self._log = command.log
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                command.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, **command.environment},
+            )
+        self._tree = ProcessTree(self._process)
+        self.hello = self._answer()
+        self._tree.suspend()
+
+    def ask(self, question: Mapping[str, object]) -> dict[str, object]:
+        """The worker's answer, all cores its own meanwhile. Raises WorkerError if it ends instead."""
+        self._tree.resume()
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        self._tree.suspend()
+        return answer
+
+    def close(self) -> None:
+        """End the process and its descendants."""
+        self._tree.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _answer(self) -> dict[str, object]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._tree.close()
+            tail = self._log.read_text(errors="replace")[-_LOG_TAIL:]
+            raise WorkerError(f"{self.name} ended; its log {self._log} ends with:\n{tail}")
+        return json.loads(line)
+
+
+Measure = Callable[[str, str, int], Mapping[str, float]]
+"""(subject, case, repeat) -> metric -> value."""
+
+
+def measure_in_turns(
+    subjects: Sequence[str], cases: Iterable[str], *, repeats: int, units: Mapping[str, str], measure: Measure
+) -> list[Series]:
+    """`repeats` samples of every subject in every case, the order of subjects turned by one each time."""
+    samples: dict[tuple[str, str, str], list[float]] = {}
+    cases = list(cases)
+    for repeat in range(repeats):
+        first = repeat % len(subjects)
+        for case in cases:
+            for subject in (*subjects[first:], *subjects[:first]):
+                for metric, value in measure(subject, case, repeat).items():
+                    samples.setdefault((subject, case, metric), []).append(value)
+    return [
+        Series(subject=subject, case=case, metric=metric, unit=units[metric], samples=tuple(values))
+        for (subject, case, metric), values in sorted(samples.items())
+    ]
+
+
+def comparison_table(series: Sequence[Series], *, metric: str, ours: str) -> str:
+    """Medians of `metric` (smallest … largest sample) by case and subject, and the ratio ours / peer."""
+    chosen = [one for one in series if one.metric == metric]
+    if not chosen:
+        raise ValueError(f"no samples of {metric!r}, there are {sorted({one.metric for one in series})}")
+    medians = {(one.case, one.subject): one.median for one in chosen}
+    lines = [
+        f"{metric} ({chosen[0].unit})",
+        f"{'case':<28}{'subject':<16}{'median':>12}{'range':>24}{'ours/it':>9}",
+    ]
+    for one in sorted(chosen, key=lambda one: (_natural(one.case), one.subject != ours, one.subject)):
+        spread = f"{min(one.samples):,.4g} … {max(one.samples):,.4g}"
+        mine = medians.get((one.case, ours))
+        ratio = f"{mine / one.median:.2f}" if mine is not None and one.subject != ours else ""
+        lines.append(f"{one.case:<28}{one.subject:<16}{one.median:>12,.4g}{spread:>24}{ratio:>9}")
+    return "\n".join(lines)
+
+
+def paired_ratios(series: Sequence[Series], *, metric: str, ours: str, peer: str) -> dict[str, float]:
+    """Median over the repeats of ours / peer, by case: each repeat is compared with its own neighbour."""
+    by_key = {(one.case, one.subject): one.samples for one in series if one.metric == metric}
+    return {
+        case: statistics.median(a / b for a, b in zip(samples, by_key[case, peer], strict=True))
+        for (case, subject), samples in by_key.items()
+        if subject == ours and (case, peer) in by_key
+    }
+
+
+def parse_peers(options: Iterable[str], *, known: Sequence[str]) -> dict[str, str]:
+    """`NAME=PATH` options as a mapping from peer to interpreter. Raises ValueError for a bad one."""
+    peers: dict[str, str] = {}
+    for option in options:
+        name, _, path = option.partition("=")
+        if name not in known:
+            raise ValueError(f"unknown peer {name!r}, known are {list(known)}")
+        if not Path(path).is_file():
+            raise ValueError(f"no interpreter for {name} at {path!r}")
+        peers[name] = path
+    return peers
+
+
+def _natural(case: str) -> list[tuple[int, str]]:
+    """Sorts `16 requests` behind `2 requests`."""
+    return [(int(word), "") if word.isdigit() else (-1, word) for word in case.split()]
+
+
+def _unless_gone(signal: Callable[[], None]) -> None:
+    try:
+        signal()
+    except psutil.NoSuchProcess:
+        return
