@@ -34,7 +34,7 @@ class JaxStepHandle:
     def look(self) -> bool:
         """Note whether the step still runs; True once it has ended."""
         if not self._ended:
-            self._ended = self._ids.is_ready()
+            self._ended = self._ids.is_ready()  # pyright: ignore[reportAttributeAccessIssue]  # on every array
             if not self._ended:
                 self._seen_running_s = time.perf_counter()
         return self._ended
@@ -78,7 +78,7 @@ class JaxExecutor:
         """The step program of a bucket, lowered for this engine's shapes and devices."""
         shape = layout(bucket, self._program.page_size)
         buffer = jax.ShapeDtypeStruct((shape.num_words,), np.int32, sharding=self._replicated)
-        return jit_step(self._program, shape).lower(self._weights, self._state, buffer)
+        return jit_step(self._program, shape, self._weights).lower(self._weights, self._state, buffer)
 
     def compiled(self, bucket: Bucket) -> jax.stages.Compiled:
         """The executable that serves `bucket`."""

@@ -12,7 +12,6 @@ Only `last_token` depends on the previous step's sampling. The stages are compos
 else: a model knows no schedule, cache size or sampler, and the sampler knows no model.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -24,7 +23,7 @@ from jaxtyping import Array, Float, Int32
 
 from albireo_jax.core.config import ModelConfig, SamplingMode
 from albireo_jax.core.plan import TOKEN_ON_DEVICE
-from albireo_jax.nn.decoder import DecoderWeights, KVCache, forward, logits, weight_specs
+from albireo_jax.nn.decoder import DecoderWeights, LayerIndex, forward, logits, weight_specs
 from albireo_jax.ops.attention import paged_attention
 from albireo_jax.ops.kv_write import token_pages, write_kv
 from albireo_jax.runtime.batch import BufferLayout, StepInputs, slot_fields, unpack
@@ -60,24 +59,31 @@ class StepProgram:
         return self.axis if self.mesh.size > 1 else None
 
 
+class _Cache(NamedTuple):
+    """What the layer loop carries through attention."""
+
+    k_LPSNK: Float[Array, "L P S N K"]
+    v_LPSNK: Float[Array, "L P S N K"]
+
+
 class _Rows(NamedTuple):
-    """Where the packed tokens of a step lie: row and position of each, first token of each row."""
+    """Row (R: padding) and position of each packed token, and the first token of each row."""
 
     row_T: Int32[Array, " T"]
     position_T: Int32[Array, " T"]
     row_start_R1: Int32[Array, " R1"]
 
 
-StepFunction = Callable[[DecoderWeights, DeviceState, Int32[Array, " W"]], StepOutput]
+def jit_step(program: StepProgram, layout: BufferLayout, weights: DecoderWeights) -> jax.stages.Wrapped:
+    """The jitted step of one bucket: (weights, state, buffer) -> StepOutput; donates the state.
 
-
-def jit_step(program: StepProgram, layout: BufferLayout) -> jax.stages.Wrapped:
-    """The jitted step of one bucket: (weights, state, buffer) -> StepOutput; donates the state."""
+    `weights` only tells which fields there are.
+    """
     specs = state_specs(program.axis)
     body = jax.shard_map(
         partial(_step, program, layout),
         mesh=program.mesh,
-        in_specs=(weight_specs(program.model, axis=program.axis), specs, PartitionSpec()),
+        in_specs=(weight_specs(weights), specs, PartitionSpec()),
         out_specs=StepOutput(specs, PartitionSpec()),  # type: ignore[arg-type]
         check_vma=False,  # ids are equal on all ranks by the final gather, which the checker cannot see
     )
@@ -120,22 +126,21 @@ def _admit(state: DeviceState, inputs: StepInputs) -> DeviceState:
 
 
 def _rows(inputs: StepInputs, layout: BufferLayout) -> _Rows:
-    tokens, rows = layout.bucket
+    tokens = layout.bucket.tokens
     ends_R = jnp.cumsum(inputs.count_R, dtype=jnp.int32)
     row_start_R1 = jnp.concatenate([jnp.zeros(1, jnp.int32), ends_R])
     index_T = jnp.arange(tokens, dtype=jnp.int32)
     if layout.bucket.is_decode:
         return _Rows(index_T, inputs.start_R, row_start_R1)
-    # Comparing with all rows is one small fused loop; padding tokens fall on the last row.
+    # Comparing with all rows is one small fused loop; padding tokens fall on row R, which is none.
     row_T = jnp.sum(index_T[:, None] >= ends_R[None, :], axis=1, dtype=jnp.int32)
-    row_T = jnp.minimum(row_T, rows - 1)
-    position_T = inputs.start_R[row_T] + index_T - row_start_R1[row_T]
-    return _Rows(row_T, position_T, row_start_R1)
+    offset_R = inputs.start_R - row_start_R1[:-1]
+    return _Rows(row_T, index_T + offset_R.at[row_T].get(mode="clip"), row_start_R1)
 
 
 def _tokens(inputs: StepInputs, state: DeviceState, rows: _Rows) -> Int32[Array, " T"]:
     """Input ids, those that the host has not seen yet taken from the slots' last samples."""
-    last_T = state.last_token_Z[inputs.slot_R[rows.row_T]]
+    last_T = state.last_token_Z[inputs.slot_R.at[rows.row_T].get(mode="clip")]
     return jnp.where(inputs.token_T == TOKEN_ON_DEVICE, last_T, inputs.token_T)
 
 
@@ -150,15 +155,12 @@ def _forward(
     """Last hidden vector of each row, and the state with the step's keys and values in it."""
     model = program.model
     page_table_RM = state.page_table_ZM[inputs.slot_R]
-    is_token_T = jnp.arange(token_T.shape[0]) < rows.row_start_R1[-1]
-    places = token_pages(
-        page_table_RM, rows.row_T, rows.position_T, is_token_T=is_token_T, page_size=program.page_size
-    )
+    pages = token_pages(page_table_RM, rows.row_T, rows.position_T, page_size=program.page_size)
 
     def attend(
-        layer: Int32[Array, ""] | int, q_TNGK: Array, k_TNK: Array, v_TNK: Array, cache: KVCache
-    ) -> tuple[Array, KVCache]:
-        cache = KVCache(*write_kv(cache.k_LPSNK, cache.v_LPSNK, k_TNK, v_TNK, layer=layer, places=places))
+        layer: LayerIndex, q_TNGK: Array, k_TNK: Array, v_TNK: Array, cache: _Cache
+    ) -> tuple[Array, _Cache]:
+        cache = _Cache(*write_kv(cache.k_LPSNK, cache.v_LPSNK, k_TNK, v_TNK, layer=layer, pages=pages))
         out_TNGK = paged_attention(
             q_TNGK,
             cache.k_LPSNK,
@@ -172,7 +174,7 @@ def _forward(
         )
         return out_TNGK, cache
 
-    cache = KVCache(state.k_LPSNK, state.v_LPSNK)
+    cache = _Cache(state.k_LPSNK, state.v_LPSNK)
     hidden_TD, cache = forward(
         model,
         weights,

@@ -1,0 +1,221 @@
+"""EngineConfig to running engine: the one place that knows every concrete class."""
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+import psutil
+from jax.sharding import Mesh
+
+from albireo_jax.core.config import Dtype, EngineConfig, ModelConfig
+from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.memory import MemoryPlan, plan_memory
+from albireo_jax.core.model_files import find_model
+from albireo_jax.engine.frontend import Frontend
+from albireo_jax.engine.loop import EngineLoop
+from albireo_jax.engine.service import EngineService
+from albireo_jax.engine.timeline import Timeline
+from albireo_jax.engine.tokenizer import Tokenizer
+from albireo_jax.models.registry import load_model, model_config
+from albireo_jax.nn.decoder import Decoder
+from albireo_jax.nn.sharding import TP, make_mesh
+from albireo_jax.runtime.batch import bucket_grid
+from albireo_jax.runtime.compile import Progress, use_persistent_cache
+from albireo_jax.runtime.executor import JaxExecutor
+from albireo_jax.runtime.state import StateShape, new_state
+from albireo_jax.runtime.step import StepProgram
+from albireo_jax.sched.scheduler import Scheduler
+
+_GPU_MEMORY_SHARE = 0.9
+_HOST_MEMORY_SHARE = 0.25
+_MAX_HOST_BYTES = 8 * 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """A running engine and its parts, ready to take requests through `frontend`."""
+
+    config: EngineConfig
+    model_config: ModelConfig
+    memory: MemoryPlan
+    limits: EngineLimits
+    served_name: str
+    tokenizer: Tokenizer
+    model: Decoder
+    executor: JaxExecutor
+    timeline: Timeline
+    service: EngineService
+    frontend: Frontend
+
+    def close(self) -> None:
+        """Stop the engine thread; open requests end as aborted."""
+        self.frontend.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sizes:
+    """What the memory of a device allows."""
+
+    memory: MemoryPlan
+    limits: EngineLimits
+
+
+def launch(
+    config: EngineConfig, *, progress: Progress | None = None, measure_sampling: bool = False
+) -> Engine:
+    """Load the model, compile every step, and start the engine thread.
+
+    `progress` is called as buckets are compiled. `measure_sampling` times the sampling stage alone,
+    so that the task table can tell T4 from T3. Raises ValueError or ModelError for what cannot be
+    served, CapacityError where it does not fit.
+    """
+    files = find_model(config.model)
+    model = model_config(files)
+    model.check_tp(config.parallel.tp)
+    use_virtual_devices(config.parallel.virtual_devices)
+    mesh = make_mesh(config.parallel.tp)
+    dtype = config.dtype or _default_dtype(mesh)
+    sizes = _sizes(config, model, budget_bytes=_budget_bytes(mesh), dtype=dtype)
+    tokenizer = Tokenizer.from_files(files)
+    use_persistent_cache(_cache_folder())
+    decoder = load_model(files, config=model, dtype=dtype, mesh=mesh)
+    executor = _executor(
+        config, model, decoder=decoder, mesh=mesh, sizes=sizes, dtype=dtype, progress=progress
+    )
+    if measure_sampling:
+        executor.measure_sampling()
+    timeline = Timeline()
+    loop = EngineLoop(
+        Scheduler(config.scheduler, sizes.limits), executor, depth=config.scheduler.depth, timeline=timeline
+    )
+    service = EngineService(loop, sizes.limits)
+    eos_token_ids = tuple(dict.fromkeys((*tokenizer.eos_token_ids, *model.eos_token_ids)))
+    return Engine(
+        config=config,
+        model_config=model,
+        memory=sizes.memory,
+        limits=sizes.limits,
+        served_name=files.name,
+        tokenizer=tokenizer,
+        model=decoder,
+        executor=executor,
+        timeline=timeline,
+        service=service,
+        frontend=Frontend(service, tokenizer, limits=sizes.limits, eos_token_ids=eos_token_ids),
+    )
+
+
+def use_virtual_devices(count: int) -> None:
+    """Let the CPU stand for `count` devices; 0 changes nothing. Must come before the first array.
+
+    Raises RuntimeError if JAX already started with other devices.
+    """
+    if not count:
+        return
+    jax.config.update("jax_platforms", "cpu")
+    if jax.config.read("jax_num_cpu_devices") != count:
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def resolve_max_model_len(config: EngineConfig, model: ModelConfig) -> int:
+    """The longest sequence to serve, before memory is looked at."""
+    if config.max_model_len is None:
+        return model.max_position
+    if config.max_model_len > model.max_position:
+        raise ValueError(
+            f"max_model_len {config.max_model_len} exceeds the {model.max_position} positions of the model"
+        )
+    return config.max_model_len
+
+
+def _sizes(config: EngineConfig, model: ModelConfig, *, budget_bytes: int, dtype: Dtype) -> _Sizes:
+    page_size = config.cache.page_size
+    max_model_len = resolve_max_model_len(config, model)
+    useful_pages = config.scheduler.max_rows * -(-max_model_len // page_size)
+    memory = plan_memory(
+        model,
+        tp=config.parallel.tp,
+        page_size=page_size,
+        dtype=dtype,
+        budget_bytes=budget_bytes,
+        max_pages=config.cache.num_pages or useful_pages,
+    )
+    if config.cache.num_pages is not None and memory.num_pages < config.cache.num_pages:
+        raise ValueError(
+            f"num_pages {config.cache.num_pages} does not fit: beside the weights there is room for "
+            f"{memory.num_pages} pages of {memory.page_bytes} bytes"
+        )
+    if config.max_model_len is None:
+        max_model_len = min(max_model_len, memory.num_pages * page_size)
+    limits = EngineLimits(
+        max_model_len=max_model_len,
+        vocab_size=model.vocab_size,
+        num_pages=memory.num_pages,
+        page_size=page_size,
+    )
+    return _Sizes(memory=memory, limits=limits)
+
+
+def _executor(
+    config: EngineConfig,
+    model: ModelConfig,
+    *,
+    decoder: Decoder,
+    mesh: Mesh,
+    sizes: _Sizes,
+    dtype: Dtype,
+    progress: Progress | None,
+) -> JaxExecutor:
+    program = StepProgram(
+        model=model,
+        mesh=mesh,
+        axis=TP,
+        page_size=config.cache.page_size,
+        sampling=config.sampling,
+        unroll=not _is_cpu(mesh),
+    )
+    shape = StateShape(
+        num_layers=model.num_layers,
+        num_pages=sizes.memory.num_pages + 1,
+        page_size=config.cache.page_size,
+        num_kv_heads=model.kv_heads_at(config.parallel.tp),
+        head_dim=model.head_dim,
+        num_slots=config.scheduler.max_rows + 1,
+        pages_per_slot=-(-sizes.limits.max_model_len // config.cache.page_size),
+    )
+    return JaxExecutor(
+        program,
+        decoder.weights(),
+        new_state(shape, mesh, axis=TP, dtype=np.dtype(dtype.value)),
+        buckets=bucket_grid(config.scheduler.max_rows, config.scheduler.max_step_tokens),
+        progress=progress or _no_progress,
+    )
+
+
+def _no_progress(done: int, total: int) -> None:
+    del done, total
+
+
+def _is_cpu(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "cpu"
+
+
+def _default_dtype(mesh: Mesh) -> Dtype:
+    """float32 on CPU, where bfloat16 is slow to scatter and to multiply by one row."""
+    return Dtype.FLOAT32 if _is_cpu(mesh) else Dtype.BFLOAT16
+
+
+def _budget_bytes(mesh: Mesh) -> int:
+    """Bytes for weights and KV pages on each device: a share of its memory, of the host's for CPUs."""
+    if _is_cpu(mesh):
+        share = int(psutil.virtual_memory().available * _HOST_MEMORY_SHARE)
+        return min(share, _MAX_HOST_BYTES) // mesh.size
+    limit: int = mesh.devices.flat[0].memory_stats()["bytes_limit"]
+    return int(limit * _GPU_MEMORY_SHARE)
+
+
+def _cache_folder() -> Path:
+    """Where compiled programs are kept, apart for each kind of host: CPU programs are made for one."""
+    return Path.home() / ".cache" / "albireo_jax" / f"xla-{jax.__version__}-{platform.machine()}"

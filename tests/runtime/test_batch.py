@@ -1,0 +1,153 @@
+"""Packing loses nothing: what the device unpacks is the plan, and padding touches nobody."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from albireo_jax.core.plan import SlotParams, StepPlan
+from albireo_jax.runtime.batch import (
+    Bucket,
+    bucket_grid,
+    choose_bucket,
+    layout,
+    pack,
+    slot_fields,
+    unpack,
+)
+
+MAX_ROWS = 12
+MAX_TOKENS = 100
+PAGE_SIZE = 4
+GRID = bucket_grid(MAX_ROWS, MAX_TOKENS)
+
+seeds = st.integers(0, 2**63 - 1)
+
+
+@st.composite
+def slot_params(draw: st.DrawFn, slot: int) -> SlotParams:
+    floats = st.floats(0, 1, width=32)
+    return SlotParams(
+        slot=slot,
+        temperature=draw(floats),
+        top_k=draw(st.integers(0, 1000)),
+        top_p=draw(floats),
+        min_p=draw(floats),
+        seed=draw(seeds),
+        banned_until=draw(st.integers(0, 1000)),
+        stop_ids=tuple(draw(st.lists(st.integers(0, 1000), max_size=32))),
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> StepPlan:
+    rows = draw(st.integers(1, MAX_ROWS))
+    counts = draw(st.lists(st.integers(1, MAX_TOKENS // MAX_ROWS), min_size=rows, max_size=rows))
+    slots = draw(st.permutations(range(MAX_ROWS)))[:rows]
+    num_updates = draw(st.integers(0, rows))
+    new = draw(st.integers(0, rows))
+    ints = st.integers(0, 1000)
+    return StepPlan(
+        step=0,
+        request_ids=tuple(f"r{slot}" for slot in slots),
+        epochs=np.zeros(rows, np.int32),
+        slots=np.asarray(slots, np.int32),
+        starts=np.asarray(draw(st.lists(ints, min_size=rows, max_size=rows)), np.int32),
+        counts=np.asarray(counts, np.int32),
+        samples=np.asarray(draw(st.lists(st.booleans(), min_size=rows, max_size=rows)), np.bool_),
+        token_ids=np.asarray(
+            draw(st.lists(st.integers(-1, 1000), min_size=sum(counts), max_size=sum(counts))), np.int32
+        ),
+        update_slots=np.asarray(slots[:num_updates], np.int32),
+        update_columns=np.arange(num_updates, dtype=np.int32),
+        update_pages=np.arange(1, num_updates + 1, dtype=np.int32),
+        new_slots=tuple(draw(slot_params(slot)) for slot in slots[:new]),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(plans())
+def test_unpacking_gives_back_the_plan(plan: StepPlan) -> None:
+    bucket = choose_bucket(plan, GRID)
+    shape = layout(bucket, PAGE_SIZE)
+    inputs = unpack(jax.device_put(pack(plan, shape, padding_slot=MAX_ROWS)), shape)
+    rows, tokens, updates = plan.num_rows, plan.num_tokens, len(plan.update_slots)
+    np.testing.assert_array_equal(inputs.token_T[:tokens], plan.token_ids)
+    np.testing.assert_array_equal(inputs.slot_R[:rows], plan.slots)
+    np.testing.assert_array_equal(inputs.start_R[:rows], plan.starts)
+    np.testing.assert_array_equal(inputs.count_R[:rows], plan.counts)
+    np.testing.assert_array_equal(inputs.samples_R[:rows], plan.samples)
+    np.testing.assert_array_equal(inputs.update_slot_U[:updates], plan.update_slots)
+    np.testing.assert_array_equal(inputs.update_column_U[:updates], plan.update_columns)
+    np.testing.assert_array_equal(inputs.update_page_U[:updates], plan.update_pages)
+    np.testing.assert_array_equal(inputs.slot_R[rows:], MAX_ROWS)
+    assert not np.asarray(inputs.count_R[rows:]).any()
+    assert not np.asarray(inputs.samples_R[rows:]).any()
+    np.testing.assert_array_equal(inputs.update_slot_U[updates:], MAX_ROWS)
+    np.testing.assert_array_equal(inputs.update_page_U[updates:], 0)
+    np.testing.assert_array_equal(inputs.new_slot_A[len(plan.new_slots) :], MAX_ROWS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(plans())
+def test_sampling_parameters_survive_to_the_bit(plan: StepPlan) -> None:
+    shape = layout(choose_bucket(plan, GRID), PAGE_SIZE)
+    inputs = unpack(jax.device_put(pack(plan, shape, padding_slot=MAX_ROWS)), shape)
+    fields = slot_fields(inputs.new_params_AF)
+    for row, params in enumerate(plan.new_slots):
+        assert int(inputs.new_slot_A[row]) == params.slot
+        assert float(fields.temperature_R[row]) == params.temperature
+        assert int(fields.top_k_R[row]) == params.top_k
+        assert float(fields.top_p_R[row]) == params.top_p
+        assert float(fields.min_p_R[row]) == params.min_p
+        high, low = (int(word) for word in fields.seed_R2[row])
+        assert (high << 32) | low == params.seed
+        assert int(fields.banned_until_R[row]) == params.banned_until
+        stop_ids = [int(token) for token in fields.stop_id_RB[row] if token >= 0]
+        assert stop_ids == list(params.stop_ids)
+
+
+def test_each_buffer_is_fresh() -> None:
+    plan = _decode_plan(3)
+    shape = layout(choose_bucket(plan, GRID), PAGE_SIZE)
+    assert not np.shares_memory(
+        pack(plan, shape, padding_slot=MAX_ROWS), pack(plan, shape, padding_slot=MAX_ROWS)
+    )
+
+
+@pytest.mark.parametrize(("max_rows", "max_tokens"), [(1, 1), (1, 16), (12, 100), (64, 64), (128, 512)])
+def test_the_grid_has_a_bucket_for_every_step(max_rows: int, max_tokens: int) -> None:
+    grid = bucket_grid(max_rows, max_tokens)
+    for rows in range(1, max_rows + 1):
+        assert choose_bucket(_decode_plan(rows), grid).is_decode
+    mixed = [bucket for bucket in grid if not bucket.is_decode]
+    assert all(bucket.tokens >= 2 * bucket.rows for bucket in mixed)
+    assert any(bucket.tokens >= max_tokens and bucket.rows >= max_rows for bucket in mixed)
+
+
+def test_an_oversized_step_is_refused() -> None:
+    with pytest.raises(ValueError, match="a step of 17 tokens and 17 rows fits none"):
+        choose_bucket(_decode_plan(17), GRID)
+
+
+def test_the_smallest_bucket_is_taken() -> None:
+    assert choose_bucket(_decode_plan(5), GRID) == Bucket(8, 8)
+    assert choose_bucket(_decode_plan(1), GRID) == Bucket(1, 1)
+
+
+def _decode_plan(rows: int) -> StepPlan:
+    zeros = np.zeros(rows, np.int32)
+    return StepPlan(
+        step=0,
+        request_ids=("r",) * rows,
+        epochs=zeros,
+        slots=np.arange(rows, dtype=np.int32),
+        starts=zeros,
+        counts=zeros + 1,
+        samples=zeros == 0,
+        token_ids=zeros,
+        update_slots=zeros[:0],
+        update_columns=zeros[:0],
+        update_pages=zeros[:0],
+    )
