@@ -70,9 +70,10 @@ class Scheduler:
         self._limits = limits
         self._page_size = limits.page_size
         self._pages = PagePool(limits.num_pages)
-        self._table = SlotTable(config.max_rows, _ceil_div(limits.max_sequence_len, limits.page_size))
+        self._table = SlotTable(config.max_rows, max_len=limits.max_sequence_len, page_size=limits.page_size)
         self._free_slots = list(range(config.max_rows - 1, -1, -1))
         self._live: dict[str, Sequence] = {}
+        self._is_stop_id = np.zeros(limits.vocab_size, np.bool_)  # of any request so far
         self._waiting: deque[Sequence] = deque()
         self._running: Int32s = np.zeros(0, np.int32)  # slots, oldest request first
         self._epoch = NOT_ADMITTED
@@ -101,8 +102,9 @@ class Scheduler:
         self._limits.check(request)
         if request.request_id in self._live:
             raise ValueError(f"request id {request.request_id!r} is in use")
-        sequence = Sequence(request=request, prompt_ids=np.array(request.prompt_token_ids, np.int32))
+        sequence = Sequence(request=request, known_ids=np.array(request.prompt_token_ids, np.int32))
         self._live[request.request_id] = sequence
+        self._is_stop_id[list(request.stop_ids)] = True
         self._waiting.append(sequence)
 
     def abort(self, request_id: str) -> RequestOutput | None:
@@ -154,33 +156,31 @@ class Scheduler:
 
     def commit(self, plan: StepPlan, sampled: SampledTokens) -> list[RequestOutput]:
         """Take in a step's tokens, in the order of the plans; gives one output per request it advanced."""
-        outputs: list[RequestOutput] = []
-        stopped: list[int] = []
-        live = self._live
-        rows = zip(
-            plan.request_ids, plan.epochs.tolist(), plan.samples.tolist(), sampled.ids.tolist(), strict=True
-        )
-        for request_id, epoch, samples, token in rows:
-            if not samples:
-                continue
-            sequence = live.get(request_id)
-            if sequence is None or sequence.epoch != epoch:
+        table = self._table
+        advanced = plan.samples & (table.epoch[plan.slots] == plan.epochs)
+        slots, ids = plan.slots[advanced], sampled.ids[advanced]
+        table.token_ids[slots, table.committed[slots]] = ids
+        table.committed[slots] += 1
+
+        token_ids = sampled.ids.tolist()
+        reasons: list[FinishReason | None] = [None] * plan.num_rows
+        to_check = plan.samples & ~advanced  # no longer in the slot: finishing, preempted or gone
+        to_check[advanced] = self._is_stop_id[ids]
+        ended: list[int] = []
+        for row in np.flatnonzero(to_check).tolist():
+            sequence = self._live.get(plan.request_ids[row])
+            if sequence is None or sequence.epoch != plan.epochs[row]:
                 continue  # ended or preempted since the step was planned
-            output_ids = sequence.output_ids
-            output_ids.append(token)
-            reason = None
-            if token in sequence.request.stop_ids:
-                reason = FinishReason.STOP
-            elif len(output_ids) == sequence.request.max_tokens:
-                reason = FinishReason.LENGTH
-            if reason is not None:
-                del live[request_id]
+            advanced[row] = True
+            reasons[row] = _finish_reason(sequence, token_ids[row], plan.starts[row] + plan.counts[row] + 1)
+            if reasons[row] is not None:
+                del self._live[plan.request_ids[row]]
                 if sequence.slot is not None:
-                    stopped.append(sequence.slot)
-            outputs.append(RequestOutput(request_id, token, reason))
-        if stopped:
-            self._release(np.array(stopped, np.int32))
-        return outputs
+                    ended.append(sequence.slot)
+        if ended:
+            self._release(np.array(ended, np.int32))
+        rows = zip(plan.request_ids, token_ids, reasons, advanced.tolist(), strict=True)
+        return [RequestOutput(request_id, token, reason) for request_id, token, reason, kept in rows if kept]
 
     def check_invariants(self) -> None:
         """Raise AssertionError if pages, slots or queues contradict each other; for tests."""
@@ -248,7 +248,7 @@ class Scheduler:
         end = min(int(table.known[slot]), start + budget, room)
         columns = np.arange(held, _ceil_div(end, self._page_size), dtype=np.int32)
         new_pages.append(self._give_pages(np.full(len(columns), slot, np.int32), columns))
-        return table.known_ids[slot][start:end]
+        return table.token_ids[slot, start:end]
 
     def _give_pages(self, slots: Int32s, columns: Int32s) -> _NewPages:
         """New pages at `columns` of the page tables of `slots`, ascending where a slot repeats."""
@@ -263,7 +263,7 @@ class Scheduler:
         if budget <= 0 or not self._waiting or not self._free_slots:
             return False
         return policy.may_start(
-            num_pages=_ceil_div(self._waiting[0].known_len, self._page_size),
+            num_pages=_ceil_div(len(self._waiting[0].known_ids), self._page_size),
             num_free=self._pages.num_free,
             num_running=len(self._running),
         )
@@ -281,6 +281,7 @@ class Scheduler:
         """Send the request in `slot` back to the queue; its results in flight are dropped."""
         sequence = self._live[self._table.request_id[slot]]
         sequence.epoch, sequence.slot = NOT_ADMITTED, None
+        sequence.known_ids = self._table.token_ids[slot, : self._table.committed[slot]].copy()
         policy.requeue(self._waiting, sequence)
         self._release(np.array([slot], np.int32))
         self._preemptions += 1
@@ -297,6 +298,12 @@ class Scheduler:
         self._pages.release(self._table.clear(slots))
         self._free_slots.extend(slots.tolist())
         self._running = self._running[self._table.epoch[self._running] != NOT_ADMITTED]
+
+
+def _finish_reason(sequence: Sequence, token_id: int, length: int) -> FinishReason | None:
+    if token_id in sequence.request.stop_ids:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if length == sequence.limit else None
 
 
 def _join(parts: list[_NewPages]) -> _NewPages:
