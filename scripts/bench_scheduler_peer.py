@@ -24,7 +24,7 @@ from albireo_jax.experiments.compare import (
     measure_in_turns,
     parse_peers,
 )
-from albireo_jax.experiments.records import Record, cpu_device, write_record
+from albireo_jax.experiments.records import Record, Series, cpu_device, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "scripts" / "peers"
@@ -73,45 +73,40 @@ def commands(peers: dict[str, str], model: str, logs: Path) -> list[WorkerComman
     return found
 
 
+def measure_all(workers: dict[str, Worker], options: argparse.Namespace) -> list[Series]:
+    """Medians over the steps, in microseconds, of every variant whose worker is there."""
+    common = {"steps": options.steps, "warmup": options.warmup, "prompt_len": options.prompt_len}
+
+    def measure(subject: str, case: str, repeat: int) -> dict[str, float]:
+        variant = VARIANTS[subject]
+        question = {**variant, **common, "rows": int(case.split()[0])}
+        answer = workers[variant["worker"]].ask(question)
+        plan, commit = answer["plan_s"], answer["commit_s"]
+        both = [sum(pair) for pair in zip(plan, commit, strict=True)]
+        print(f"repeat {repeat}: {subject}, {case}: {statistics.median(both) * 1e6:.0f} µs", flush=True)
+        columns = zip(UNITS, (plan, commit, both), strict=True)
+        return {metric: statistics.median(values) * 1e6 for metric, values in columns}
+
+    return measure_in_turns(
+        [name for name, variant in VARIANTS.items() if variant["worker"] in workers],
+        [f"{rows} rows" for rows in options.rows],
+        repeats=options.repeats,
+        units=UNITS,
+        measure=measure,
+    )
+
+
 def main() -> None:
     options = arguments()
     load_before = os.getloadavg()[0]
     peers = parse_peers(options.peer_python, known=["vllm"])
+    if "vllm" not in peers:
+        print("vllm is skipped: no --peer-python vllm=PATH")
     logs = Path(tempfile.mkdtemp(prefix="bench-scheduler-"))
     with ExitStack() as stack:
-        workers = {
-            command.name: stack.enter_context(Worker(command))
-            for command in commands(peers, options.model, logs)
-        }
-        variants = {name: variant for name, variant in VARIANTS.items() if variant["worker"] in workers}
-
-        def measure(subject: str, case: str, repeat: int) -> dict[str, float]:
-            variant = variants[subject]
-            answer = workers[variant["worker"]].ask(
-                {
-                    **variant,
-                    "rows": int(case.split()[0]),
-                    "steps": options.steps,
-                    "warmup": options.warmup,
-                    "prompt_len": options.prompt_len,
-                }
-            )
-            plan, commit = answer["plan_s"], answer["commit_s"]
-            both = [sum(pair) for pair in zip(plan, commit, strict=True)]
-            print(f"repeat {repeat}: {subject}, {case}: {statistics.median(both) * 1e6:.0f} µs", flush=True)
-            return {
-                metric: statistics.median(values) * 1e6
-                for metric, values in zip(UNITS, (plan, commit, both), strict=True)
-            }
-
-        series = measure_in_turns(
-            list(variants),
-            [f"{rows} rows" for rows in options.rows],
-            repeats=options.repeats,
-            units=UNITS,
-            measure=measure,
-        )
-        versions = {name: worker.hello["versions"] for name, worker in workers.items()}
+        started = [stack.enter_context(Worker(command)) for command in commands(peers, options.model, logs)]
+        workers = {worker.name: worker for worker in started}
+        series = measure_all(workers, options)
     print(comparison_table(series, metric="plan + commit", ours="albireo"))
     record = Record(
         name="scheduler-peer",
@@ -120,12 +115,12 @@ def main() -> None:
             "steps": options.steps,
             "warmup": options.warmup,
             "prompt_len": options.prompt_len,
-            "variants": variants,
+            "variants": VARIANTS,
         },
         series=series,
         note="A sample is the median over the steps of one repeat. No device, statistics off.",
         load_before=load_before,
-        peer_versions=versions,
+        peer_versions={worker.name: worker.hello["versions"] for worker in started},
     )
     print(write_record(record, options.output))
 

@@ -13,7 +13,6 @@ machine that slows down slows all of them.
 """
 
 import json
-import os
 import statistics
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,7 +35,7 @@ class WorkerError(AlbireoError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerCommand:
-    """How to start a worker: `command` with `environment` added to ours, its stderr in the file `log`."""
+    """How to start a worker: `command`, with `environment` added to ours and its stderr in the file `log`."""
 
     name: str
     command: Sequence[str]
@@ -91,12 +90,11 @@ class Worker:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                command.command,
+                ["env", *(f"{key}={value}" for key, value in command.environment.items()), *command.command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, **command.environment},
             )
         self._tree = ProcessTree(self._process)
         self.hello = self._answer()
