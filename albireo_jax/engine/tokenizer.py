@@ -1,0 +1,120 @@
+"""Text to token ids and back, for a Hugging Face folder or a GGUF file."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from albireo_jax.core.model_files import ModelFiles, ModelFormat
+from albireo_jax.engine.chat import ChatTemplate
+from albireo_jax.engine.gguf_tokenizer import load_gguf_tokenizer
+from albireo_jax.engine.hf_tokenizer import load_hf_tokenizer
+from albireo_jax.engine.token_bytes import TokenBytes, piece_decoder
+from albireo_jax.engine.tokenizer_parts import TokenizerParts
+
+_LOADERS = {ModelFormat.HF_FOLDER: load_hf_tokenizer, ModelFormat.GGUF: load_gguf_tokenizer}
+
+
+class Tokenizer:
+    """A model's tokenizer: encoding, decoding, and its chat template.
+
+    Safe to share between threads.
+    """
+
+    def __init__(self, parts: TokenizerParts) -> None:
+        """Wrap what a loader read. Raises ModelError if the decoder is of an unknown kind."""
+        self._backend = parts.backend
+        self._bos_token_id = parts.bos_token_id
+        self._eos_token_ids = parts.eos_token_ids
+        self._chat_template = ChatTemplate(parts.chat_templates, special_tokens=parts.special_tokens)
+        decoder = piece_decoder(parts.backend)
+        added = parts.backend.get_added_tokens_decoder()
+        special = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._shown_bytes = TokenBytes(parts.backend, decoder.piece, hidden=special)
+        self._all_bytes = TokenBytes(parts.backend, decoder.piece, hidden=frozenset())
+        self._drops_first_space = decoder.drops_first_space
+
+    @classmethod
+    def from_files(cls, files: ModelFiles) -> "Tokenizer":
+        """The tokenizer of a model on disk.
+
+        Raises ModelError if there is none, or if it is of a kind that is not known.
+        """
+        return cls(_LOADERS[files.format](files.path))
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the tokenizer knows; a model's own vocabulary may be padded beyond it."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """Id of the token that begins a text."""
+        return self._bos_token_id
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Ids that end a text or an answer, as the tokenizer's files have them; the main one first."""
+        return self._eos_token_ids
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether conversations can be rendered."""
+        return self._chat_template.exists
+
+    @property
+    def drops_first_space(self) -> bool:
+        """Whether decoding drops one space at the very beginning of a text, as SentencePiece does."""
+        return self._drops_first_space
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`; with the beginning (or end) token where the model wants one.
+
+        Special tokens spelled out in the text become their ids.
+        """
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of `token_ids`; ids outside the vocabulary are skipped, ill-formed UTF-8 gives U+FFFD."""
+        pieces = self.token_bytes(skip_special_tokens=skip_special_tokens)
+        data = b"".join(map(pieces.__getitem__, token_ids))
+        if self._drops_first_space:
+            data = data.removeprefix(b" ")
+        return data.decode("utf-8", "replace")
+
+    def token_bytes(self, *, skip_special_tokens: bool = True) -> TokenBytes:
+        """Table from token id to the bytes that it adds to a text."""
+        return self._shown_bytes if skip_special_tokens else self._all_bytes
+
+    def token_text(self, token_id: int) -> str | None:
+        """The vocabulary's own spelling of a token, None outside the vocabulary."""
+        return self._backend.id_to_token(token_id)
+
+    def token_id(self, text: str) -> int | None:
+        """Id of a token by the vocabulary's own spelling, None if there is none."""
+        return self._backend.token_to_id(text)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str:
+        """A conversation as the prompt that the model was trained on; see `ChatTemplate.render`."""
+        return self._chat_template.render(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables
+        )
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> list[int]:
+        """Token ids of a rendered conversation; the template itself writes the beginning token."""
+        text = self.apply_chat_template(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables
+        )
+        return self.encode(text, add_special_tokens=False)

@@ -1,0 +1,33 @@
+"""What a model's files say of its tokenizer, in whatever format they are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import tokenizers
+from tokenizers import processors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerParts:
+    """A tokenizer as read from files.
+
+    `special_tokens` are the texts that chat templates name (`bos_token`, `eos_token`, …);
+    `chat_templates` are Jinja sources by name, `default` first among them.
+    """
+
+    backend: tokenizers.Tokenizer
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    special_tokens: Mapping[str, str]
+    chat_templates: Mapping[str, str]
+
+
+def set_affixes(backend: tokenizers.Tokenizer, *, bos: str | None, eos: str | None) -> None:
+    """Make `backend` put the token `bos` before an encoded text and `eos` after it."""
+    affixes = [text for text in (bos, eos) if text is not None]
+    single = [*([bos] if bos is not None else []), "$A", *([eos] if eos is not None else [])]
+    backend.post_processor = processors.TemplateProcessing(
+        single=single,
+        pair=[*single, *(piece.replace("$A", "$B") for piece in single)],
+        special_tokens=[(text, backend.token_to_id(text)) for text in affixes],
+    )
