@@ -3,6 +3,7 @@
 Needs only Python's own library, so that it runs in the virtual environment of any engine.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -29,6 +30,15 @@ class Channel:
     def _send(self, content: dict) -> None:
         self._answers.write(json.dumps(content) + "\n")
         self._answers.flush()
+
+
+def generation_arguments() -> argparse.Namespace:
+    """The command line that all workers that generate text share."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
+    parser.add_argument("--max-model-len", type=int, required=True)
+    return parser.parse_args()
 
 
 def installed(*packages: str) -> dict[str, str]:
