@@ -4,7 +4,7 @@ from collections import deque
 from typing import NamedTuple
 
 from albireo_jax.core.plan import Executor, StepHandle, StepPlan
-from albireo_jax.core.types import Request, RequestOutput
+from albireo_jax.core.types import RequestOutput
 from albireo_jax.engine.timeline import StepStamps, Timeline
 from albireo_jax.sched.scheduler import Scheduler
 
@@ -37,14 +37,6 @@ class EngineLoop:
     def has_work(self) -> bool:
         """Whether a request has not ended, or a step is still in flight."""
         return self.scheduler.has_work or bool(self._in_flight)
-
-    def add(self, request: Request) -> None:
-        """Queue a request; ValueError if it could never finish."""
-        self.scheduler.add(request)
-
-    def abort(self, request_id: str) -> RequestOutput | None:
-        """End a request now; None if there is none of that id."""
-        return self.scheduler.abort(request_id)
 
     def step(self) -> list[RequestOutput]:
         """Queue the next step if there is one; commit the oldest unless more steps can be queued before it.
