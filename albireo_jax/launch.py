@@ -19,7 +19,7 @@ from albireo_jax.engine.service import EngineService
 from albireo_jax.engine.timeline import Timeline
 from albireo_jax.engine.tokenizer import Tokenizer
 from albireo_jax.models.registry import load_model, model_config
-from albireo_jax.nn.decoder import Decoder
+from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.sharding import TP, make_mesh
 from albireo_jax.runtime.batch import bucket_grid
 from albireo_jax.runtime.compile import Progress, use_persistent_cache

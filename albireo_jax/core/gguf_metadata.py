@@ -1,4 +1,4 @@
-"""Metadata of a GGUF file, read in milliseconds and without touching its tensors.
+"""Header of a GGUF file: its metadata, and where its tensors are; read in milliseconds.
 
 `gguf.GGUFReader` makes several NumPy views of every string, seconds for a vocabulary of 49,152 tokens
 and its merges; here the header is walked once. Layout: the GGUF specification of ggml, versions 2 and 3.
@@ -6,6 +6,8 @@ and its merges; here the header is walked once. Layout: the GGUF specification o
 
 import mmap
 import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,31 @@ _NUMBER_CODES = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", st
 
 _STRING = 8
 _ARRAY = 9
+_DEFAULT_ALIGNMENT = 32
+_MAX_AXES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufTensor:
+    """Where a tensor is: `offset` bytes into the file, in ggml's numbered `type`; contiguous axis last."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufHeader:
+    """All that a GGUF file says about itself before its data."""
+
+    metadata: Mapping[str, MetadataValue]
+    tensors: tuple[GgufTensor, ...]
+
+
+def read_gguf_header(path: Path) -> GgufHeader:
+    """Metadata and the table of tensors; raises like `read_gguf_metadata`."""
+    return _read(path, with_tensors=True)
 
 
 def read_gguf_metadata(path: Path) -> dict[str, MetadataValue]:
@@ -29,9 +56,15 @@ def read_gguf_metadata(path: Path) -> dict[str, MetadataValue]:
 
     Raises ModelError if the file is not GGUF, is cut short, or holds a value of an unknown kind.
     """
+    return dict(_read(path, with_tensors=False).metadata)
+
+
+def _read(path: Path, *, with_tensors: bool) -> GgufHeader:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Header(data).metadata()
+            header = _Header(data)
+            metadata = header.metadata()
+            return GgufHeader(metadata=metadata, tensors=header.tensors(metadata) if with_tensors else ())
     except (ValueError, struct.error) as error:  # an empty file, a length beyond the end, bad UTF-8
         raise ModelError(f"{path} is not a readable GGUF file: {error}") from error
 
@@ -52,13 +85,32 @@ class _Header:
 
     def metadata(self) -> dict[str, MetadataValue]:
         """All keys and values."""
-        self._number("Q")  # tensors
+        self._num_tensors = int(self._number("Q"))
         num_keys = int(self._number("Q"))
         metadata: dict[str, MetadataValue] = {}
         for _ in range(num_keys):
             [key] = self._strings(1)
             metadata[key] = self._value(int(self._number("I")))
         return metadata
+
+    def tensors(self, metadata: Mapping[str, MetadataValue]) -> tuple[GgufTensor, ...]:
+        """The table that follows the metadata; its offsets count from the aligned end of the table."""
+        if self._order == ">":
+            raise ValueError("tensors in big-endian byte order are not supported")
+        rows = [self._tensor() for _ in range(self._num_tensors)]
+        alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ValueError(f"general.alignment {alignment!r} is not a number of bytes")
+        data = -(-self._offset // alignment) * alignment
+        return tuple(replace(row, offset=data + row.offset) for row in rows)
+
+    def _tensor(self) -> GgufTensor:
+        [name] = self._strings(1)
+        num_axes = int(self._number("I"))
+        if num_axes > _MAX_AXES:
+            raise ValueError(f"tensor {name} has {num_axes} axes")
+        shape = tuple(int(self._number("Q")) for _ in range(num_axes))[::-1]
+        return GgufTensor(name=name, shape=shape, type=int(self._number("I")), offset=int(self._number("Q")))
 
     def _value(self, kind: int) -> MetadataValue:
         if kind == _STRING:
