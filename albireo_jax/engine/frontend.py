@@ -1,0 +1,203 @@
+"""Text in, text out: prompts and sampling parameters become requests, and their outputs become text.
+
+Any thread may call a `Frontend`, and any number of event loops. What is shared is the tuple of doors
+(see `turns`), replaced whole under a lock and read by the engine thread without one. A turn's choices are
+in their door, and the door in the tuple, before the requests are submitted: no output can come too early.
+One that comes too late, because its turn was closed, finds no choice and is dropped. Since the service
+ends every request that it accepted with an output, a turn that is read to its end or closed leaves nothing
+behind, neither here nor in the engine.
+"""
+
+import asyncio
+import itertools
+import operator
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeGuard
+
+from albireo_jax.core.errors import EngineDeadError
+from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.types import MAX_SEED, Request, RequestOutput, SamplingParams
+from albireo_jax.engine.detokenize import Detokenizer
+from albireo_jax.engine.metrics import RequestMetrics
+from albireo_jax.engine.service import EngineService
+from albireo_jax.engine.tokenizer import Tokenizer
+from albireo_jax.engine.turns import (
+    AsyncTurn,
+    Choice,
+    Completion,
+    Door,
+    LoopDoor,
+    QueueDoor,
+    SyncTurn,
+    collect,
+)
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message]
+"""A text, token ids, or the messages of a chat."""
+
+
+class Frontend:
+    """Opens turns on an engine, which it starts; `close` stops it.
+
+    `eos_token_ids` end a request unless it ignores them. `clock` gives the seconds of all latencies.
+    """
+
+    def __init__(
+        self,
+        service: EngineService,
+        tokenizer: Tokenizer,
+        *,
+        limits: EngineLimits,
+        eos_token_ids: Sequence[int],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.metrics = RequestMetrics()
+        self._service = service
+        self._tokenizer = tokenizer
+        self._limits = limits
+        # A tokenizer may know more tokens than the model, which then never samples them.
+        self._eos_token_ids = tuple(token_id for token_id in eos_token_ids if token_id < limits.vocab_size)
+        self._clock = clock
+        self._next_id = itertools.count()
+        self._lock = threading.Lock()  # guards the replacing of _doors
+        self._doors: tuple[Door, ...] = ()
+        service.start(self._deliver)
+
+    @property
+    def num_doors(self) -> int:
+        """Event loops and synchronous calls that have open requests."""
+        return len(self._doors)
+
+    def encode(self, prompt: Prompt, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Token ids of a prompt; raises ValueError for what is none of text, ids and messages."""
+        if isinstance(prompt, str):
+            return tuple(self._tokenizer.encode(prompt, add_special_tokens=add_special_tokens))
+        if _is_chat(prompt):
+            return tuple(self._tokenizer.encode_chat(prompt))
+        token_ids: Sequence[Any] = prompt
+        try:
+            return tuple(map(operator.index, token_ids))
+        except TypeError as error:
+            raise ValueError(
+                f"a prompt is a text, token ids or chat messages, got {prompt!r:.100}"
+            ) from error
+
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]
+    ) -> list[Completion]:
+        """All completions of `prompts`, in the order of the choices; blocks until the last has ended."""
+        with self.stream(prompts, params) as turn:
+            return collect(delta for deltas in turn for delta in deltas)
+
+    def stream(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]
+    ) -> SyncTurn:
+        """A turn for the calling thread to iterate.
+
+        `params` are the same for all prompts or one for each. Raises ValueError for what the engine
+        cannot do, EngineDeadError if it does not run; nothing is left open then.
+        """
+        choices = self._choices(prompts, params)
+        door = QueueDoor(self._service, self.metrics, on_empty=self._remove_door)
+        turn = SyncTurn(choices, door)
+        self._open(choices, turn, door)
+        return turn
+
+    def stream_async(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]
+    ) -> AsyncTurn:
+        """A turn for tasks of the running event loop to read; otherwise as `stream`."""
+        choices = self._choices(prompts, params)
+        door = self._loop_door()
+        turn = AsyncTurn(choices, door)
+        self._open(choices, turn, door)
+        return turn
+
+    def close(self) -> None:
+        """Stop the engine; open turns end as aborted."""
+        self._service.stop()
+
+    def _choices(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]
+    ) -> list[Choice]:
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+        if len(each) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts but {len(each)} sampling parameters")
+        choices: list[Choice] = []
+        for prompt, prompt_params in zip(prompts, each, strict=True):
+            token_ids = self.encode(prompt)
+            for request in self._requests(token_ids, prompt_params):
+                detokenizer = Detokenizer(self._tokenizer, prompt_params, prompt_token_ids=token_ids)
+                choices.append(Choice(index=len(choices), request=request, detokenizer=detokenizer))
+        return choices
+
+    def _requests(self, token_ids: tuple[int, ...], params: SamplingParams) -> list[Request]:
+        """The n requests of a prompt, their seeds one after the other."""
+        max_tokens = self._limits.resolve_max_tokens(len(token_ids), params.max_tokens)
+        if params.min_tokens > max_tokens:
+            raise ValueError(
+                f"min_tokens {params.min_tokens} exceeds the {max_tokens} tokens left beside the prompt"
+            )
+        stop_ids = (
+            params.stop_token_ids if params.ignore_eos else (*self._eos_token_ids, *params.stop_token_ids)
+        )
+        seed = random.randint(0, MAX_SEED) if params.seed is None else params.seed
+        arrived_s = self._clock()
+        return [
+            Request(
+                request_id=f"r{next(self._next_id)}",
+                prompt_token_ids=token_ids,
+                max_tokens=max_tokens,
+                min_tokens=params.min_tokens,
+                temperature=params.temperature,
+                top_k=params.top_k,
+                top_p=params.top_p,
+                min_p=params.min_p,
+                seed=(seed + sample) % (MAX_SEED + 1),
+                stop_ids=tuple(dict.fromkeys(stop_ids)),
+                arrived_s=arrived_s,
+            )
+            for sample in range(params.n)
+        ]
+
+    def _open(self, choices: Sequence[Choice], turn: SyncTurn | AsyncTurn, door: Door) -> None:
+        if not choices:
+            return
+        door.enter(turn)
+        self._add_door(door)
+        try:
+            self._service.submit(*(choice.request for choice in choices))
+        except (ValueError, EngineDeadError):
+            door.leave(turn)
+            raise
+
+    def _loop_door(self) -> LoopDoor:
+        """The door of the running event loop, the one that is in use if any is."""
+        event_loop = asyncio.get_running_loop()
+        for door in self._doors:
+            if isinstance(door, LoopDoor) and door.event_loop is event_loop:
+                return door
+        return LoopDoor(self._service, self.metrics, on_empty=self._remove_door)
+
+    def _add_door(self, door: Door) -> None:
+        with self._lock:
+            if door not in self._doors:
+                self._doors = (*self._doors, door)
+
+    def _remove_door(self, door: Door) -> None:
+        with self._lock:
+            self._doors = tuple(other for other in self._doors if other is not door)
+
+    def _deliver(self, outputs: list[RequestOutput]) -> None:
+        """Post a step's outputs to every door; on the engine thread."""
+        delivered_s = self._clock()
+        for door in self._doors:
+            door.post(outputs, delivered_s)
+
+
+def _is_chat(prompt: Sequence[int] | Sequence[Message]) -> TypeGuard[Sequence[Message]]:
+    return bool(prompt) and isinstance(prompt[0], Mapping)

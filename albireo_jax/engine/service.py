@@ -1,0 +1,213 @@
+"""The engine loop on a thread of its own, fed by an inbox of plain messages.
+
+Who runs what::
+
+    caller threads:  submit(request) --> check limits --+            +--> deliver(outputs)
+                     abort(request_id) -----------------+--> inbox   |    (engine thread, once a step)
+    engine thread:   take the inbox -> scheduler.add / abort -> loop.step() -> publish
+
+Messages and outputs are plain data (`Request`, `Abort`, `RequestOutput`, `SchedulerStats`), so the same
+protocol can cross a process border. The scheduler is touched by the engine thread only. One condition
+guards the inbox, the open requests and the state; it is never held while the loop steps or while
+outputs are delivered.
+"""
+
+import atexit
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from albireo_jax.core.errors import EngineDeadError
+from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.types import FinishReason, Request, RequestOutput
+from albireo_jax.engine.loop import EngineLoop
+from albireo_jax.sched.scheduler import SchedulerStats
+
+Deliver = Callable[[list[RequestOutput]], None]
+"""Takes one step's outputs on the engine thread; must return at once and never raise."""
+
+_logger = logging.getLogger(__name__)
+
+
+class ServiceState(StrEnum):
+    """Where a service is in its life; it never goes back."""
+
+    NEW = "new"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abort:
+    """Inbox message: nobody waits for this request any more."""
+
+    request_id: str
+
+
+class EngineService:
+    """Runs an engine loop on one thread; `submit` and `abort` may be called from any thread.
+
+    Every request that `submit` accepted ends with exactly one output that has a finish reason,
+    whatever happens: ABORT when it was aborted or the service stopped, ERROR when the loop raised.
+    """
+
+    def __init__(self, loop: EngineLoop, limits: EngineLimits) -> None:
+        self._loop = loop
+        self._limits = limits
+        self._thread: threading.Thread | None = None
+        self._stats = loop.scheduler.stats()  # replaced whole by the engine thread, read by any
+        self._changed = threading.Condition()  # guards the four below
+        self._state = ServiceState.NEW
+        self._inbox: list[Request | Abort] = []
+        self._open: dict[str, None] = {}  # accepted and not ended, oldest first
+        self._failure: Exception | None = None
+
+    @property
+    def state(self) -> ServiceState:
+        """Where the service is in its life."""
+        return self._state
+
+    @property
+    def failure(self) -> Exception | None:
+        """What the loop raised, if it did."""
+        return self._failure
+
+    def stats(self) -> SchedulerStats:
+        """The scheduler's figures after the latest step; never blocks."""
+        return self._stats
+
+    def check_running(self) -> None:
+        """Raise EngineDeadError, the loop's error chained, unless requests are taken."""
+        if self._state is ServiceState.DEAD:
+            raise EngineDeadError(f"the engine died: {self._failure!r}") from self._failure
+        if self._state is not ServiceState.RUNNING:
+            raise EngineDeadError(f"the engine is {self._state}")
+
+    def start(self, deliver: Deliver) -> None:
+        """Start the engine thread, which hands the outputs of each step to `deliver`.
+
+        A service that nobody stops is stopped when the interpreter exits.
+        """
+        with self._changed:
+            if self._state is not ServiceState.NEW:
+                raise RuntimeError(f"a service starts once, this one is {self._state}")
+            self._state = ServiceState.RUNNING
+            self._thread = threading.Thread(
+                target=self._run, args=(deliver,), name="albireo-engine", daemon=True
+            )
+            self._thread.start()
+        atexit.register(self.stop)
+
+    def submit(self, *requests: Request) -> None:
+        """Queue requests, all of them or none.
+
+        Raises ValueError if the engine could never finish one or has an open request of the same id,
+        EngineDeadError (the cause chained) if the engine does not run.
+        """
+        for request in requests:
+            self._limits.check(request)
+        request_ids = dict.fromkeys(request.request_id for request in requests)
+        with self._changed:
+            self.check_running()
+            if len(request_ids) < len(requests) or any(
+                request_id in self._open for request_id in request_ids
+            ):
+                raise ValueError(f"a request id among {list(request_ids)} is in use")
+            self._open |= request_ids
+            self._inbox += requests
+            self._changed.notify_all()
+
+    def abort(self, request_id: str) -> None:
+        """End a request early and free what it holds; one that already ended is left alone."""
+        with self._changed:
+            if request_id in self._open:
+                self._inbox.append(Abort(request_id=request_id))
+                self._changed.notify_all()
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Wait until no request is open; False if some still are after `timeout_s`.
+
+        Raises EngineDeadError if the engine died.
+        """
+        with self._changed:
+            idle = self._changed.wait_for(lambda: not self._open, timeout_s)
+            if self._state is ServiceState.DEAD:
+                self.check_running()
+            return idle
+
+    def stop(self) -> None:
+        """Abort what is open, let the steps in flight end, and join the thread."""
+        with self._changed:
+            if self._state is ServiceState.NEW:
+                self._state = ServiceState.STOPPED
+            if self._state is ServiceState.RUNNING:
+                self._state = ServiceState.STOPPING
+                self._inbox += [Abort(request_id=request_id) for request_id in self._open]
+                self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        atexit.unregister(self.stop)
+
+    # The engine thread.
+
+    def _run(self, deliver: Deliver) -> None:
+        clock = self._loop.timeline.clock
+        try:
+            while (messages := self._take()) is not None:
+                outputs = self._apply(messages)
+                outputs += self._loop.step()
+                self._stats = self._loop.scheduler.stats()  # first: who sees an end sees its pages freed
+                if outputs:
+                    begin_s = clock()
+                    deliver(outputs)
+                    self._close(outputs)
+                    self._loop.timeline.record_delivery(begin_s, clock())
+        except Exception as error:
+            _logger.exception("the engine stopped on an error")
+            deliver(self._die(error))
+
+    def _take(self) -> list[Request | Abort] | None:
+        """The inbox, after a wait if there is nothing to compute; None when the service ends."""
+        with self._changed:
+            while not (self._inbox or self._loop.has_work):
+                if self._state is not ServiceState.RUNNING:
+                    self._state = ServiceState.STOPPED
+                    return None
+                self._changed.wait()
+            messages, self._inbox = self._inbox, []
+            return messages
+
+    def _apply(self, messages: list[Request | Abort]) -> list[RequestOutput]:
+        """Pass messages on to the scheduler; the outputs of requests that end by it."""
+        scheduler = self._loop.scheduler
+        outputs: list[RequestOutput] = []
+        for message in messages:
+            if isinstance(message, Request):
+                scheduler.add(message)
+            elif (output := scheduler.abort(message.request_id)) is not None:
+                outputs.append(output)
+        return outputs
+
+    def _close(self, outputs: list[RequestOutput]) -> None:
+        """Forget the requests that ended."""
+        ended = [output.request_id for output in outputs if output.finish_reason is not None]
+        if ended:
+            with self._changed:
+                for request_id in ended:
+                    del self._open[request_id]
+                self._changed.notify_all()
+
+    def _die(self, error: Exception) -> list[RequestOutput]:
+        """Refuse everything from now on; the outputs that end what was open."""
+        with self._changed:
+            self._state = ServiceState.DEAD
+            self._failure = error
+            outputs = [RequestOutput(request_id, None, FinishReason.ERROR) for request_id in self._open]
+            self._open.clear()
+            self._inbox.clear()
+            self._changed.notify_all()
+            return outputs
