@@ -1,8 +1,10 @@
 """EngineConfig to running engine: the one place that knows every concrete class."""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +21,7 @@ from albireo_jax.engine.service import EngineService
 from albireo_jax.engine.timeline import Timeline
 from albireo_jax.engine.tokenizer import Tokenizer
 from albireo_jax.models.registry import load_model, model_config
+from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.sharding import TP, make_mesh
 from albireo_jax.runtime.batch import bucket_grid
@@ -48,6 +51,11 @@ class Engine:
     timeline: Timeline
     service: EngineService
     frontend: Frontend
+
+    def update_weights(self, tree: DecoderWeights | Mapping[str, Any]) -> None:
+        """Compute all later steps with new arrays; see `Decoder.replace_weights` for what is taken."""
+        self.model.replace_weights(tree)
+        self.executor.replace_weights(self.model.weights())
 
     def close(self) -> None:
         """Stop the engine thread; open requests end as aborted."""
@@ -190,12 +198,8 @@ def _executor(
         decoder.weights(),
         new_state(shape, mesh, axis=TP, dtype=np.dtype(dtype.value)),
         buckets=bucket_grid(config.scheduler.max_rows, config.scheduler.max_step_tokens),
-        progress=progress or _no_progress,
+        progress=progress,
     )
-
-
-def _no_progress(done: int, total: int) -> None:
-    del done, total
 
 
 def _is_cpu(mesh: Mesh) -> bool:

@@ -15,20 +15,24 @@ _COMPILE_THREADS = 2
 
 
 def compile_buckets(
-    lower: Callable[[Bucket], jax.stages.Lowered], buckets: Iterable[Bucket], *, progress: Progress
+    lower: Callable[[Bucket], jax.stages.Lowered],
+    buckets: Iterable[Bucket],
+    *,
+    progress: Progress | None = None,
 ) -> dict[Bucket, jax.stages.Compiled]:
     """Executables of all buckets.
 
     Tracing holds the interpreter, so it is done here one by one; XLA's compiler does not and gets threads.
     """
     pending = tuple(buckets)
-    progress(0, len(pending))
+    report = progress or _silent
+    report(0, len(pending))
     compiled: dict[Bucket, jax.stages.Compiled] = {}
     with ThreadPoolExecutor(_COMPILE_THREADS) as pool:
         futures = {bucket: pool.submit(lower(bucket).compile) for bucket in pending}
         for bucket, future in futures.items():
             compiled[bucket] = future.result()
-            progress(len(compiled), len(pending))
+            report(len(compiled), len(pending))
     return compiled
 
 
@@ -37,3 +41,8 @@ def use_persistent_cache(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _silent(done: int, total: int) -> None:
+    """The progress of a compilation that nobody watches."""
+    del done, total

@@ -61,9 +61,9 @@ class JaxExecutor:
         state: DeviceState,
         *,
         buckets: tuple[Bucket, ...],
-        progress: Progress,
+        progress: Progress | None = None,
     ) -> None:
-        self._program = program
+        self.program = program
         self._weights = weights
         self._state = state
         self._buckets = buckets
@@ -76,9 +76,9 @@ class JaxExecutor:
 
     def lower(self, bucket: Bucket) -> jax.stages.Lowered:
         """The step program of a bucket, lowered for this engine's shapes and devices."""
-        shape = layout(bucket, self._program.page_size)
+        shape = layout(bucket, self.program.page_size)
         buffer = jax.ShapeDtypeStruct((shape.num_words,), np.int32, sharding=self._replicated)
-        return jit_step(self._program, shape, self._weights).lower(self._weights, self._state, buffer)
+        return jit_step(self.program, shape, self._weights).lower(self._weights, self._state, buffer)
 
     def compiled(self, bucket: Bucket) -> jax.stages.Compiled:
         """The executable that serves `bucket`."""
@@ -88,9 +88,10 @@ class JaxExecutor:
         """Queue a step on the devices; returns before it has run."""
         self._look()
         bucket = choose_bucket(plan, self._buckets)
-        buffer = pack(plan, layout(bucket, self._program.page_size), padding_slot=self._padding_slot)
-        packed_W = jax.device_put(buffer, self._replicated)
-        output: StepOutput = self._compiled[bucket](self._weights, self._state, packed_W)
+        buffer = pack(plan, layout(bucket, self.program.page_size), padding_slot=self._padding_slot)
+        # The call itself transfers the buffer: a device_put before it costs 40 µs more, and its array takes
+        # a slower way into the executable.
+        output: StepOutput = self._compiled[bucket](self._weights, self._state, buffer)
         self._state = output.state
         handle = JaxStepHandle(output.id_R, plan.num_rows, sample_s=self._sampling_s(plan, bucket))
         self._look()
@@ -103,7 +104,7 @@ class JaxExecutor:
 
     def measure_sampling(self) -> None:
         """Time the sampling stage alone, so that later results tell it from the forward pass."""
-        self._sampling = measure_sampling(self._program, sorted({bucket.rows for bucket in self._buckets}))
+        self._sampling = measure_sampling(self.program, sorted({bucket.rows for bucket in self._buckets}))
 
     def _sampling_s(self, plan: StepPlan, bucket: Bucket) -> float:
         for params in plan.new_slots:

@@ -1,0 +1,112 @@
+"""Tokens of the real data plane: equal to the dense model's, and free of tp, depth, batch and preemption."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from albireo_jax.core.config import SamplingMode
+from albireo_jax.core.types import Request
+
+Build = Callable[..., Any]
+
+
+def _requests(count: int, **params: Any) -> list[Request]:
+    draw = np.random.default_rng(7)
+    return [
+        Request(
+            request_id=f"r{index}",
+            prompt_token_ids=tuple(int(token) for token in draw.integers(0, 105, draw.integers(1, 60))),
+            max_tokens=int(draw.integers(1, 24)),
+            seed=index,
+            **params,
+        )
+        for index in range(count)
+    ]
+
+
+SAMPLED = _requests(64, temperature=0.8, top_p=0.9)
+
+
+@pytest.fixture(scope="module")
+def sampled_alone(engine: Build) -> dict[str, list[int]]:
+    """Tokens of each sampled request, run in an engine by itself."""
+    small = engine(tp=1, depth=1)
+    return {
+        request.request_id: small.run([request])[request.request_id] for request in SAMPLED[:12]
+    } | small.run(SAMPLED[12:])
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+@pytest.mark.parametrize("unroll", [False, True])
+def test_greedy_tokens_are_those_of_the_dense_model(engine: Build, tp: int, unroll: bool) -> None:
+    small = engine(tp=tp, unroll=unroll)
+    requests = _requests(6)
+    for request, tokens in zip(requests, small.run(requests).values(), strict=True):
+        prompt = request.prompt_token_ids
+        text = np.zeros(192, np.int32)
+        text[: len(prompt) + len(tokens)] = [*prompt, *tokens]
+        logits_TV = np.asarray(engine(tp=1).model(jnp.asarray(text)))
+        expected = logits_TV[len(prompt) - 1 : len(prompt) - 1 + len(tokens)].argmax(axis=1)
+        assert tokens == expected.tolist()
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("sampling", list(SamplingMode))
+def test_sampled_tokens_do_not_depend_on_how_they_are_computed(
+    engine: Build, sampled_alone: dict[str, list[int]], tp: int, depth: int, sampling: SamplingMode
+) -> None:
+    small = engine(tp=tp, depth=depth, sampling=sampling)
+    assert small.run(SAMPLED[:12]) == {name: sampled_alone[name] for name in list(sampled_alone)[:12]}
+
+
+@pytest.mark.parametrize("tp", [1, 4])
+def test_sampled_tokens_in_a_batch_of_64_are_those_alone(
+    engine: Build, sampled_alone: dict[str, list[int]], tp: int
+) -> None:
+    small = engine(tp=tp, max_rows=64, max_step_tokens=256, num_pages=2000)
+    assert small.run(SAMPLED) == sampled_alone
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_sampled_tokens_survive_preemption(
+    engine: Build, sampled_alone: dict[str, list[int]], depth: int
+) -> None:
+    small = engine(tp=2, depth=depth, num_pages=32)
+    assert small.run(SAMPLED[:24]) == {name: sampled_alone[name] for name in list(sampled_alone)[:24]}
+    assert small.loop.scheduler.stats().preemptions > 0
+
+
+def test_seeds_matter(engine: Build) -> None:
+    request = Request(request_id="r", prompt_token_ids=(1, 2, 3), max_tokens=20, temperature=1.0, seed=1)
+    small = engine()
+    assert small.run([request]) == small.run([request])
+    assert small.run([request]) != small.run([replace(request, seed=2)])
+
+
+def test_stop_ids_end_a_request_and_min_tokens_holds_them_back(engine: Build) -> None:
+    request = Request(request_id="r", prompt_token_ids=(5, 6, 7), max_tokens=20, temperature=1.0, seed=3)
+    small = engine()
+    free = small.run([request])["r"]
+    stop = free[4]
+    first = free.index(stop)
+    assert small.run([replace(request, stop_ids=(stop,))])["r"] == free[: first + 1]
+    held = small.run([replace(request, stop_ids=(stop,), min_tokens=first + 1)])["r"]
+    assert held[:first] == free[:first]
+    assert stop not in held[: first + 1]
+
+
+def test_new_weights_serve_without_a_new_engine(engine: Build) -> None:
+    small = engine(tp=2)
+    request = Request(request_id="r", prompt_token_ids=(9, 8, 7), max_tokens=12)
+    weights = small.model.weights()
+    before = small.run([request])
+    small.executor.replace_weights(weights._replace(final_norm_D=-weights.final_norm_D))
+    changed = small.run([request])
+    small.executor.replace_weights(weights)
+    assert changed != before
+    assert small.run([request]) == before
