@@ -33,7 +33,7 @@ PEERS = ("transformers", "vllm")
 UNITS = {"decode": "tokens/s", "output": "tokens/s", "prompt": "s", "agreement": "share"}
 NOTE = (
     "decode = (output_len - 1) tokens over (time for output_len tokens - time for one); output = all tokens "
-    "over all time; agreement = part of the tokens before the first that differs from ours. transformers runs "
+    "over all time; agreement = part of the tokens before the first that differs from ours. transformers: "
     "one static batch; vLLM without detokenization and prefix caching, both cores bound."
 )
 

@@ -15,7 +15,10 @@ machine that slows down slows all of them.
 import json
 import statistics
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+import urllib.request
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +38,7 @@ class WorkerError(AlbireoError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerCommand:
-    """How to start a worker: `command`, with `environment` added to ours and its stderr in the file `log`."""
+    """How to start a process: `command` with `environment` added to ours; it prints to the file `log`."""
 
     name: str
     command: Sequence[str]
@@ -59,6 +62,15 @@ class ProcessTree:
         """Let all of them go on."""
         for process in reversed(self._members()):
             process.resume()
+
+    @contextmanager
+    def awake(self) -> Generator[None]:
+        """Let all of them run inside this `with` block only."""
+        self.resume()
+        try:
+            yield
+        finally:
+            self.suspend()
 
     def close(self) -> None:
         """End all of them, by force those that are still there after ten seconds."""
@@ -86,29 +98,19 @@ class Worker:
 
     def __init__(self, command: WorkerCommand) -> None:
         self.name = command.name
-        self._log = command.log
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                ["env", *(f"{key}={value}" for key, value in command.environment.items()), *command.command],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
+        self._command = command
+        self._process = _start(command, pipes=True)
         self._tree = ProcessTree(self._process)
         self.hello = self._answer()
         self._tree.suspend()
 
     def ask(self, question: Mapping[str, object]) -> dict[str, object]:
         """The worker's answer, all cores its own meanwhile. Raises WorkerError if it ends instead."""
-        self._tree.resume()
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        answer = self._answer()
-        self._tree.suspend()
-        return answer
+        with self._tree.awake():
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            return self._answer()
 
     def close(self) -> None:
         """End the process and its descendants."""
@@ -127,9 +129,44 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             self._tree.close()
-            tail = self._log.read_text(errors="replace")[-_LOG_TAIL:]
-            raise WorkerError(f"{self.name} ended; its log {self._log} ends with:\n{tail}")
+            raise WorkerError(_last_words(self._command))
         return json.loads(line)
+
+
+class Server:
+    """A process that serves HTTP; suspended except inside `awake`.
+
+    Made when `health_url` answers 200; raises WorkerError if the process ends first, or needs longer than
+    `timeout_s`.
+    """
+
+    def __init__(self, command: WorkerCommand, *, health_url: str, timeout_s: float = 600.0) -> None:
+        self.name = command.name
+        self._process = _start(command, pipes=False)
+        self._tree = ProcessTree(self._process)
+        deadline_s = time.monotonic() + timeout_s
+        while not _answers(health_url):
+            if self._process.poll() is not None or time.monotonic() > deadline_s:
+                self._tree.close()
+                raise WorkerError(_last_words(command))
+            time.sleep(0.5)
+        self._tree.suspend()
+
+    def awake(self) -> AbstractContextManager[None]:
+        """The server runs inside this `with` block."""
+        return self._tree.awake()
+
+    def close(self) -> None:
+        """End the process and its descendants."""
+        self._tree.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 Measure = Callable[[str, str, int], Mapping[str, float]]
@@ -195,9 +232,42 @@ def parse_peers(options: Iterable[str], *, known: Sequence[str]) -> dict[str, st
     return peers
 
 
+def packages_of(python: str, packages: Sequence[str]) -> dict[str, str]:
+    """Versions of `packages` in the environment of the interpreter `python`."""
+    program = "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]))"
+    done = subprocess.run([python, "-c", program, *packages], check=True, capture_output=True, text=True)
+    return dict(zip(packages, done.stdout.split(), strict=True))
+
+
 def _natural(case: str) -> list[tuple[int, str]]:
     """Sorts `16 requests` behind `2 requests`."""
     return [(int(word), "") if word.isdigit() else (-1, word) for word in case.split()]
+
+
+def _start(command: WorkerCommand, *, pipes: bool) -> subprocess.Popen[str]:
+    command.log.parent.mkdir(parents=True, exist_ok=True)
+    environment = [f"{key}={value}" for key, value in command.environment.items()]
+    with command.log.open("w") as log:
+        return subprocess.Popen(
+            ["env", *environment, *command.command],
+            stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if pipes else log,
+            stderr=log,
+            text=True,
+        )
+
+
+def _last_words(command: WorkerCommand) -> str:
+    tail = command.log.read_text(errors="replace")[-_LOG_TAIL:]
+    return f"{command.name} ended; its log {command.log} ends with:\n{tail}"
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.status == 200
+    except OSError:
+        return False
 
 
 def _unless_gone(signal: Callable[[], None]) -> None:
