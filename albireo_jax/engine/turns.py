@@ -106,9 +106,14 @@ class Turn:
     def take(self) -> list[ChoiceDelta]:
         """What came since the last call. Raises EngineDeadError if the engine died and no more will come."""
         deltas, self._deltas = self._deltas, []
-        if self._failed and not deltas:
-            self._door.service.check_running()
+        if not deltas:
+            self.raise_if_failed()
         return deltas
+
+    def raise_if_failed(self) -> None:
+        """Raise EngineDeadError if a choice ended because the engine died."""
+        if self._failed:
+            self._door.service.check_running()
 
     def wake(self) -> None:
         """Called by the door when there is news, and when the turn is closed."""
@@ -290,10 +295,14 @@ class AsyncTurn(Turn):
         return self.take()
 
     async def completions(self) -> list[Completion]:
-        """All choices at their end; without those that were cut off before their first token."""
+        """All choices at their end; raises EngineDeadError if the engine died before.
+
+        Closed meanwhile, it gives nothing.
+        """
         self._waits_for_end = True
         while self.open:
             await self._news()
+        self.raise_if_failed()
         return collect(self.take())
 
     async def _news(self) -> None:

@@ -1,0 +1,32 @@
+"""The HTTP app: OpenAI's routes over a running engine."""
+
+import time
+
+from fastapi import FastAPI
+
+from albireo_jax.serving import chat, completions, metrics, models, tokenization
+from albireo_jax.serving.auth import ApiKeyMiddleware
+from albireo_jax.serving.errors import install_error_handlers
+from albireo_jax.serving.served import ServedEngine
+
+MAX_BODY_BYTES = 16 * 2**20
+
+
+def create_app(
+    engine: ServedEngine, *, api_key: str | None = None, max_body_bytes: int = MAX_BODY_BYTES
+) -> FastAPI:
+    """An app that serves `engine`, which stays the caller's to close.
+
+    With an `api_key` every route but /health and /metrics asks for it. Bodies beyond `max_body_bytes`
+    are refused.
+    """
+    app = FastAPI(title="albireo_jax", docs_url="/docs", redoc_url=None)
+    app.state.engine = engine
+    app.state.created = int(time.time())
+    app.state.max_body_bytes = max_body_bytes
+    for routes in (completions, chat, models, tokenization, metrics):
+        app.include_router(routes.router)
+    install_error_handlers(app)
+    if api_key is not None:
+        app.add_middleware(ApiKeyMiddleware, api_key=api_key)
+    return app

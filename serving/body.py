@@ -1,0 +1,70 @@
+"""Read a request's JSON body strictly: size, content type, syntax, then the schema's types."""
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from albireo_jax.serving.errors import ApiError, bad_request
+from albireo_jax.serving.schemas import Wire
+
+Schema = TypeVar("Schema", bound=Wire)
+
+
+def json_body(schema: type[Schema]) -> Callable[[Request], Awaitable[Schema]]:
+    """A dependency that gives the request's body as a `schema`.
+
+    Not FastAPI's own body parameter: that accepts NaN and answers 422. Raises ApiError 413 beyond the
+    app's `max_body_bytes`, 415 for another content type, 400 for what is not as the schema says.
+    """
+
+    async def read(request: Request) -> Schema:
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type != "application/json":
+            raise ApiError(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                f"the content type must be application/json, got {content_type or 'none'}",
+            )
+        return parse_body(await _read_bytes(request, request.app.state.max_body_bytes), schema)
+
+    return read
+
+
+def parse_body(body: bytes, schema: type[Schema]) -> Schema:
+    """A `schema` from JSON text; raises ApiError 400 that names the field."""
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise bad_request(f"the body is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise bad_request(f"the body must be a JSON object, got {value!r:.50}")
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        message = first["msg"].removeprefix("Value error, ")
+        place = ".".join(map(str, first["loc"]))
+        param = place or schema.field_in(message)
+        raise bad_request(f"{place}: {message}" if place else message, param=param) from error
+
+
+def body_docs(schema: type[Wire]) -> dict[str, Any]:
+    """The part of a route's OpenAPI document that describes its body."""
+    content = {"application/json": {"schema": schema.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def _read_bytes(request: Request, max_bytes: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise ApiError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the body exceeds the limit of {max_bytes} bytes",
+                code="body_too_large",
+            )
+    return bytes(body)

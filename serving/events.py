@@ -1,0 +1,109 @@
+"""Server-sent events: how a turn is streamed, and how a client that leaves ends it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from albireo_jax.core.errors import EngineDeadError
+from albireo_jax.engine.turns import AsyncTurn, ChoiceDelta, Completion
+from albireo_jax.serving.errors import engine_dead
+
+_DONE = b"data: [DONE]\n\n"
+
+Chunk = Callable[[ChoiceDelta], dict[str, Any]]
+"""The JSON object that streams a delta."""
+
+
+def event(value: dict[str, Any]) -> bytes:
+    """One event; non-ASCII is escaped, since some clients take U+2028 for the end of a line."""
+    return f"data: {json.dumps(value)}\n\n".encode()
+
+
+class ChoiceEvents:
+    """Events of one choice, `opening` before the first; what surrounds a text is encoded once."""
+
+    def __init__(self, index: int, chunk: Chunk, *, opening: bytes = b"") -> None:
+        mark = "the text"
+        around = event(chunk(ChoiceDelta(index, mark, (), None, None))).split(json.dumps(mark).encode())
+        self._head, self._tail = around
+        self._chunk = chunk
+        self._opening = opening
+
+    def encode(self, delta: ChoiceDelta) -> bytes:
+        """The events of a delta; none while its text waits."""
+        opening, self._opening = self._opening, b""
+        if delta.finish_reason is not None:
+            return opening + event(self._chunk(delta))
+        if not delta.text:
+            return opening
+        return b"%b%b%b%b" % (opening, self._head, json.dumps(delta.text).encode(), self._tail)
+
+
+async def turn_events(
+    turn: AsyncTurn, choices: Sequence[ChoiceEvents], last_event: Callable[[int], bytes]
+) -> AsyncIterator[bytes]:
+    """The events of a turn, those of one engine step together, to [DONE].
+
+    `last_event` gives what comes before [DONE], from the number of tokens generated.
+    """
+    num_generated = 0
+    try:
+        async for deltas in turn:
+            num_generated += sum(len(delta.token_ids) for delta in deltas)
+            yield b"".join([choices[delta.choice].encode(delta) for delta in deltas])
+    except EngineDeadError as error:
+        yield event(engine_dead(error).body())
+    yield last_event(num_generated) + _DONE
+
+
+class EventStream(Response):
+    """A response whose events are written as the turn goes on; the turn is closed when it ends.
+
+    Starlette's own streaming response costs a task group; here one task waits for the client to
+    leave, and what an engine step brought is one write.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, turn: AsyncTurn, events: AsyncIterator[bytes]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._turn = turn
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write the events until the turn or the client ends."""
+        del scope
+        watcher = asyncio.create_task(_close_when_gone(self._turn, receive))
+        try:
+            await send(
+                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            )
+            async for body in self._events:
+                if body:
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            watcher.cancel()
+            self._turn.close()
+
+
+async def read_to_end(turn: AsyncTurn, receive: Receive) -> list[Completion]:
+    """What all choices of a turn came to; nothing if the client left. Raises EngineDeadError."""
+    watcher = asyncio.create_task(_close_when_gone(turn, receive))
+    try:
+        return await turn.completions()
+    finally:
+        watcher.cancel()
+        turn.close()
+
+
+async def _close_when_gone(turn: AsyncTurn, receive: Receive) -> None:
+    """End a turn when its client disconnects; the request's body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        continue
+    turn.close()

@@ -1,0 +1,92 @@
+"""GET /metrics: requests, pages, latencies and the task table, as Prometheus text."""
+
+from collections.abc import Iterator
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+from starlette.responses import Response
+
+from albireo_jax.engine.metrics import HistogramSnapshot, MetricsSnapshot
+from albireo_jax.engine.timeline import TaskTable
+from albireo_jax.sched.scheduler import SchedulerStats
+from albireo_jax.serving.served import Engine, ServedEngine
+
+router = APIRouter()
+
+
+@router.get("/metrics")
+async def metrics(engine: Engine) -> Response:
+    """All figures, of this moment."""
+    registry = CollectorRegistry()
+    registry.register(_EngineCollector(engine))
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class _EngineCollector(Collector):
+    """Reads an engine's figures when it is scraped; nothing is kept here."""
+
+    def __init__(self, engine: ServedEngine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        yield from _scheduler_families(self._engine.service.stats())
+        yield from _request_families(self._engine.frontend.metrics.snapshot())
+        yield from _task_families(self._engine.timeline.table())
+
+
+def _scheduler_families(stats: SchedulerStats) -> Iterator[Metric]:
+    running = stats.running + stats.finishing
+    yield GaugeMetricFamily("albireo_requests_running", "Requests being computed", value=running)
+    yield GaugeMetricFamily("albireo_requests_waiting", "Requests in the queue", value=stats.waiting)
+    yield GaugeMetricFamily(
+        "albireo_kv_pages_in_use", "KV pages that requests hold", value=stats.pages_in_use
+    )
+    yield GaugeMetricFamily("albireo_kv_pages", "KV pages in all", value=stats.num_pages)
+    yield CounterMetricFamily("albireo_steps", "Steps planned", value=stats.steps)
+    yield CounterMetricFamily("albireo_preemptions", "Requests that gave way", value=stats.preemptions)
+
+
+def _request_families(snapshot: MetricsSnapshot) -> Iterator[Metric]:
+    yield CounterMetricFamily(
+        "albireo_prompt_tokens", "Prompt tokens of requests that got a token", value=snapshot.prompt_tokens
+    )
+    yield CounterMetricFamily(
+        "albireo_generation_tokens", "Tokens generated", value=snapshot.generated_tokens
+    )
+    finished = CounterMetricFamily("albireo_requests_finished", "Requests that ended", labels=["reason"])
+    for reason, count in snapshot.finished.items():
+        finished.add_metric([reason.value], count)
+    yield finished
+    yield _histogram("albireo_time_to_first_token_seconds", "Arrival to first token", snapshot.first_token_s)
+    yield _histogram("albireo_inter_token_latency_seconds", "Token to token", snapshot.inter_token_s)
+    yield _histogram("albireo_request_latency_seconds", "Arrival to last token", snapshot.request_s)
+
+
+def _histogram(name: str, documentation: str, snapshot: HistogramSnapshot) -> Metric:
+    buckets = [(str(bound), count) for bound, count in zip(snapshot.bounds, snapshot.cumulative, strict=True)]
+    buckets.append(("+Inf", snapshot.count))
+    return HistogramMetricFamily(name, documentation, buckets=buckets, sum_value=snapshot.sum)
+
+
+def _task_families(table: TaskTable) -> Iterator[Metric]:
+    """The task table; gauges, since it covers a window that moves on."""
+    yield GaugeMetricFamily("albireo_task_window_steps", "Steps in the task table", value=table.steps)
+    yield GaugeMetricFamily("albireo_task_window_seconds", "Wall time of these steps", value=table.wall_s)
+    spent = GaugeMetricFamily(
+        "albireo_task_seconds", "Time of each task over these steps", labels=["task", "name"]
+    )
+    exposed = GaugeMetricFamily(
+        "albireo_task_exposed_seconds",
+        "The part of it in which the device had nothing queued",
+        labels=["task", "name"],
+    )
+    for task in table.tasks:
+        number, _, name = task.name.partition(" ")
+        spent.add_metric([number, name], task.total_s)
+        exposed.add_metric([number, name], task.exposed_s)
+    yield spent
+    yield exposed

@@ -1,0 +1,41 @@
+"""GET /v1/models and /health: what is served, and whether it still is."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from albireo_jax.serving.served import Engine
+from albireo_jax.serving.turns import check_model
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def list_models(request: Request, engine: Engine) -> Response:
+    """The one model that is served."""
+    return JSONResponse({"object": "list", "data": [_model(request, engine)]})
+
+
+@router.get("/v1/models/{model:path}")
+async def retrieve_model(model: str, request: Request, engine: Engine) -> Response:
+    """The model of a name; 404 if another is served."""
+    check_model(model, engine.served_name)
+    return JSONResponse(_model(request, engine))
+
+
+@router.get("/health")
+async def health(engine: Engine) -> Response:
+    """200 while requests are taken; 503 with the reason when the engine is dead or stopped."""
+    engine.service.check_running()
+    return JSONResponse({"status": "ok"})
+
+
+def _model(request: Request, engine: Engine) -> dict[str, object]:
+    return {
+        "id": engine.served_name,
+        "object": "model",
+        "created": request.app.state.created,
+        "owned_by": "albireo_jax",
+        "root": engine.served_name,
+        "parent": None,
+        "max_model_len": engine.limits.max_sequence_len,
+    }

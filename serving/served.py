@@ -1,0 +1,53 @@
+"""What the HTTP app needs of a running engine, and how its routes get at it."""
+
+from typing import Annotated, Protocol
+
+from fastapi import Depends, Request
+
+from albireo_jax.core.limits import EngineLimits
+from albireo_jax.engine.frontend import Frontend
+from albireo_jax.engine.service import EngineService
+from albireo_jax.engine.timeline import Timeline
+from albireo_jax.engine.tokenizer import Tokenizer
+
+
+class ServedEngine(Protocol):
+    """A running engine under the name that clients ask for; `launch.Engine` is one."""
+
+    @property
+    def served_name(self) -> str:
+        """Name of the model."""
+        ...
+
+    @property
+    def limits(self) -> EngineLimits:
+        """What it can take."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to token ids and back."""
+        ...
+
+    @property
+    def frontend(self) -> Frontend:
+        """Where turns are opened."""
+        ...
+
+    @property
+    def service(self) -> EngineService:
+        """The engine thread, for its state and figures."""
+        ...
+
+    @property
+    def timeline(self) -> Timeline:
+        """When each task of each step ran."""
+        ...
+
+
+def _engine_of(request: Request) -> ServedEngine:
+    return request.app.state.engine
+
+
+Engine = Annotated[ServedEngine, Depends(_engine_of)]
+"""Parameter of a route: the engine that the app was created with."""

@@ -1,0 +1,48 @@
+"""POST /tokenize and /detokenize, in the shapes that vLLM's server gave them."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from starlette.responses import JSONResponse, Response
+
+from albireo_jax.serving.body import body_docs, json_body
+from albireo_jax.serving.errors import bad_request
+from albireo_jax.serving.schemas import DetokenizeBody, TokenizeBody
+from albireo_jax.serving.served import Engine
+from albireo_jax.serving.turns import callers_fault, check_model, encode
+
+router = APIRouter()
+
+
+@router.post("/tokenize", openapi_extra=body_docs(TokenizeBody))
+async def tokenize(
+    engine: Engine, body: Annotated[TokenizeBody, Depends(json_body(TokenizeBody))]
+) -> Response:
+    """Token ids of a text, or of a conversation as the chat template renders it."""
+    check_model(body.model, engine.served_name)
+    with callers_fault(TokenizeBody):
+        special = body.add_special_tokens is not False
+        tokens = await encode(engine.frontend, body.asked(), add_special_tokens=special)
+    texts = [engine.tokenizer.token_text(token) for token in tokens] if body.return_token_strs else None
+    return JSONResponse(
+        {
+            "count": len(tokens),
+            "max_model_len": engine.limits.max_sequence_len,
+            "tokens": tokens,
+            "token_strs": texts,
+        }
+    )
+
+
+@router.post("/detokenize", openapi_extra=body_docs(DetokenizeBody))
+async def detokenize(
+    engine: Engine, body: Annotated[DetokenizeBody, Depends(json_body(DetokenizeBody))]
+) -> Response:
+    """Text of token ids, special tokens spelled out."""
+    check_model(body.model, engine.served_name)
+    for token in body.tokens:
+        if not 0 <= token < engine.limits.vocab_size:
+            raise bad_request(
+                f"tokens: id {token} is outside the vocabulary of {engine.limits.vocab_size}", param="tokens"
+            )
+    return JSONResponse({"prompt": engine.tokenizer.decode(body.tokens, skip_special_tokens=False)})

@@ -1,0 +1,77 @@
+"""From a body to an open turn: the model's name, the caller's faults, the prompts' token ids."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from albireo_jax.engine.frontend import Frontend, Prompt
+from albireo_jax.serving.errors import ApiError, bad_request
+from albireo_jax.serving.schemas import Wire
+
+_LONG_PROMPT_CHARACTERS = 4096
+"""A longer text is encoded by another thread, so that streams go on meanwhile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heading:
+    """What every object of one answer repeats."""
+
+    id: str
+    created: int
+    model: str
+
+    @classmethod
+    def new(cls, prefix: str, model: str) -> "Heading":
+        """The heading of an answer made now, under an id of its own."""
+        return cls(id=f"{prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=model)
+
+    def object(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """An OpenAI object of `kind`."""
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, **fields}
+
+
+def check_model(asked: str | None, served_name: str) -> None:
+    """Raise ApiError 404 if a client asks for another model; who names none gets ours."""
+    if asked is not None and asked != served_name:
+        raise ApiError(
+            HTTPStatus.NOT_FOUND,
+            f"the model {asked!r} does not exist; this server serves {served_name!r}",
+            param="model",
+            code="model_not_found",
+        )
+
+
+@contextmanager
+def callers_fault(schema: type[Wire]) -> Generator[None, None, None]:
+    """Turn a ValueError into an ApiError 400; its `param` is the field that begins the message."""
+    try:
+        yield
+    except ValueError as error:
+        raise bad_request(str(error), param=schema.field_in(str(error))) from error
+
+
+async def encode(frontend: Frontend, prompt: Prompt, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+    """Token ids of a prompt; a long one does not hold up the event loop. Raises ValueError."""
+    if _num_characters(prompt) <= _LONG_PROMPT_CHARACTERS:
+        return frontend.encode(prompt, add_special_tokens=add_special_tokens)
+    return await asyncio.to_thread(frontend.encode, prompt, add_special_tokens=add_special_tokens)
+
+
+def usage(num_prompt_tokens: int, num_generated_tokens: int) -> dict[str, int]:
+    """OpenAI's usage object."""
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_generated_tokens,
+        "total_tokens": num_prompt_tokens + num_generated_tokens,
+    }
+
+
+def _num_characters(prompt: Prompt) -> int:
+    if isinstance(prompt, str):
+        return len(prompt)
+    return sum(len(str(message["content"])) for message in prompt if isinstance(message, Mapping))

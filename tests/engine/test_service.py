@@ -1,0 +1,194 @@
+"""The engine thread ends every request that it accepted exactly once, whatever happens to it."""
+
+import random
+import threading
+from collections import Counter
+from queue import SimpleQueue
+
+import pytest
+from engine_lab import LIMITS, sim_loop, tokens_alone
+
+from albireo_jax.core.errors import EngineDeadError
+from albireo_jax.core.types import FinishReason, Request, RequestOutput
+from albireo_jax.engine.service import EngineService, ServiceState
+
+LONG = 1500
+
+
+def _request(request_id: str, *, max_tokens: int = 8, prompt_len: int = 5) -> Request:
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=tuple((len(request_id) * 7 + i) % 90 for i in range(prompt_len)),
+        max_tokens=max_tokens,
+        temperature=1.0,
+        seed=sum(map(ord, request_id)),
+    )
+
+
+class _Collector:
+    """Keeps all outputs; `wait_for_end` blocks until a number of requests have ended."""
+
+    def __init__(self) -> None:
+        self.outputs: list[RequestOutput] = []
+        self._ended: SimpleQueue[str] = SimpleQueue()
+
+    def deliver(self, outputs: list[RequestOutput]) -> None:
+        self.outputs += outputs
+        for output in outputs:
+            if output.finish_reason is not None:
+                self._ended.put(output.request_id)
+
+    def wait_for_end(self, count: int) -> None:
+        for _ in range(count):
+            self._ended.get(timeout=60)
+
+    def ends(self) -> dict[str, FinishReason]:
+        ended = [output for output in self.outputs if output.finish_reason is not None]
+        assert len({output.request_id for output in ended}) == len(ended), "a request ended twice"
+        return {output.request_id: output.finish_reason for output in ended if output.finish_reason}
+
+    def tokens(self, request_id: str) -> list[int]:
+        return [
+            output.token_id
+            for output in self.outputs
+            if output.request_id == request_id and output.token_id is not None
+        ]
+
+
+def _start(**loop_options: int) -> tuple[EngineService, _Collector]:
+    service, collector = EngineService(sim_loop(**loop_options), LIMITS), _Collector()
+    service.start(collector.deliver)
+    return service, collector
+
+
+def test_many_threads_get_the_tokens_they_get_alone() -> None:
+    service, collector = _start(max_rows=8)
+    requests = [
+        _request(f"{i:0{1 + i % 5}}", max_tokens=1 + i % 20, prompt_len=1 + i % 40) for i in range(60)
+    ]
+    threads = [
+        threading.Thread(
+            target=lambda part: [service.submit(request) for request in part], args=(requests[i::6],)
+        )
+        for i in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert service.drain(60)
+    service.stop()
+    assert collector.ends() == {request.request_id: FinishReason.LENGTH for request in requests}
+    alone = tokens_alone(requests)
+    assert {request_id: collector.tokens(request_id) for request_id in alone} == alone
+    assert service.stats().pages_in_use == 0
+
+
+def test_random_aborts_leave_nothing_behind() -> None:
+    rng = random.Random(1)
+    service, collector = _start(max_rows=8)
+    for i in range(200):
+        service.submit(_request(f"a{i}", max_tokens=rng.choice((1, 3, LONG))))
+        service.abort(f"a{rng.randrange(i + 1)}")
+    for i in range(200):
+        service.abort(f"a{i}")
+    assert service.drain(60)
+    ends = collector.ends()
+    assert set(ends) == {f"a{i}" for i in range(200)}
+    assert set(ends.values()) <= {FinishReason.ABORT, FinishReason.LENGTH}
+    stats = service.stats()
+    assert (stats.pages_in_use, stats.waiting, stats.running) == (0, 0, 0)
+    service.stop()
+
+
+def test_an_idle_engine_does_not_step() -> None:
+    calls = Counter[str]()
+
+    def clock() -> float:
+        calls["clock"] += 1  # the loop and the service read it at every step
+        return 0.0
+
+    collector = _Collector()
+    service = EngineService(sim_loop(clock=clock), LIMITS)
+    service.start(collector.deliver)
+    service.submit(_request("one"))
+    service.stop()
+    before = calls["clock"]
+    assert before > 0
+
+    service = EngineService(sim_loop(clock=clock), LIMITS)
+    service.start(collector.deliver)
+    assert sum(range(3_000_000)) > 0  # gives a thread that spins time to be caught
+    assert calls["clock"] == before
+    service.stop()
+
+
+def test_stop_ends_what_is_open_and_refuses_the_rest() -> None:
+    service, collector = _start()
+    service.submit(*(_request(f"s{i}", max_tokens=LONG) for i in range(30)))
+    service.stop()
+    assert collector.ends() == {f"s{i}": FinishReason.ABORT for i in range(30)}
+    assert service.state is ServiceState.STOPPED
+    assert service.stats().pages_in_use == 0
+    with pytest.raises(EngineDeadError, match="stopped"):
+        service.submit(_request("late"))
+    service.abort("late")
+    service.stop()
+    with pytest.raises(RuntimeError, match="starts once"):
+        service.start(collector.deliver)
+
+
+def test_a_service_that_never_started_stops() -> None:
+    service = EngineService(sim_loop(), LIMITS)
+    with pytest.raises(EngineDeadError, match="new"):
+        service.submit(_request("early"))
+    service.stop()
+    assert service.state is ServiceState.STOPPED
+
+
+@pytest.mark.parametrize("fail_at", [0, 1, 7])
+def test_a_loop_that_raises_ends_every_request_with_an_error(fail_at: int) -> None:
+    service, collector = _start(fail_at=fail_at)
+    requests = [_request(f"e{i}", max_tokens=LONG) for i in range(20)]
+    accepted = []
+    for request in requests:
+        try:
+            service.submit(request)
+        except EngineDeadError:
+            break
+        accepted.append(request.request_id)
+    collector.wait_for_end(len(accepted))
+    assert collector.ends() == dict.fromkeys(accepted, FinishReason.ERROR)
+    with pytest.raises(EngineDeadError, match="on fire") as caught:
+        service.submit(_request("late"))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    with pytest.raises(EngineDeadError):
+        service.drain(60)
+    with pytest.raises(EngineDeadError):
+        service.check_running()
+    service.stop()
+    assert service.state is ServiceState.DEAD
+
+
+def test_a_group_is_taken_whole_or_not_at_all() -> None:
+    service, collector = _start()
+    too_long = _request("big", max_tokens=LIMITS.max_model_len)
+    with pytest.raises(ValueError, match=r"exceed the model's limit of 2048"):
+        service.submit(_request("small"), too_long)
+    with pytest.raises(ValueError, match="in use"):
+        service.submit(_request("twin"), _request("twin"))
+    service.submit(_request("small", max_tokens=LONG))
+    with pytest.raises(ValueError, match="in use"):
+        service.submit(_request("small"))
+    service.abort("small")
+    assert service.drain(60)
+    assert set(collector.ends()) == {"small"}
+    service.stop()
+
+
+def test_drain_tells_when_requests_are_still_open() -> None:
+    service, _ = _start()
+    service.submit(*(_request(f"d{i}", max_tokens=LONG) for i in range(40)))
+    assert not service.drain(0)
+    service.stop()
+    assert service.drain(0)
