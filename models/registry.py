@@ -9,6 +9,7 @@ from albireo_jax.core.model_files import ModelFiles, ModelFormat
 from albireo_jax.models.llama import Llama
 from albireo_jax.nn.gguf import GgufSource, model_config_from_gguf
 from albireo_jax.nn.module import Decoder
+from albireo_jax.nn.random_weights import random_weights
 from albireo_jax.nn.tensors import SafetensorsSource
 from albireo_jax.nn.weights import load_weights
 
@@ -19,7 +20,7 @@ def model_config(files: ModelFiles) -> ModelConfig:
     Raises ModelError, or its UnknownArchitectureError, naming what is broken or not supported.
     """
     match files.format:
-        case ModelFormat.HF_FOLDER:
+        case ModelFormat.HF_FOLDER | ModelFormat.ORBAX:
             return read_hf_config(files.path)
         case ModelFormat.GGUF:
             return model_config_from_gguf(GgufSource(files.path))
@@ -33,10 +34,22 @@ def load_model(files: ModelFiles, *, config: ModelConfig, dtype: Dtype, mesh: Me
     model = model_class(config.architecture)
     match files.format:
         case ModelFormat.HF_FOLDER:
-            source, names = SafetensorsSource(files.path), model.hf_names
+            source = SafetensorsSource(files.path)
+            weights = load_weights(source, model.hf_names, config=config, dtype=dtype, mesh=mesh)
         case ModelFormat.GGUF:
-            source, names = GgufSource(files.path), model.gguf_names
-    return model(config, load_weights(source, names, config=config, dtype=dtype, mesh=mesh), mesh)
+            source = GgufSource(files.path)
+            weights = load_weights(source, model.gguf_names, config=config, dtype=dtype, mesh=mesh)
+        case ModelFormat.ORBAX:
+            from albireo_jax.nn.checkpoint import restore_weights  # orbax takes a second to import
+
+            weights = restore_weights(files.path, config=config, mesh=mesh, dtype=dtype)
+    return model(config, weights, mesh)
+
+
+def random_model(config: ModelConfig, *, dtype: Dtype, mesh: Mesh, seed: int) -> Decoder:
+    """A model of this shape with random weights, drawn on the devices; the same at any degree."""
+    weights = random_weights(config, dtype=dtype, mesh=mesh, seed=seed)
+    return model_class(config.architecture)(config, weights, mesh)
 
 
 def model_class(architecture: str) -> type[Llama]:

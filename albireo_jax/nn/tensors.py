@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ class StoredTensor:
     is_float: bool
 
 
+@runtime_checkable
 class TensorSource(Protocol):
     """Tensors of a model on disk. Nothing is read until `read`, and then only what it asks for."""
 

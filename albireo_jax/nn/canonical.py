@@ -1,0 +1,114 @@
+"""Weights in a form that does not depend on the tensor-parallel degree, and the way there and back.
+
+Checkpoints hold it and random weights are drawn in it. It differs from `DecoderWeights` in three things:
+the vocabulary is not padded, a key/value head is there once, and query heads (J) have an axis of their own,
+so that every rank finds its queries, and its keys and values, in slices of its own.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from albireo_jax.core.config import ModelConfig
+from albireo_jax.nn.axes import axes_of
+from albireo_jax.nn.decoder import DecoderWeights
+from albireo_jax.nn.shapes import axis_sizes, weight_names
+from albireo_jax.nn.sharding import TP, named_sharding, partition_spec
+
+_PARTS = {
+    "wqkv_LDNXK": ("wq_LDJK", "wkv_LDN2K"),
+    "bqkv_LNXK": ("bq_LJK", "bkv_LN2K"),
+    "wo_LNGKD": ("wo_LJKD",),
+}
+"""Field of `DecoderWeights` -> its canonical fields; every other field is its own."""
+
+_VOCABULARY = ("embed_VD", "lm_head_VD")
+
+
+def canonical_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Canonical field -> shape, for the fields that the model has."""
+    sizes = {**axis_sizes(config, 1), "J": config.num_heads}
+    names = [part for name in weight_names(config) for part in _PARTS.get(name, (name,))]
+    return {name: tuple(sizes[axis] for axis in axes_of(name)) for name in names}
+
+
+def canonical_sharding(config: ModelConfig, name: str, mesh: Mesh) -> NamedSharding:
+    """How a canonical field is split over `mesh`, evenly or not at all."""
+    tp, axes = mesh.shape[TP], axes_of(name)
+    sizes = dict(zip(axes, canonical_shapes(config)[name], strict=True))
+    split = [axis for axis, rule in zip(axes, partition_spec(name), strict=True) if rule is not None]
+    if all(sizes[axis] % tp == 0 for axis in split):
+        return named_sharding(mesh, name)
+    if "V" in axes and config.hidden_size % tp == 0:
+        return NamedSharding(mesh, PartitionSpec(*(TP if axis == "D" else None for axis in axes)))
+    return NamedSharding(mesh, PartitionSpec())  # key/value heads, where ranks share them
+
+
+def to_canonical(config: ModelConfig, weights: DecoderWeights, mesh: Mesh) -> dict[str, Array]:
+    """The canonical fields of weights that lie on `mesh`, still split over it where they divide."""
+    sizes = axis_sizes(config, mesh.shape[TP])
+
+    def convert(name: str, array: Array) -> list[Array]:
+        if name in _VOCABULARY:
+            return [array[: config.vocab_size]]
+        return (
+            _split(array, sizes, num_kv_heads=config.num_kv_heads) if "X" in name else [_merge_heads(array)]
+        )
+
+    canonical: dict[str, Array] = {}
+    for name in weight_names(config):
+        array = weights._asdict()[name]
+        if name in (*_VOCABULARY, *_PARTS):
+            parts = _PARTS.get(name, (name,))
+            shardings = [canonical_sharding(config, part, mesh) for part in parts]
+            arrays = jax.jit(convert, static_argnums=0, out_shardings=shardings)(name, array)
+            canonical |= dict(zip(parts, arrays, strict=True))
+        else:
+            canonical[name] = array
+    return canonical
+
+
+def from_canonical(config: ModelConfig, canonical: dict[str, Array], mesh: Mesh) -> DecoderWeights:
+    """Weights on `mesh` from canonical fields that lie on it.
+
+    Takes the fields out of `canonical` one by one, so that the two forms never exist whole together.
+    """
+    sizes = axis_sizes(config, mesh.shape[TP])
+
+    def convert(name: str, parts: list[Array]) -> Array:
+        if name in _VOCABULARY:
+            return jnp.pad(parts[0], ((0, sizes["V"] - config.vocab_size), (0, 0)))
+        if "X" in name:
+            return _fuse(*parts, sizes=sizes)
+        return parts[0].reshape([sizes[axis] for axis in axes_of(name)])
+
+    arrays: dict[str, Array] = {}
+    for name in weight_names(config):
+        parts = [canonical.pop(part) for part in _PARTS.get(name, (name,))]
+        if name in (*_VOCABULARY, *_PARTS):
+            on_mesh = jax.jit(convert, static_argnums=0, out_shardings=named_sharding(mesh, name))
+            arrays[name] = on_mesh(name, parts)
+        else:
+            [arrays[name]] = parts
+    return DecoderWeights(**arrays)
+
+
+def _split(array_NXK: Array, sizes: Mapping[str, int], *, num_kv_heads: int) -> list[Array]:
+    """[..., N, X, K] -> queries [..., J, K] and keys and values [..., N, 2, K] of each head once."""
+    copies = sizes["N"] // num_kv_heads
+    queries, keys_values = array_NXK[..., : sizes["G"], :], array_NXK[..., ::copies, sizes["G"] :, :]
+    return [queries.reshape(*queries.shape[:-3], -1, sizes["K"]), keys_values]
+
+
+def _fuse(queries_JK: Array, keys_values_N2K: Array, *, sizes: Mapping[str, int]) -> Array:
+    """The inverse of `_split`, at the degree that `sizes` are of."""
+    queries = queries_JK.reshape(*queries_JK.shape[:-2], sizes["N"], sizes["G"], sizes["K"])
+    copies = sizes["N"] // keys_values_N2K.shape[-3]
+    return jnp.concatenate([queries, jnp.repeat(keys_values_N2K, copies, axis=-3)], axis=-2)
+
+
+def _merge_heads(wo_LNGKD: Array) -> Array:
+    return wo_LNGKD.reshape(wo_LNGKD.shape[0], -1, *wo_LNGKD.shape[3:])

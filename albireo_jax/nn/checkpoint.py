@@ -1,0 +1,95 @@
+"""A sharded checkpoint of a decoder through orbax: saved at one tensor-parallel degree, restored at any.
+
+A checkpoint is a folder: `config.json` as Hugging Face writes it, `weights/` with the arrays in
+canonical form, what else the caller puts beside them (a tokenizer), and last `albireo.json`, whose
+presence says that the rest is complete. Each device writes and reads its own slices.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.errors import WeightError
+from albireo_jax.core.hf_config import model_config_to_hf, read_hf_config
+from albireo_jax.core.model_files import CHECKPOINT_MARK
+from albireo_jax.nn.canonical import canonical_shapes, canonical_sharding, from_canonical, to_canonical
+from albireo_jax.nn.decoder import DecoderWeights
+from albireo_jax.nn.module import Decoder
+
+_WEIGHTS = "weights"
+_FORMAT = 1
+
+
+def save(model: Decoder, path: Path, *, extra_files: Sequence[Path] = ()) -> None:
+    """Write `model` to the folder `path`, with copies of `extra_files` in it.
+
+    Raises ValueError if the folder exists and is not empty.
+    """
+    path = path.resolve()
+    if path.exists() and any(path.iterdir()):
+        raise ValueError(f"{path} exists and is not empty")
+    arrays = to_canonical(model.config, model.weights(), model.mesh)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path / _WEIGHTS, arrays)
+    if jax.process_index() == 0:
+        for file in extra_files:
+            shutil.copyfile(file, path / file.name)
+        (path / "config.json").write_text(json.dumps(model_config_to_hf(model.config), indent=2))
+        dtype = model.weights().embed_VD.dtype.name
+        (path / CHECKPOINT_MARK).write_text(json.dumps({"format": _FORMAT, "dtype": dtype}))
+
+
+def restore(path: Path, mesh: Mesh, *, dtype: Dtype | None = None) -> Decoder:
+    """The decoder saved in the folder `path`, on `mesh`, in `dtype` or the dtype it was saved in.
+
+    Raises ModelError or its WeightError naming what is missing or broken.
+    """
+    config = read_hf_config(path)
+    return Decoder(config, restore_weights(path, config=config, mesh=mesh, dtype=dtype), mesh)
+
+
+def restore_weights(
+    path: Path, *, config: ModelConfig, mesh: Mesh, dtype: Dtype | None = None
+) -> DecoderWeights:
+    """The weights alone, for a configuration already read; raises like `restore`."""
+    kind = jnp.dtype(dtype.value if dtype is not None else _saved_dtype(path))
+    shapes = canonical_shapes(config)
+    wanted = {
+        name: jax.ShapeDtypeStruct(shape, kind, sharding=canonical_sharding(config, name, mesh))
+        for name, shape in shapes.items()
+    }
+    folder = path.resolve() / _WEIGHTS
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            _check_shapes(folder, checkpointer.metadata(folder), shapes)
+            arrays = checkpointer.restore(folder, wanted)
+    except WeightError:
+        raise
+    except (ValueError, OSError, KeyError) as error:
+        raise WeightError(f"{folder} is missing or broken: {error}") from error
+    return from_canonical(config, arrays, mesh)
+
+
+def _saved_dtype(path: Path) -> str:
+    mark = path / CHECKPOINT_MARK
+    try:
+        return str(json.loads(mark.read_text())["dtype"])
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightError(f"{mark} is missing or broken: {error}") from error
+
+
+def _check_shapes(folder: Path, metadata: Any, shapes: dict[str, tuple[int, ...]]) -> None:
+    stored = {name: tuple(entry.shape) for name, entry in dict(metadata.item_metadata).items()}
+    if stored != shapes:
+        wrong = sorted(name for name in {*stored, *shapes} if stored.get(name) != shapes.get(name))[0]
+        raise WeightError(
+            f"{folder}: {wrong} has shape {stored.get(wrong, 'none')}, expected {shapes.get(wrong, 'none')}"
+        )
