@@ -30,6 +30,8 @@ from albireo_jax.core.errors import AlbireoError
 from albireo_jax.experiments.records import Series
 
 _LOG_TAIL = 2_000
+_SUSPEND_S = 10.0
+_STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
 
 
 class WorkerError(AlbireoError):
@@ -54,9 +56,15 @@ class ProcessTree:
         self._root = psutil.Process(process.pid)
 
     def suspend(self) -> None:
-        """Stop all of them where they are, the root first so that it starts no more."""
-        for process in self._members():
+        """Stop all of them where they are, the root first; on return they have stopped."""
+        members = self._members()
+        for process in members:
             process.suspend()
+        deadline_s = time.monotonic() + _SUSPEND_S
+        while any(process.status() not in _STOPPED for process in members):
+            if time.monotonic() > deadline_s:
+                raise WorkerError(f"process {self._process.pid} or a child does not stop")
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """Let all of them go on."""
@@ -82,6 +90,9 @@ class ProcessTree:
         for process in alive:
             _unless_gone(process.kill)
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
 
     def _members(self) -> list[psutil.Process]:
         try:
