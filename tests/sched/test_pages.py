@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from albireo_jax.core.plan import NULL_PAGE
+from albireo_jax.sched.pages import PagePool
+
+
+def conserved(pool: PagePool, held: list[np.ndarray]) -> bool:
+    """Every page is free or held, once."""
+    pages = np.concatenate([pool.free_pages, *held])
+    owners = np.bincount(np.concatenate([np.zeros(0, np.int32), *held]), minlength=pool.num_pages + 1)
+    return sorted(pages.tolist()) == list(range(1, pool.num_pages + 1)) and (owners == pool.owners).all()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(num_pages=st.integers(1, 20), calls=st.lists(st.integers(-5, 8), max_size=40))
+def test_pages_are_conserved_and_the_null_page_never_given(num_pages: int, calls: list[int]) -> None:
+    pool, held = PagePool(num_pages), []
+    for call in calls:
+        if call >= 0:
+            held.append(pool.take(min(call, pool.num_free)))
+            assert NULL_PAGE not in held[-1]
+        elif held:
+            pool.release(held.pop(call % len(held)))
+        assert conserved(pool, held)
+    for pages in held:
+        pool.release(pages)
+    assert pool.num_free == num_pages
+
+
+def test_a_page_that_is_not_given_back_is_missed() -> None:
+    pool = PagePool(4)
+    pages = pool.take(3)
+    pool.release(pages[:2])
+    assert not conserved(pool, [])
+    assert conserved(pool, [pages[2:]])
+
+
+def test_pages_are_given_in_an_order_that_the_calls_alone_decide() -> None:
+    def pages_of(pool: PagePool) -> list[int]:
+        first, second = pool.take(2), pool.take(3)
+        pool.release(first)
+        return [*first.tolist(), *second.tolist(), *pool.take(4).tolist()]
+
+    assert pages_of(PagePool(9)) == pages_of(PagePool(9))
+
+
+def test_more_pages_than_are_free_and_pages_that_are_free_are_refused() -> None:
+    pool = PagePool(3)
+    pages = pool.take(2)
+    with pytest.raises(AssertionError, match="2 pages wanted, 1 free"):
+        pool.take(2)
+    pool.release(pages)
+    with pytest.raises(AssertionError, match="released but free"):
+        pool.release(pages[:1])
+    assert pool.num_free == 3
+
+
+def test_what_was_handed_out_does_not_change_with_the_pool() -> None:
+    pool = PagePool(4)
+    pages = pool.take(4)
+    before = pages.copy()
+    pool.release(pages[::-1])
+    pool.take(2)
+    assert (pages == before).all()

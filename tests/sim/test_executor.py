@@ -1,0 +1,142 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.plan import TOKEN_ON_DEVICE, SlotParams, StepPlan
+from albireo_jax.sim.executor import Clock, NullExecutor, SimExecutor
+
+LIMITS = EngineLimits(max_model_len=32, vocab_size=50, num_pages=8, page_size=4)
+PARAMS = SlotParams(
+    slot=0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, banned_until=0, stop_ids=()
+)
+
+
+def executor(clock: Clock | None = None) -> SimExecutor:
+    return SimExecutor(LIMITS, max_rows=3, cost=lambda plan: 1.0 + plan.num_tokens, clock=clock or Clock())
+
+
+def plan(
+    tokens: list[int],
+    *,
+    start: int = 0,
+    slot: int = 0,
+    pages: tuple[int, ...] = (),
+    first_column: int = 0,
+    new: SlotParams | None = None,
+) -> StepPlan:
+    """A step of one row that samples."""
+    columns = range(first_column, first_column + len(pages))
+    return StepPlan(
+        step=0,
+        request_ids=("a",),
+        epochs=np.array([1], np.int32),
+        slots=np.array([slot], np.int32),
+        starts=np.array([start], np.int32),
+        counts=np.array([len(tokens)], np.int32),
+        samples=np.array([True]),
+        token_ids=np.array(tokens, np.int32),
+        update_slots=np.full(len(pages), slot, np.int32),
+        update_columns=np.array(columns, np.int32),
+        update_pages=np.array(pages, np.int32),
+        new_slots=() if new is None else (dataclasses.replace(new, slot=slot),),
+    )
+
+
+def sample(sim: SimExecutor, step: StepPlan) -> int:
+    return int(sim.dispatch(step).wait().ids[0])
+
+
+def test_chunks_pages_and_slots_do_not_change_the_token() -> None:
+    whole = sample(executor(), plan([5, 6, 7, 8, 9], pages=(1, 2), new=PARAMS))
+    sim = executor()
+    sim.dispatch(plan([5, 6, 7], slot=2, pages=(7,), new=PARAMS))
+    assert sample(sim, plan([8, 9], start=3, slot=2, pages=(4,), first_column=1)) == whole
+
+
+def test_a_token_on_the_device_is_the_one_that_was_sampled() -> None:
+    sim, other = executor(), executor()
+    token = sample(sim, plan([5, 6], pages=(1,), new=PARAMS))
+    after = sample(sim, plan([TOKEN_ON_DEVICE], start=2))
+    assert sample(other, plan([5, 6, token], pages=(1,), new=PARAMS)) == after
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        plan([6, 5, 7, 8, 9], pages=(1, 2), new=PARAMS),
+        plan([5, 6, 7, 8, 9], pages=(1, 1), new=PARAMS),
+        plan([5, 6, 7, 8, 9], start=1, pages=(1, 2), new=PARAMS),
+        plan([5, 6, 7, 8, 9], pages=(1, 2), new=dataclasses.replace(PARAMS, temperature=1.0)),
+    ],
+    ids=["order", "page", "position", "parameters"],
+)
+def test_order_pages_positions_and_parameters_matter(changed: StepPlan) -> None:
+    right = [sample(executor(), plan([5, 6, 7, 8, n], pages=(1, 2), new=PARAMS)) for n in range(10)]
+    wrong = [
+        sample(executor(), dataclasses.replace(changed, token_ids=np.append(changed.token_ids[:-1], [n])))
+        for n in range(10)
+    ]
+    assert right[9] != wrong[9] or right != wrong
+    assert sum(one == other for one, other in zip(right, wrong, strict=True)) < 5
+
+
+def test_a_page_that_another_request_wrote_over_changes_the_token() -> None:
+    def run(page_of_other: int) -> int:
+        sim = executor()
+        sim.dispatch(plan([5, 6, 7, 8], pages=(1,), new=PARAMS))
+        sim.dispatch(plan([9, 9, 9], slot=1, pages=(page_of_other,), new=PARAMS))
+        return sample(sim, plan([5], start=4, pages=(3,), first_column=1))
+
+    assert run(2) == run(4)
+    assert run(2) != run(1)
+
+
+def test_the_seed_matters_at_a_temperature_only() -> None:
+    def token(temperature: float, seed: int) -> int:
+        params = dataclasses.replace(PARAMS, temperature=temperature, seed=seed)
+        return sample(executor(), plan([5, 6], pages=(1,), new=params))
+
+    assert len({token(0.0, seed) for seed in range(8)}) == 1
+    assert len({token(0.7, seed) for seed in range(8)}) > 3
+    assert token(0.7, 2**63 - 1) == token(0.7, 2**63 - 1)
+
+
+def test_stop_ids_are_not_sampled_below_banned_until() -> None:
+    free = sample(executor(), plan([5, 6], pages=(1,), new=PARAMS))
+    for banned_until, expected in ((2, free), (3, (free + 1) % 50)):
+        params = dataclasses.replace(PARAMS, banned_until=banned_until, stop_ids=(free,))
+        assert sample(executor(), plan([5, 6], pages=(1,), new=params)) == expected
+
+
+def test_steps_follow_each_other_on_the_clock() -> None:
+    clock = Clock()
+    sim = executor(clock)
+    first = sim.dispatch(plan([5, 6], pages=(1,), new=PARAMS))
+    second = sim.dispatch(plan([TOKEN_ON_DEVICE], start=2))
+    assert clock() == 0.0
+    assert second.wait().finished_s == 3.0 + 2.0
+    assert clock() == 5.0
+    assert first.wait().finished_s == 3.0
+    assert clock() == 5.0
+    clock.advance_to(9.0)
+    assert sim.dispatch(plan([TOKEN_ON_DEVICE], start=3)).wait().finished_s == 11.0
+
+
+def test_a_plan_that_changes_before_its_step_is_waited_for_is_found_out() -> None:
+    def run(change: int) -> int:
+        sim = executor()
+        step = plan([5, 6], pages=(1,), new=PARAMS)
+        handle = sim.dispatch(step)
+        step.token_ids[0] += change
+        return int(handle.wait().ids[0])
+
+    assert run(0) != run(1)
+
+
+def test_the_null_executor_answers_at_once_with_one_id_per_row() -> None:
+    clock = Clock()
+    clock.advance_to(2.0)
+    sampled = NullExecutor(token_id=7, clock=clock).dispatch(plan([5, 6])).wait()
+    assert (sampled.ids.tolist(), sampled.finished_s) == ([7], 2.0)
