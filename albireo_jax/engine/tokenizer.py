@@ -10,7 +10,11 @@ from albireo_jax.engine.hf_tokenizer import load_hf_tokenizer
 from albireo_jax.engine.token_bytes import TokenBytes, piece_decoder
 from albireo_jax.engine.tokenizer_parts import TokenizerParts
 
-_LOADERS = {ModelFormat.HF_FOLDER: load_hf_tokenizer, ModelFormat.GGUF: load_gguf_tokenizer}
+_LOADERS = {
+    ModelFormat.HF_FOLDER: load_hf_tokenizer,
+    ModelFormat.ORBAX: load_hf_tokenizer,
+    ModelFormat.GGUF: load_gguf_tokenizer,
+}
 
 
 class Tokenizer:
@@ -95,6 +99,7 @@ class Tokenizer:
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -108,6 +113,7 @@ class Tokenizer:
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
