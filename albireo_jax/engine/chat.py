@@ -62,6 +62,7 @@ class ChatTemplate:
     def render(
         self,
         messages: Sequence[Message],
+        /,
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -80,15 +81,13 @@ class ChatTemplate:
         ]
         if not conversation:
             raise ValueError("messages is empty, at least 1 message is needed")
-        reserved = variables.keys() & {"messages", "tools", "add_generation_prompt"}
-        if reserved:
-            raise ValueError(f"{sorted(reserved)} cannot be given as template variables")
+        if "messages" in variables:
+            raise ValueError("messages cannot be a template variable")
         return compiled.render(
             [compiled.fit(message) for message in conversation],
             add_generation_prompt=add_generation_prompt,
             tools=None if not tools else _list_of_dicts("tools", tools),
-            documents=None,
-            **(self._special_tokens | _plain(variables)),
+            **({"documents": None} | self._special_tokens | _plain(variables)),
         )
 
     def _template(self, name: str) -> "_Compiled":

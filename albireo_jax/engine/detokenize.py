@@ -53,7 +53,7 @@ class Detokenizer:
             pending=_incomplete_end(self._pieces, prompt_token_ids),
             drops_space=begins_text and tokenizer.drops_first_space,
         )
-        self._finder = _StopFinder(params.stop)
+        self._finder = _StopFinder(params.stop, keeps_stop=params.include_stop_str_in_output)
         self._num_tokens = 0
         self._finished = False
 
@@ -90,13 +90,7 @@ class Detokenizer:
         return self._end(text, token_ids, reason=finish_reason, stop=self._stop_reason(stop_id))
 
     def _feed(self, text: str) -> "_Found":
-        if not self._params.stop or not text:
-            return _Found(text, None)
-        if self._num_tokens > self._params.min_tokens:
-            found = self._finder.search(text, keeps_stop=self._params.include_stop_str_in_output)
-            if found is not None:
-                return found
-        return _Found(self._finder.release(text), None)
+        return self._finder.feed(text, searching=self._num_tokens > self._params.min_tokens)
 
     def _end(
         self, text: str, token_ids: Sequence[int], *, reason: FinishReason, stop: str | int | None
@@ -153,29 +147,40 @@ class _Found(NamedTuple):
 class _StopFinder:
     """Holds back the end of a text while it may be the beginning of a stop string."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, keeps_stop: bool) -> None:
         self._stops = stops
+        self._first_chars = frozenset(stop[0] for stop in stops)
+        self._keeps_stop = keeps_stop
         self.held = ""
 
-    def search(self, text: str, *, keeps_stop: bool) -> _Found | None:
-        """Text up to the first stop string that `text` completes, or to its end with `keeps_stop`."""
+    def feed(self, text: str, *, searching: bool) -> _Found:
+        """What may go out now that `text` has come; if `searching`, up to a stop string that it completes."""
+        if not self.held and self._first_chars.isdisjoint(text):
+            return _Found(text, None)
         buffer = self.held + text
-        best: tuple[int, int] | None = None
-        for stop in self._stops:
-            start = buffer.find(stop, max(0, len(self.held) - len(stop) + 1))
-            if start >= 0 and (best is None or (start + len(stop), start) < best):
-                best = (start + len(stop), start)
-        if best is None:
-            return None
-        end, start = best
-        return _Found(buffer[: end if keeps_stop else start], buffer[start:end])
-
-    def release(self, text: str) -> str:
-        """What may go out of the text held so far and `text` after it."""
-        buffer = self.held + text
+        match = self._first_match(buffer) if searching else None
+        if match is not None:
+            return _Found(buffer[: match.end if self._keeps_stop else match.start], match.stop)
         cut = len(buffer) - max(_overlap(buffer, stop) for stop in self._stops)
         self.held = buffer[cut:]
-        return buffer[:cut]
+        return _Found(buffer[:cut], None)
+
+    def _first_match(self, buffer: str) -> "_Match | None":
+        """The first stop string to be complete in `buffer`, beyond what was held; the longest of those."""
+        matches: list[_Match] = []
+        for stop in self._stops:
+            start = buffer.find(stop, max(0, len(self.held) - len(stop) + 1))
+            if start >= 0:
+                matches.append(_Match(end=start + len(stop), start=start, stop=stop))
+        return min(matches, default=None)
+
+
+class _Match(NamedTuple):
+    """Where a stop string is; ordered by its end, then by its start."""
+
+    end: int
+    start: int
+    stop: str
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -60,9 +60,14 @@ def load_gguf_tokenizer(path: Path) -> TokenizerParts:
     """
     metadata = read_gguf_metadata(path)
     try:
-        return _Vocabulary(metadata).parts()
+        return parts_from_metadata(metadata)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
+
+
+def parts_from_metadata(metadata: dict[str, MetadataValue]) -> TokenizerParts:
+    """Rebuild the tokenizer that a GGUF file's keys and values describe; see `load_gguf_tokenizer`."""
+    return _Vocabulary(metadata).parts()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +140,8 @@ class _Vocabulary:
         two is a merge; among equals, longer left halves first, as transformers' converters have it.
         """
         scores = self._list("scores", float)
+        if len(scores) != len(self.tokens):
+            raise ModelError(f"{len(self.tokens)} tokens have {len(scores)} scores")
         mergeable = {
             token: score
             for token, kind, score in zip(self.tokens, self.types, scores, strict=True)
