@@ -10,6 +10,7 @@ from albireo_jax.core.errors import ModelError
 from albireo_jax.engine.tokenizer_parts import TokenizerParts, set_affixes
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _Json = dict[str, Any]
 
 
@@ -81,7 +82,7 @@ def _add_declared_tokens(backend: tokenizers.Tokenizer, config: _Json, folder: P
     known = backend.get_added_tokens_decoder()
     declared: dict[str, _Json] = config.get("added_tokens_decoder") or {}
     for key in sorted(declared, key=int):
-        flags = {name: value for name, value in declared[key].items() if isinstance(value, bool)}
+        flags = {name: value for name, value in declared[key].items() if name in _TOKEN_FLAGS}
         token = tokenizers.AddedToken(declared[key]["content"], **flags)
         if int(key) in known:
             continue

@@ -6,7 +6,8 @@ Both families of decoder that language models use are a concatenation of bytes p
 - SentencePiece (Llama 2, Mistral): `▁` is a space, `<0x0A>` is a byte, one leading space is dropped.
 
 A table of bytes per id therefore decodes, whole or token by token, what the `tokenizers` package decodes
-in one go. One difference, in text that is no UTF-8: byte tokens in a row that spell no text give one U+FFFD
+in one go. Unlike that package's `DecodeStream`, about as fast, it also gives out what is unfinished at the
+end. One difference, in text that is no UTF-8: byte tokens in a row that spell no text give one U+FFFD
 per ill-formed part, as Unicode recommends, where `tokenizers` also undoes the good characters of that row,
 which no stream could do.
 """
@@ -21,7 +22,7 @@ import tokenizers
 
 from albireo_jax.core.errors import ModelError
 
-_MAX_ID = 2**32 - 1
+MAX_TOKEN_ID = 2**32 - 1
 """Ids of `tokenizers` are 32 bits wide."""
 
 
@@ -41,7 +42,7 @@ class TokenBytes(dict[int, bytes]):
 
     def __missing__(self, token_id: int) -> bytes:
         """Bytes of an id seen for the first time; those outside the vocabulary are not remembered."""
-        token = self._backend.id_to_token(token_id) if 0 <= token_id <= _MAX_ID else None
+        token = self._backend.id_to_token(token_id) if 0 <= token_id <= MAX_TOKEN_ID else None
         if token is None:
             return b""
         data = b"" if token_id in self._hidden else self._piece(token)

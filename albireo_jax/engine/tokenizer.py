@@ -7,7 +7,7 @@ from albireo_jax.core.model_files import ModelFiles, ModelFormat
 from albireo_jax.engine.chat import ChatTemplate
 from albireo_jax.engine.gguf_tokenizer import load_gguf_tokenizer
 from albireo_jax.engine.hf_tokenizer import load_hf_tokenizer
-from albireo_jax.engine.token_bytes import TokenBytes, piece_decoder
+from albireo_jax.engine.token_bytes import MAX_TOKEN_ID, TokenBytes, piece_decoder
 from albireo_jax.engine.tokenizer_parts import TokenizerParts
 
 _LOADERS = {
@@ -72,9 +72,13 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`; with the beginning (or end) token where the model wants one.
 
-        Special tokens spelled out in the text become their ids.
+        Special tokens spelled out in the text become their ids. Raises ValueError for half a surrogate
+        pair, which JSON can spell but which is no character.
         """
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError as error:
+            raise ValueError(f"cannot encode {text!r:.80}: it does not consist of characters") from error
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`; ids outside the vocabulary are skipped, ill-formed UTF-8 gives U+FFFD."""
@@ -90,7 +94,7 @@ class Tokenizer:
 
     def token_text(self, token_id: int) -> str | None:
         """The vocabulary's own spelling of a token, None outside the vocabulary."""
-        return self._backend.id_to_token(token_id)
+        return self._backend.id_to_token(token_id) if 0 <= token_id <= MAX_TOKEN_ID else None
 
     def token_id(self, text: str) -> int | None:
         """Id of a token by the vocabulary's own spelling, None if there is none."""

@@ -77,7 +77,7 @@ def test_looks_tokens_up_both_ways(qwen3: Tokenizer) -> None:
     assert qwen3.vocab_size == 151_669
     assert qwen3.token_text(151_645) == "<|im_end|>"
     assert qwen3.token_id("<|im_end|>") == 151_645
-    assert qwen3.token_text(151_669) is None
+    assert [qwen3.token_text(token) for token in (151_669, 2**40, -1)] == [None, None, None]
     assert qwen3.token_id("no such token") is None
     assert qwen3.bos_token_id is None
     assert qwen3.eos_token_ids == (151_645,)
@@ -108,6 +108,12 @@ def test_text_in_bytes_decodes_as_the_tokenizers_package(data_dir: Path, text: s
 def test_unknown_ids_decode_to_nothing(qwen3: Tokenizer) -> None:
     [hello] = qwen3.encode("Hello")
     assert qwen3.decode([hello, 151_700, 2**40, -1, hello]) == "HelloHello"
+
+
+@pytest.mark.parametrize("text", ["a\ud83db", "\udc00"])
+def test_half_a_surrogate_pair_is_refused(qwen3: Tokenizer, text: str) -> None:
+    with pytest.raises(ValueError, match="does not consist of characters"):
+        qwen3.encode(text)
 
 
 def test_special_tokens_are_hidden_or_shown(qwen3: Tokenizer) -> None:
