@@ -235,9 +235,11 @@ class Scheduler:
         chunks: list[Int32s] = []
         if self._num_decoding() < len(self._running):
             chunks.append(self._plan_chunk(int(self._running[-1]), budget, new_pages))
-        while self._may_start(budget - sum(map(len, chunks))):
+            budget -= len(chunks[-1])
+        while self._may_start(budget):
             new_slots.append(self._start(self._waiting.popleft()))
-            chunks.append(self._plan_chunk(new_slots[-1].slot, budget - sum(map(len, chunks)), new_pages))
+            chunks.append(self._plan_chunk(new_slots[-1].slot, budget, new_pages))
+            budget -= len(chunks[-1])
         return new_slots, [chunk for chunk in chunks if len(chunk)]
 
     def _plan_chunk(self, slot: int, budget: int, new_pages: list[_NewPages]) -> Int32s:

@@ -79,7 +79,6 @@ class SlotTable:
         self.length[slot] = self.known[slot] = self.committed[slot] = known
         self.limit[slot] = sequence.limit
         self.epoch[slot] = sequence.epoch
-        self.num_pages[slot] = 0
         self.token_ids[slot, :known] = sequence.known_ids
         self.request_id[slot] = sequence.request.request_id
 
