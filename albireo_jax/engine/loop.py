@@ -32,6 +32,7 @@ class EngineLoop:
         self._executor = executor
         self._depth = depth
         self._in_flight: deque[_InFlight] = deque()
+        self._times_emptied = scheduler.times_emptied
 
     @property
     def has_work(self) -> bool:
@@ -49,7 +50,7 @@ class EngineLoop:
         if plan is not None:
             dispatch_s = now()
             handle = self._executor.dispatch(plan)
-            stamps = StepStamps(plan_s, dispatch_s, now())
+            stamps = StepStamps(plan_s, dispatch_s, now(), self._note_pause())
             self._in_flight.append(_InFlight(plan, handle, stamps))
             if len(self._in_flight) < self._depth:
                 return []
@@ -59,5 +60,10 @@ class EngineLoop:
         sampled = handle.wait()
         commit_s = now()
         outputs = self.scheduler.commit(plan, sampled)
-        self.timeline.record(stamps, sampled, commit_s=commit_s, work_left=self.has_work)
+        self.timeline.record(stamps, sampled, commit_s=commit_s)
         return outputs
+
+    def _note_pause(self) -> bool:
+        """Whether the scheduler was without any request since the step before was planned."""
+        known, self._times_emptied = self._times_emptied, self.scheduler.times_emptied
+        return known != self._times_emptied

@@ -14,9 +14,9 @@ task is **exposed** where it overlaps with that idleness; waiting for a result i
               exposed                                                 nothing, while the host is faster
 
 Idle time is divided without rest: what host tasks are exposed for, what passes *between* them (threads
-waking up, requests arriving), and the time in which there was *no work* (from the commit that ended the last
-request to the next plan). With the busy time of the device these add up to the wall time of the window,
-which spans from the end of the oldest recorded step to the end of the newest.
+waking up, requests arriving), and the time in which there was *no work* (once all requests had ended or
+were aborted: from the latest commit to the next plan). With the busy time of the device these add up to the
+wall time of the window, which spans from the end of the oldest recorded step to the end of the newest.
 
 The end of a dispatch is a late estimate of when the device could start, so exposed T2 is an upper bound.
 """
@@ -36,11 +36,15 @@ _Floats = NDArray[np.float64]
 
 
 class StepStamps(NamedTuple):
-    """When the host planned a step, began to dispatch it, and had it queued on the device."""
+    """When the host planned a step, began to dispatch it, and had it queued on the device.
+
+    `after_pause`: it is the first step after a moment without any request.
+    """
 
     plan_s: float
     dispatch_s: float
     queued_s: float
+    after_pause: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +90,11 @@ class _Record(NamedTuple):
     plan_s: float
     dispatch_s: float
     queued_s: float
+    after_pause: bool
     finished_s: float
     sample_s: float
     commit_s: float
     committed_s: float
-    work_left: bool
 
 
 class Timeline:
@@ -105,11 +109,9 @@ class Timeline:
         self._records: deque[_Record] = deque(maxlen=capacity)
         self._deliveries: deque[tuple[float, float]] = deque(maxlen=capacity)
 
-    def record(self, stamps: StepStamps, sampled: SampledTokens, *, commit_s: float, work_left: bool) -> None:
-        """Keep a step whose commit began at `commit_s` and ends now; `work_left`: a request remains."""
-        self._records.append(
-            _Record(*stamps, sampled.finished_s, sampled.sample_s, commit_s, self.clock(), work_left)
-        )
+    def record(self, stamps: StepStamps, sampled: SampledTokens, *, commit_s: float) -> None:
+        """Keep a step whose commit began at `commit_s` and ends now."""
+        self._records.append(_Record(*stamps, sampled.finished_s, sampled.sample_s, commit_s, self.clock()))
 
     def record_delivery(self, begin_s: float, end_s: float) -> None:
         """Keep an interval in which outputs were handed to their requests; it counts as T5."""
@@ -146,13 +148,14 @@ def _task_table(records: list[_Record], deliveries: list[tuple[float, float]]) -
         return TaskTable(
             steps=0, wall_s=0.0, device_busy_s=0.0, no_work_s=0.0, between_s=0.0, tasks=_tasks(_ZEROS, _ZEROS)
         )
-    plan, dispatch, queued, ended, sample, commit, committed, left = np.array(records, float).T
+    plan, dispatch, queued, paused, ended, sample, commit, committed = np.array(records, float).T
     # A device that was done before its dispatch returned counts as busy for no time at all.
     finished = np.maximum.accumulate(np.maximum(ended, queued))
     begun = np.maximum(queued[1:], finished[:-1])
     busy = finished[1:] - begun
-    work_ended = np.where(left[:-1] > 0, begun, committed[:-1])
-    work_began = np.where(left[:-1] > 0, begun, plan[1:])
+    without_work = (paused[1:] > 0) & (committed[:-1] < plan[1:])
+    work_ended = np.where(without_work, committed[:-1], begun)
+    work_began = np.where(without_work, plan[1:], begun)
     idle = _IdleTime(np.stack((finished[:-1], work_ended, work_began, begun), axis=1))
 
     delivery = np.array(deliveries, float).reshape(-1, 2)

@@ -79,11 +79,17 @@ class Scheduler:
         self._epoch = NOT_ADMITTED
         self._steps = 0
         self._preemptions = 0
+        self._times_emptied = 0
 
     @property
     def has_work(self) -> bool:
         """Whether any request has not ended."""
         return bool(self._live)
+
+    @property
+    def times_emptied(self) -> int:
+        """How often the last of the requests has ended, so that there was no work for a while."""
+        return self._times_emptied
 
     def stats(self) -> SchedulerStats:
         """Counts of requests, pages and events."""
@@ -109,9 +115,9 @@ class Scheduler:
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request now, its pages free at once; None if there is none of that id."""
-        sequence = self._live.pop(request_id, None)
-        if sequence is None:
+        if request_id not in self._live:
             return None
+        sequence = self._forget(request_id)
         if sequence.slot is not None:
             self._release(np.array([sequence.slot], np.int32))
         elif sequence.epoch == NOT_ADMITTED:
@@ -174,7 +180,7 @@ class Scheduler:
             advanced[row] = True
             reasons[row] = _finish_reason(sequence, token_ids[row], plan.starts[row] + plan.counts[row] + 1)
             if reasons[row] is not None:
-                del self._live[plan.request_ids[row]]
+                self._forget(plan.request_ids[row])
                 if sequence.slot is not None:
                     ended.append(sequence.slot)
         if ended:
@@ -287,6 +293,12 @@ class Scheduler:
         policy.requeue(self._waiting, sequence)
         self._release(np.array([slot], np.int32))
         self._preemptions += 1
+
+    def _forget(self, request_id: str) -> Sequence:
+        """Take a request that ended out of the live ones."""
+        sequence = self._live.pop(request_id)
+        self._times_emptied += not self._live
+        return sequence
 
     def _retire(self, slots: Int32s) -> None:
         """Free `slots`, whose requests have their last step planned and only wait for its result."""

@@ -9,6 +9,8 @@ from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
 from albireo_jax.sched.scheduler import Scheduler
+from albireo_jax.sim.cost import linear_cost
+from albireo_jax.sim.executor import Clock, SimExecutor
 
 LIMITS = EngineLimits(max_model_len=64, vocab_size=50, num_pages=64, page_size=4)
 
@@ -123,3 +125,23 @@ def test_an_abort_between_steps_ends_one_request_only() -> None:
     assert [output.token_id for output in outputs if output.request_id == "b"] == [10, 11, 12, 13, 14, 15]
     assert {output.request_id for output in outputs} == {"b"}
     assert recorder.in_flight == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("max_tokens", [3, 60], ids=["ended", "aborted"])
+def test_the_time_after_the_last_request_ended_or_was_aborted_is_without_work(
+    depth: int, max_tokens: int
+) -> None:
+    clock = Clock()
+    scheduler = Scheduler(SchedulerConfig(max_rows=4, max_step_tokens=16, depth=depth), LIMITS)
+    executor = SimExecutor(LIMITS, max_rows=4, cost=linear_cost(step_s=1.0, token_s=0.0), clock=clock)
+    loop = EngineLoop(scheduler, executor, depth=depth, timeline=Timeline(clock=clock))
+    for name in ("a", "b"):
+        scheduler.add(request(name, max_tokens))
+        for _ in range(5):
+            loop.step()
+        scheduler.abort(name)
+        run(loop)
+        clock.advance_to(clock() + 100.0)
+    assert loop.timeline.table().no_work_s == pytest.approx(100.0)
+    assert loop.timeline.table().exposed_s == pytest.approx(0.0)

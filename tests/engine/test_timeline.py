@@ -28,23 +28,23 @@ def play(
     """The table of a loop with constant host times; step i takes device_s[i], pauses follow some steps."""
     clock = ManualClock()
     timeline = Timeline(clock=clock)
-    in_flight: list[tuple[int, StepStamps, float]] = []
+    in_flight: list[tuple[StepStamps, float]] = []
     free_s = 0.0
     pauses_s = pauses_s or {}
 
     def commit() -> None:
-        step, stamps, finished_s = in_flight.pop(0)
+        stamps, finished_s = in_flight.pop(0)
         clock.spend(max(0.0, finished_s - clock()) + WAKE_S)
         commit_s = clock.spend(COMMIT_S)
         sampled = SampledTokens(ids=None, finished_s=finished_s, sample_s=sample_s)
-        timeline.record(stamps, sampled, commit_s=commit_s, work_left=bool(in_flight) or step not in pauses_s)
+        timeline.record(stamps, sampled, commit_s=commit_s)
         timeline.record_delivery(clock.spend(DELIVER_S), clock())
 
     for step, seconds in enumerate(device_s):
         plan_s = clock.spend(PLAN_S)
         dispatch_s = clock.spend(DISPATCH_S)
         free_s = max(clock(), free_s) + seconds
-        in_flight.append((step, StepStamps(plan_s, dispatch_s, clock()), free_s))
+        in_flight.append((StepStamps(plan_s, dispatch_s, clock(), step - 1 in pauses_s), free_s))
         if len(in_flight) == depth:
             commit()
         if step in pauses_s:
@@ -121,10 +121,10 @@ def test_a_device_that_ends_before_its_dispatch_returns_is_never_busy() -> None:
     for _ in range(5):
         plan_s, dispatch_s = clock.spend(PLAN_S), clock.spend(DISPATCH_S)
         finished_s = dispatch_s
-        stamps = StepStamps(plan_s, dispatch_s, clock())
+        stamps = StepStamps(plan_s, dispatch_s, clock(), False)
         commit_s = clock.spend(COMMIT_S)
         sampled = SampledTokens(ids=None, finished_s=finished_s)
-        timeline.record(stamps, sampled, commit_s=commit_s, work_left=True)
+        timeline.record(stamps, sampled, commit_s=commit_s)
     table = timeline.table()
     assert table.device_busy_s == 0
     assert table.exposed_s == pytest.approx(table.wall_s)
@@ -134,9 +134,9 @@ def test_only_the_latest_steps_are_kept_and_clear_forgets_them() -> None:
     timeline = Timeline(capacity=4, clock=ManualClock())
     assert timeline.table().steps == 0
     for moment in range(10):
-        stamps = StepStamps(moment, moment, moment)
+        stamps = StepStamps(moment, moment, moment, False)
         sampled = SampledTokens(ids=None, finished_s=moment + 0.5)
-        timeline.record(stamps, sampled, commit_s=moment + 0.5, work_left=True)
+        timeline.record(stamps, sampled, commit_s=moment + 0.5)
         timeline.record_delivery(moment + 0.5, moment + 0.6)
     assert timeline.table().steps == 3
     assert timeline.table().wall_s == pytest.approx(3.0)

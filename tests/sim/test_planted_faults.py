@@ -62,6 +62,10 @@ class Faulty:
     def has_work(self) -> bool:
         return self.real.has_work
 
+    @property
+    def times_emptied(self) -> int:
+        return self.real.times_emptied
+
 
 def with_calls(**functions):
     """Run with some of the scheduler's calls replaced."""
