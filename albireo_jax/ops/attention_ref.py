@@ -1,4 +1,4 @@
-"""Paged attention in its simplest form, one token at a time: the oracle of the tests."""
+"""Paged attention in its simplest form, every token over the whole page table: the oracle of the tests."""
 
 import jax
 import jax.numpy as jnp
@@ -10,29 +10,30 @@ def reference_attention(
     k_LPSNK: Float[Array, "L P S N K"],
     v_LPSNK: Float[Array, "L P S N K"],
     *,
-    layer: int,
+    layer: int | Int32[Array, ""],
     row_start_R1: Int32[Array, " R1"],
     context_R: Int32[Array, " R"],
     page_table_RM: Int32[Array, "R M"],
     scale: float,
     sliding_window: int | None,
 ) -> Float[Array, "T N G K"]:
-    """What `paged_attention` must return, token by token over densely gathered contexts."""
-    page_size = k_LPSNK.shape[2]
-    out = jnp.zeros(q_TNGK.shape, q_TNGK.dtype)
-    for row in range(context_R.shape[0]):
-        first, end = int(row_start_R1[row]), int(row_start_R1[row + 1])
-        if end == first:
-            continue
-        context = int(context_R[row])
-        pages_J = page_table_RM[row, : -(-context // page_size)]
-        k_CNK = jnp.concatenate(list(k_LPSNK[layer, pages_J]))[:context].astype(jnp.float32)
-        v_CNK = jnp.concatenate(list(v_LPSNK[layer, pages_J]))[:context].astype(jnp.float32)
-        for token in range(first, end):
-            position = context - (end - token)
-            low = 0 if sliding_window is None else max(0, position - sliding_window + 1)
-            seen_k, seen_v = k_CNK[low : position + 1], v_CNK[low : position + 1]
-            score_NGC = jnp.einsum("NGK,CNK->NGC", q_TNGK[token].astype(jnp.float32), seen_k) * scale
-            o_NGK = jnp.einsum("NGC,CNK->NGK", jax.nn.softmax(score_NGC, axis=-1), seen_v)
-            out = out.at[token].set(o_NGK.astype(out.dtype))
-    return out
+    """What `paged_attention` must give: gathers T * M pages and scores all of their entries."""
+    num_tokens, num_heads, _, head_dim = q_TNGK.shape
+    token_T = jnp.arange(num_tokens, dtype=jnp.int32)
+    row_T = jnp.searchsorted(row_start_R1[1:], token_T, side="right")
+    end_T = row_start_R1.at[row_T + 1].get(mode="clip")
+    position_T = context_R.at[row_T].get(mode="clip") - (end_T - token_T)
+
+    pages_TM = page_table_RM.at[row_T].get(mode="clip")
+    k_TCNK = k_LPSNK[layer, pages_TM].reshape(num_tokens, -1, num_heads, head_dim).astype(jnp.float32)
+    v_TCNK = v_LPSNK[layer, pages_TM].reshape(num_tokens, -1, num_heads, head_dim).astype(jnp.float32)
+    entry_1C = jnp.arange(k_TCNK.shape[1])[None, :]
+    seen_TC = (entry_1C <= position_T[:, None]) & (token_T < row_start_R1[-1])[:, None]
+    if sliding_window is not None:
+        seen_TC &= entry_1C > position_T[:, None] - sliding_window
+    k_TCNK = jnp.where(seen_TC[:, :, None, None], k_TCNK, 0.0)
+    v_TCNK = jnp.where(seen_TC[:, :, None, None], v_TCNK, 0.0)
+    score_TNGC = jnp.einsum("TNGK,TCNK->TNGC", q_TNGK.astype(jnp.float32), k_TCNK) * scale
+    score_TNGC = jnp.where(seen_TC[:, None, None, :], score_TNGC, -1e30)  # finite: padding sees nothing
+    weight_TNGC = jnp.where(seen_TC[:, None, None, :], jax.nn.softmax(score_TNGC, axis=-1), 0.0)
+    return jnp.einsum("TNGC,TCNK->TNGK", weight_TNGC, v_TCNK).astype(q_TNGK.dtype)
