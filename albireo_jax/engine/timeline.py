@@ -135,7 +135,7 @@ def render(table: TaskTable) -> str:
     for task in table.tasks:
         exposed = "on device" if task.on_device else f"{task.exposed_s * per_step:.1f}"
         lines.append(f"{task.name:<22}{task.total_s * per_step:>12.1f}{exposed:>12}")
-    lines.append(f"{'between tasks':<34}{table.between_s * per_step:>12.1f}")
+    lines.append(f"{'between tasks':<34}{max(table.between_s, 0.0) * per_step:>12.1f}")
     lines.append(
         f"{table.steps} steps in {table.wall_s:.3f} s: device busy {table.device_busy_s:.3f} s, idle "
         f"with work {table.exposed_s:.3f} s ({table.idle_share:.1%}), without work {table.no_work_s:.3f} s"
