@@ -1,7 +1,7 @@
 """Records of measurements: JSON files with the command, code, versions and machine beside the raw samples.
 
 A record is `NAME-DEVICE-DATE.json`, DATE with its minute in UTC, so that none replaces another. Every series
-keeps all its samples; medians are there for readers and can be computed again.
+keeps all its samples, to six digits; medians are there for readers and can be computed again.
 """
 
 import json
@@ -158,7 +158,8 @@ def command_line(argv: Sequence[str]) -> str:
 
 
 def _series_content(series: Series) -> dict[str, object]:
-    return {**asdict(series), "median": series.median}
+    samples = [float(f"{sample:.6g}") for sample in series.samples]
+    return {**asdict(series), "samples": samples, "median": statistics.median(samples)}
 
 
 def _compact_lists(text: str) -> str:
