@@ -135,7 +135,7 @@ def _largest(
 ) -> Int32[Array, " R"]:
     """The largest number in [low, high] for which a falling predicate holds; low if there is none."""
 
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Int32[Array, ""], bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low_R, high_R = bracket
         middle_R = (low_R | high_R) - ((low_R ^ high_R) >> 1)  # their mean, rounded up, without overflow
         holds_R = holds(middle_R)

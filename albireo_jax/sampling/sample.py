@@ -176,10 +176,12 @@ def _draw_rows(
 
 def _draw_short_lists(view: _View, rows: _Rows, peak_RJ: Float[Array, "R J"], tokens: _Tokens) -> _Tokens:
     """Draw from the blocks with the highest maxima; final where no token outside of them can be drawn."""
-    peak_RM, block_RM = lax.top_k(peak_RJ, _SHORT_LIST_BLOCKS + 1)
-    outside_R, block_RM = peak_RM[:, -1], block_RM[:, :-1]
-    short = _View(jnp.take_along_axis(view.logit_RJW, block_RM[:, :, None], axis=1), block_RM * _BLOCK_TOKENS)
-    floors = floor(short.logit_RJW, rows.filters, outside_R=outside_R)
+    peak_RM, block_RM = lax.top_k(peak_RJ, _SHORT_LIST_BLOCKS)
+    short = _View(
+        jnp.take_along_axis(view.logit_RJW, block_RM[:, :, None], axis=1, mode="clip"),
+        block_RM * _BLOCK_TOKENS,
+    )
+    floors = floor(short.logit_RJW, rows.filters, outside_R=peak_RM.min(axis=1))
     is_new_R = floors.is_sure_R & ~tokens.is_final_R
     id_R = jnp.where(is_new_R, _draw(short, rows, floors.logit_R), tokens.id_R)
     return _Tokens(id_R, floors.is_sure_R | tokens.is_final_R)
@@ -236,10 +238,8 @@ def _first_largest(
     first_R1 = jnp.where(is_best_RJ, first_RJ, np.iinfo(np.int32).max).min(axis=1, keepdims=True)
     block_J = jnp.arange(first_RJ.shape[1], dtype=jnp.int32)
     block_R = jnp.where(first_RJ == first_R1, block_J[None, :], 0).sum(axis=1)
-    value_RW = jnp.take_along_axis(value_RJW, _wide(block_R), axis=1)[:, 0]
-    lane_W = jnp.arange(_BLOCK_TOKENS, dtype=jnp.int32)
-    is_best_RW = value_RW == value_RW.max(axis=1, keepdims=True)
-    return first_R1[:, 0] + jnp.where(is_best_RW, lane_W[None, :], _BLOCK_TOKENS).min(axis=1)
+    value_RW = jnp.take_along_axis(value_RJW, _wide(block_R), axis=1, mode="clip")[:, 0]
+    return first_R1[:, 0] + jnp.argmax(value_RW, axis=1).astype(jnp.int32)
 
 
 def _wide(per_row_R: Array) -> Array:

@@ -1,0 +1,134 @@
+"""A sampler of one row that sorts, in NumPy, and rows of every kind to hold the real one against it."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from albireo_jax.core.types import MAX_SEED, MAX_STOP_IDS
+from albireo_jax.sampling.noise import Words, gumbel
+from albireo_jax.sampling.sample import SamplerParams
+
+INF = np.float32(np.inf)
+MAX_WEIGHT = np.float32(2**28 - 2**4)
+
+
+class Row(NamedTuple):
+    """The parameters of one row, on the host."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    position: int = 0
+    banned_until: int = 0
+    stop_ids: tuple[int, ...] = ()
+
+
+def params_of(rows):
+    """The rows as arrays."""
+    stop_ids = np.full((len(rows), MAX_STOP_IDS), -1, np.int32)
+    for i, row in enumerate(rows):
+        stop_ids[i, : len(row.stop_ids)] = row.stop_ids
+    seeds = [(row.seed >> 32, row.seed & 0xFFFFFFFF) for row in rows]
+    return SamplerParams(
+        temperature_R=jnp.asarray([row.temperature for row in rows], jnp.float32),
+        top_k_R=jnp.asarray([row.top_k for row in rows], jnp.int32),
+        top_p_R=jnp.asarray([row.top_p for row in rows], jnp.float32),
+        min_p_R=jnp.asarray([row.min_p for row in rows], jnp.float32),
+        seed_R2=jnp.asarray(np.array(seeds, np.uint32).reshape(-1, 2)),
+        position_R=jnp.asarray([row.position for row in rows], jnp.int32),
+        banned_until_R=jnp.asarray([row.banned_until for row in rows], jnp.int32),
+        stop_id_RB=jnp.asarray(stop_ids),
+    )
+
+
+def noise_of(rows, vocab):
+    """Gumbel noise of all tokens, [R, V]."""
+    params = params_of(rows)
+    return np.asarray(_noise(params.seed_R2, params.position_R, vocab=vocab))
+
+
+@partial(jax.jit, static_argnames="vocab")
+def _noise(seed_R2, position_R, *, vocab):
+    key = Words(seed_R2[:, :1], seed_R2[:, 1:])
+    id_1V = jnp.arange(vocab, dtype=jnp.uint32)[None, :]
+    return gumbel(key, Words(position_R.astype(jnp.uint32)[:, None], id_1V))
+
+
+def allowed(logits, row):
+    """Logits after bans, and which tokens the filters keep: sorted, no bisection. For rows that draw."""
+    logits = logits.copy()
+    if row.position < row.banned_until:
+        logits[list(row.stop_ids)] = -INF
+    scaled = (logits - logits.max()) / np.float32(row.temperature)
+    weight = np.rint(np.exp(scaled.astype(np.float64)).astype(np.float32) * MAX_WEIGHT).astype(np.int64)
+    keep = logits > -INF
+    if 0 < row.top_k < len(logits):
+        keep &= logits >= np.sort(logits)[-row.top_k]
+    if row.top_p < 1:
+        falling = np.sort(weight[keep])[::-1]
+        share = np.float32(row.top_p) * np.float32(falling.sum())
+        reached = np.cumsum(falling).astype(np.float32) >= share
+        keep &= weight >= falling[np.argmax(reached)]
+    keep &= weight >= np.ceil(np.float32(row.min_p) * MAX_WEIGHT)
+    return scaled, keep
+
+
+def oracle(logits, row, noise):
+    """The id that `sample` must give for one row."""
+    if row.temperature == 0:
+        logits = logits.copy()
+        if row.position < row.banned_until:
+            logits[list(row.stop_ids)] = -INF
+        return int(np.argmax(logits))
+    with np.errstate(over="ignore"):
+        scaled, keep = allowed(logits, row)
+    return int(np.argmax(np.where(keep, scaled + noise, -INF)))
+
+
+def random_row(rng, vocab):
+    """Parameters of every kind, each often neutral."""
+    return Row(
+        temperature=float(rng.choice([0.0, 1e-30, 1e-5, 0.2, 0.7, 1.0, 1.0, 1.5, 100.0])),
+        top_k=int(rng.choice([0, 0, 0, 1, 2, 5, 50, vocab - 1, vocab, vocab + 9])),
+        top_p=float(rng.choice([1.0, 1.0, 1.0, 0.999999, 0.95, 0.9, 0.5, 0.1, 1e-9])),
+        min_p=float(rng.choice([0.0, 0.0, 0.0, 1e-7, 0.02, 0.3, 1.0])),
+        seed=int(rng.integers(0, MAX_SEED, endpoint=True)),
+        position=int(rng.integers(0, 2**31 - 1)) if rng.random() < 0.1 else int(rng.integers(0, 5000)),
+        banned_until=int(rng.choice([0, 2500])),
+        stop_ids=tuple(int(token) for token in rng.integers(0, vocab, rng.integers(0, 5))),
+    )
+
+
+def random_logits(rng, vocab):
+    """Logits of every kind: smooth, peaked, tied, coarse, extreme, mostly forbidden, constant."""
+    logits = rng.normal(size=vocab) * rng.choice([0.1, 1.0, 3.0, 10.0])
+    kind = rng.integers(0, 7)
+    if kind == 1:
+        logits = np.round(logits)
+    elif kind == 2:
+        logits = np.asarray(jnp.asarray(logits, jnp.bfloat16), np.float64)
+    elif kind == 3:
+        logits = logits * 10.0 ** rng.integers(3, 38)
+    elif kind == 4:
+        logits[rng.random(vocab) < 0.95] = -np.inf
+    elif kind == 5:
+        logits = np.full(vocab, rng.choice([0.0, -7.5, 3e38, -3e38]))
+        logits[rng.integers(0, vocab)] += rng.choice([0.0, 1.0])
+    elif kind == 6:
+        logits = -2.0 * np.log(1 + rng.permutation(vocab)) + logits * 0.01
+    logits = np.clip(logits, -3e38, 3e38, where=np.isfinite(logits), out=logits)
+    if not np.isfinite(logits).sum() > 8:
+        logits[:9] = 0.0  # so that bans leave something
+    return logits.astype(np.float32)
+
+
+def random_batch(seed, rows, vocab):
+    """Logits [R, V], and R rows."""
+    rng = np.random.default_rng(seed)
+    logits = np.stack([random_logits(rng, vocab) for _ in range(rows)])
+    return logits, [random_row(rng, vocab) for _ in range(rows)]

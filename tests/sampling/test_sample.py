@@ -1,0 +1,171 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from sampling_lab import INF, Row, allowed, noise_of, oracle, params_of, random_batch
+
+import albireo_jax.sampling.sample as sample_module
+from albireo_jax.core.types import MAX_SEED
+from albireo_jax.sampling.sample import sample
+
+jitted = jax.jit(sample)
+SHORT, WIDE = 97, 313 * 64  # without and with the stage that looks at a short list of blocks
+BUCKETS = (1, 64, 512)
+
+
+def ids(logits, rows, sampler=jitted):
+    """The ids of some rows, in a batch filled up with others to one of few sizes."""
+    size = min(bucket for bucket in BUCKETS if bucket >= len(rows))
+    filled = np.resize(np.asarray(logits, np.float32), (size, np.shape(logits)[1]))
+    others = [Row(temperature=1.0, seed=i) for i in range(size - len(rows))]
+    return np.asarray(sampler(jnp.asarray(filled), params_of([*rows, *others])))[: len(rows)]
+
+
+@pytest.mark.parametrize(("vocab", "rows", "batches"), [(SHORT, 512, 8), (WIDE, 64, 4)])
+def test_equals_the_sorting_oracle_token_by_token(vocab, rows, batches):
+    for batch in range(batches):
+        logits, params = random_batch((vocab, batch), rows, vocab)
+        want = [oracle(*each) for each in zip(logits, params, noise_of(params, vocab), strict=True)]
+        np.testing.assert_array_equal(ids(logits, params), want)
+
+
+def test_a_token_depends_on_its_row_only():
+    rows = 64
+    logits, params = random_batch(1, rows, WIDE)
+    want = ids(logits, params)
+    order = np.random.default_rng(0).permutation(rows)
+    np.testing.assert_array_equal(ids(logits[order], [params[i] for i in order]), want[order])
+    alone = [ids(logits[i : i + 1], params[i : i + 1])[0] for i in range(rows)]
+    np.testing.assert_array_equal(alone, want)
+    padded = np.pad(logits, ((0, 0), (0, 333)), constant_values=-INF)
+    params = [row._replace(top_k=row.top_k if row.top_k < WIDE else 0) for row in params]
+    np.testing.assert_array_equal(ids(padded, params), want)
+
+
+def test_a_token_does_not_depend_on_the_stage_that_finds_it(monkeypatch):
+    logits, params = random_batch(2, 64, WIDE)
+    want = ids(logits, params)
+    monkeypatch.setattr(sample_module, "_SHORT_LIST_BLOCKS", 10**6)
+    np.testing.assert_array_equal(ids(logits, params, jax.jit(partial(sample))), want)
+
+
+def test_greedy_takes_the_lowest_id_on_ties():
+    logits = np.zeros((4, SHORT), np.float32)
+    logits[0, [70, 13, 90]] = 5
+    logits[1, 96] = 1e-6
+    logits[2, 40:] = -0.0
+    logits[3] = -INF
+    logits[3, [64, 65]] = -3e38
+    np.testing.assert_array_equal(ids(logits, [Row(temperature=0.0)] * 4), [13, 96, 0, 64])
+
+
+def test_the_smallest_temperatures_are_greedy_without_overflow():
+    logits = np.random.default_rng(0).normal(size=(5, SHORT)).astype(np.float32) * 1e30
+    rows = [Row(temperature=t, seed=i) for i, t in enumerate((1e-5, 1e-20, 1e-38, 1e-42, 1e-45))]
+    np.testing.assert_array_equal(ids(logits, rows), logits.argmax(axis=1))
+
+
+def test_banned_ids_are_drawn_from_their_position_on():
+    logits = np.zeros((6, SHORT), np.float32)
+    logits[:, [3, 50]] = 30, 20
+    rows = [
+        Row(temperature=t, top_k=k, position=position, banned_until=10, stop_ids=(3, 96))
+        for t, k in ((0.0, 0), (0.5, 0), (0.5, 2))
+        for position in (9, 10)
+    ]
+    np.testing.assert_array_equal(ids(logits, rows), [50, 3] * 3)
+
+
+def test_a_row_without_finite_logits_gives_some_id_and_spoils_no_other():
+    logits, params = random_batch(3, 64, WIDE)
+    want = ids(logits, params)
+    broken = {0: np.nan, 20: -INF, 40: INF}
+    for row, value in broken.items():
+        logits[row] = value
+    logits[5, 777] = np.nan
+    got = ids(logits, params)
+    assert ((got >= 0) & (got < WIDE)).all()
+    others = [i for i in range(64) if i not in (*broken, 5)]
+    np.testing.assert_array_equal(got[others], want[others])
+
+
+def test_seeds_and_positions_that_differ_in_any_word_draw_differently():
+    seeds = [0, 1, 1 << 32, 1 << 62, MAX_SEED, MAX_SEED - (1 << 32)]
+    draws = {}
+    for seed in seeds:
+        for start in (0, 2**30):
+            rows = [Row(seed=seed, position=start + i) for i in range(512)]
+            draws[seed, start] = ids(np.zeros((512, SHORT), np.float32), rows)
+    for a, one in draws.items():
+        for b, other in draws.items():
+            same = (one == other).mean()
+            assert same == 1 if a == b else same < 0.05, (a, b)
+
+
+def chi_squared(drawn, probability):
+    """P-value of the draws under the distribution, tokens expected fewer than 5 times taken together."""
+    count = np.bincount(drawn, minlength=len(probability)).astype(float)
+    assert count[probability == 0].sum() == 0
+    expected = probability * len(drawn)
+    rare = expected < 5
+    count, expected = (np.append(values[~rare], values[rare].sum()) for values in (count, expected))
+    kept = expected > 0
+    return scipy.stats.chisquare(
+        count[kept], expected[kept] * (count[kept].sum() / expected[kept].sum())
+    ).pvalue
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Row(),
+        Row(temperature=0.5),
+        Row(temperature=1.7, top_k=10),
+        Row(top_p=0.8),
+        Row(min_p=0.1),
+        Row(temperature=1.3, top_k=40, top_p=0.9, min_p=0.05),
+    ],
+    ids=lambda row: f"t{row.temperature}-k{row.top_k}-p{row.top_p}-m{row.min_p}",
+)
+def test_draws_follow_the_distribution(row):
+    rng = np.random.default_rng(4)
+    logits = (rng.normal(size=SHORT) * 1.5).astype(np.float32)
+    drawn = [
+        ids(np.tile(logits, (512, 1)), [row._replace(seed=seed, position=i) for i in range(512)])
+        for seed in range(100)
+    ]
+    scaled, keep = allowed(logits, row)
+    probability = np.where(keep, np.exp(scaled.astype(np.float64)), 0)
+    assert chi_squared(np.concatenate(drawn), probability / probability.sum()) > 1e-3
+
+
+def test_draws_from_a_short_list_follow_the_distribution():
+    row = Row(temperature=0.9, top_p=0.9)
+    logits = (-1.5 * np.log(1 + np.random.default_rng(5).permutation(WIDE))).astype(np.float32)
+    drawn = [
+        ids(np.tile(logits, (64, 1)), [row._replace(seed=seed, position=i) for i in range(64)])
+        for seed in range(100)
+    ]
+    scaled, keep = allowed(logits, row)
+    assert 10 < keep.sum() < 64  # so that 64 blocks of the vocabulary hold them all
+    probability = np.where(keep, np.exp(scaled.astype(np.float64)), 0)
+    assert chi_squared(np.concatenate(drawn), probability / probability.sum()) > 1e-3
+
+
+def test_bans_do_not_copy_the_logits():
+    rows, vocab = 64, 2**14
+    compiled = (
+        jax.jit(lambda hidden, head, params: sample(hidden @ head, params))
+        .lower(jnp.zeros((rows, 8)), jnp.zeros((8, vocab)), params_of([Row()] * rows))
+        .compile()
+    )
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * rows * vocab * 4
+
+
+def test_a_vocabulary_beyond_the_limit_is_refused():
+    too_many = jax.ShapeDtypeStruct((1, 2**20 + 1), jnp.float32)
+    with pytest.raises(ValueError, match="1048577"):
+        jax.eval_shape(sample, too_many, params_of([Row()]))
