@@ -1,11 +1,15 @@
-"""Tiny models of every kind for the tests of the array functions."""
+"""Tiny models for the tests of the array functions."""
+
+from typing import Any
 
 import pytest
 
-from albireo_jax.core.config import Llama3RopeScaling, ModelConfig
+from albireo_jax.core.config import Dtype, Llama3RopeScaling, ModelConfig
+from albireo_jax.nn.module import Decoder
+from albireo_jax.nn.random_weights import random_weights
+from albireo_jax.nn.sharding import make_mesh
 
-LLAMA = {
-    "architecture": "LlamaForCausalLM",
+SHAPE: dict[str, Any] = {
     "num_layers": 3,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -19,11 +23,30 @@ LLAMA = {
 }
 
 
-@pytest.fixture(params=["llama", "everything"])
-def config(request: pytest.FixtureRequest) -> ModelConfig:
-    if request.param == "llama":
-        return ModelConfig(**LLAMA, tie_word_embeddings=True)
+@pytest.fixture
+def llama() -> ModelConfig:
+    """The plainest model, embeddings tied."""
+    return ModelConfig(architecture="LlamaForCausalLM", **SHAPE, tie_word_embeddings=True)
+
+
+@pytest.fixture
+def everything() -> ModelConfig:
+    """A model with every optional part; no real one has them all."""
     scaling = Llama3RopeScaling(
         factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=16
     )
-    return ModelConfig(**LLAMA, attention_bias=True, qk_norm=True, rope_scaling=scaling, sliding_window=7)
+    return ModelConfig(
+        architecture="Qwen3ForCausalLM",
+        **SHAPE,
+        attention_bias=True,
+        qk_norm=True,
+        rope_scaling=scaling,
+        sliding_window=7,
+    )
+
+
+@pytest.fixture
+def model(everything: ModelConfig) -> Decoder:
+    """A random model with every part on two devices."""
+    mesh = make_mesh(2)
+    return Decoder(everything, random_weights(everything, dtype=Dtype.FLOAT32, mesh=mesh, seed=1), mesh)
