@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
 
 from albireo_jax.serving.errors import ApiError, bad_request
 from albireo_jax.serving.schemas import Wire
@@ -59,12 +60,15 @@ def body_docs(schema: type[Wire]) -> dict[str, Any]:
 
 async def _read_bytes(request: Request, max_bytes: int) -> bytes:
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise ApiError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"the body exceeds the limit of {max_bytes} bytes",
-                code="body_too_large",
-            )
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > max_bytes:
+                raise ApiError(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                    f"the body exceeds the limit of {max_bytes} bytes",
+                    code="body_too_large",
+                )
+    except ClientDisconnect as error:
+        raise bad_request("the client left before its body was read") from error
     return bytes(body)

@@ -101,10 +101,11 @@ class Wire(BaseModel):
     @classmethod
     def refuse_unsupported(cls, value: Any) -> Any:
         """Refuse a field that would change the answer but is not implemented."""
-        if isinstance(value, dict):
-            for name, neutral in cls.refused.items():
-                if name in value and not _asks_for_nothing(value[name], neutral):
-                    raise ValueError(f"{name} is not supported")
+        if not isinstance(value, dict):
+            raise ValueError("must be an object")
+        for name, neutral in cls.refused.items():
+            if name in value and not _asks_for_nothing(value[name], neutral):
+                raise ValueError(f"{name} is not supported")
         return value
 
     @classmethod

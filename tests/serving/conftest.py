@@ -1,9 +1,29 @@
-"""Lets the tests of this folder and of tests/engine share the simulated engine."""
+"""Lets the tests of this folder share the simulated engine and its server."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-pytest.register_assert_rewrite("engine_lab")
+pytest.register_assert_rewrite("engine_lab", "http_lab")
+
+from engine_lab import Lab, lab  # noqa: E402
+from http_lab import served  # noqa: E402
+
+from albireo_jax.serving.app import create_app  # noqa: E402
+
+
+@pytest.fixture
+def engine() -> Iterator[Lab]:
+    """A simulated engine."""
+    with lab() as running:
+        yield running
+
+
+@pytest.fixture
+def url(engine: Lab) -> Iterator[str]:
+    """URL of a server of `engine`."""
+    with served(create_app(engine)) as address:
+        yield address

@@ -1,0 +1,148 @@
+"""The `albireo` command: each command calls one function, and none imports JAX before it must."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from albireo_jax import cli_options as flags
+from albireo_jax.cli_bench import bench
+from albireo_jax.cli_launch import launched
+from albireo_jax.cli_options import EngineFlags, with_engine_flags
+from albireo_jax.core.errors import AlbireoError
+from albireo_jax.core.types import SamplingParams
+
+_CALLER_ERROR, _ENGINE_ERROR, _INTERRUPTED = 2, 1, 130
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+app.add_typer(bench, name="bench")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, by default the process's own, and exit.
+
+    A failure is one line on standard error: code 2 for what the caller asked, 1 for what the engine
+    did, 130 for an interrupt.
+    """
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="albireo")
+    except ValueError as error:
+        _fail(error, _CALLER_ERROR)
+    except AlbireoError as error:
+        _fail(error, _ENGINE_ERROR)
+    except KeyboardInterrupt:
+        raise SystemExit(_INTERRUPTED) from None
+
+
+def _fail(error: Exception, code: int) -> None:
+    typer.echo(f"albireo: {error}", err=True)
+    raise SystemExit(code) from error
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"albireo {version('albireo-jax')}")
+        raise typer.Exit
+
+
+@app.callback()
+def albireo(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version),
+    ] = False,
+) -> None:
+    """Serve large language models with JAX.
+
+    \b
+    albireo serve smollm2                        an OpenAI-compatible server on port 8000
+    albireo generate smollm2 --chat -p "Hello"   one answer on the terminal
+    albireo bench throughput smollm2             how fast it is, and where the time goes
+
+    albireo COMMAND --help explains a command and its flags.
+    """
+    del version  # its callback has shown it
+
+
+@app.command()
+@with_engine_flags
+def serve(
+    model: flags.Model,
+    *,
+    served_model_name: flags.ServedName = None,
+    host: flags.Host = "127.0.0.1",
+    port: flags.Port = 8000,
+    api_key: flags.ApiKey = None,
+    engine: EngineFlags,
+) -> None:
+    """Serve MODEL over HTTP with OpenAI's API until interrupted.
+
+    \b
+    albireo serve smollm2
+    albireo serve /models/Llama-3.1-8B-Instruct --tp 4 --host 0.0.0.0 --api-key SECRET
+    albireo serve model.gguf --max-model-len 4096 --config engine.yaml
+    """
+    try:
+        from albireo_jax.serving import app as http
+        from albireo_jax.serving import server
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is missing: pip install 'albireo-jax[serve]'") from error
+
+    config = engine.engine_config(model)
+    with server.bind(host, port) as bound, launched(config) as running:
+        served = replace(running, served_name=served_model_name or running.served_name)
+        typer.echo(f"serving {served.served_name} at {server.address_of(bound)}", err=True)
+        server.serve(http.create_app(served, api_key=api_key), bound)
+
+
+@app.command()
+@with_engine_flags
+def generate(
+    model: flags.Model,
+    *,
+    prompt: flags.PromptText,
+    chat: flags.Chat = False,
+    max_tokens: flags.MaxTokens = 256,
+    temperature: flags.Temperature = 1.0,
+    top_p: flags.TopP = 1.0,
+    top_k: flags.TopK = 0,
+    min_p: flags.MinP = 0.0,
+    seed: flags.Seed = None,
+    stop: flags.Stop = None,
+    engine: EngineFlags,
+) -> None:
+    """Write MODEL's continuation of a prompt, or its answer in a chat, to standard output.
+
+    \b
+    albireo generate smollm2 --prompt "The capital of France is" --temperature 0
+    albireo generate smollm2 --chat --prompt "Tell me a joke."
+    cat question.txt | albireo generate smollm2 --chat --prompt -
+    """
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    text = sys.stdin.read() if prompt == "-" else prompt
+    asked = [{"role": "user", "content": text}] if chat else text
+    with (
+        launched(engine.engine_config(model)) as running,
+        running.frontend.stream([asked], params) as turn,
+    ):
+        for deltas in turn:
+            typer.echo("".join(delta.text for delta in deltas), nl=False)
+        typer.echo()
+
+
+if __name__ == "__main__":
+    main()

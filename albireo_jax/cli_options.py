@@ -1,0 +1,213 @@
+"""The flags of the commands: those of the engine as one dataclass, the others as types of parameters."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from albireo_jax.cli_config import use_config_file
+from albireo_jax.core.config import (
+    MAX_DEPTH,
+    TP_DEGREES,
+    CacheConfig,
+    Dtype,
+    EngineConfig,
+    ParallelConfig,
+    SamplingMode,
+    SchedulerConfig,
+)
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="smollm2 (built in), a Hugging Face folder, a saved checkpoint, or a .gguf file.",
+        show_default=False,
+    ),
+]
+NoModel = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="Not needed: no model is loaded.", show_default=False),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFlags:
+    """Flags of every command that runs an engine; see `with_engine_flags`."""
+
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.yaml",
+            help="Read flags from a YAML file, one `flag: value` a line; the command line wins.",
+            is_eager=True,
+            callback=use_config_file,
+            show_default=False,
+        ),
+    ] = None
+    tp: Annotated[
+        int, typer.Option(metavar="N", help=f"Devices that share the model: one of {list(TP_DEGREES)}.")
+    ] = 1
+    virtual_devices: Annotated[
+        int, typer.Option(metavar="N", help="Let the CPU stand for N devices; 0: use real ones.")
+    ] = 0
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            metavar="float32|bfloat16",
+            help="Of weights and cache. Default: bfloat16 on GPUs, float32 on CPUs.",
+            show_default=False,
+        ),
+    ] = None
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Longest sequence, prompt and answer. Default: the model's own, or what memory holds.",
+            show_default=False,
+        ),
+    ] = None
+    max_rows: Annotated[
+        int, typer.Option(metavar="N", help="Requests computed at once; the others wait.")
+    ] = 64
+    max_step_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Tokens computed per step; longer prompts take several steps.")
+    ] = 512
+    num_pages: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Pages of the key/value cache. Default: what requests can use and memory holds.",
+            show_default=False,
+        ),
+    ] = None
+    page_size: Annotated[int, typer.Option(metavar="N", help="Tokens per page.")] = 16
+    depth: Annotated[
+        int,
+        typer.Option(metavar="N", help=f"Steps in flight, up to {MAX_DEPTH}; 1 plans and computes in turn."),
+    ] = 2
+    sampling: Annotated[
+        SamplingMode,
+        typer.Option(
+            metavar="sharded|replicated",
+            help="Split the sampling of a step over the devices, or do all of it on each.",
+        ),
+    ] = SamplingMode.SHARDED
+
+    def engine_config(self, model: str) -> EngineConfig:
+        """The configuration of an engine for `model`; raises ValueError for values out of range."""
+        return EngineConfig(
+            model=model,
+            dtype=self.dtype,
+            max_model_len=self.max_model_len,
+            sampling=self.sampling,
+            parallel=ParallelConfig(tp=self.tp, virtual_devices=self.virtual_devices),
+            cache=CacheConfig(page_size=self.page_size, num_pages=self.num_pages),
+            scheduler=SchedulerConfig(
+                max_rows=self.max_rows, max_step_tokens=self.max_step_tokens, depth=self.depth
+            ),
+        )
+
+
+def with_engine_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of `EngineFlags`, which it takes as one argument named `engine`.
+
+    typer reads flags from a function's signature, so the signature it sees is the command's own with
+    the fields in place of `engine`.
+    """
+    hints = get_type_hints(EngineFlags, include_extras=True)
+    added = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(EngineFlags)
+    ]
+    signature = inspect.signature(command)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "engine"]
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        engine = EngineFlags(**{parameter.name: values.pop(parameter.name) for parameter in added})
+        command(engine=engine, **values)
+
+    run.__signature__ = signature.replace(parameters=[*own, *added])  # pyright: ignore[reportAttributeAccessIssue]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
+    return run
+
+
+ServedName = Annotated[
+    str | None,
+    typer.Option(
+        "--served-model-name",
+        metavar="NAME",
+        help="Name that clients ask for. Default: the built-in, folder's or file's name.",
+        show_default=False,
+    ),
+]
+Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 for all.")]
+Port = Annotated[int, typer.Option("--port", metavar="N", help="Port to listen at; 0 takes a free one.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        metavar="KEY",
+        help="Refuse requests without `Authorization: Bearer KEY`.",
+        show_default=False,
+    ),
+]
+
+PromptText = Annotated[
+    str, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; - reads it from standard input.")
+]
+Chat = Annotated[bool, typer.Option("--chat", help="Ask as a user in a chat instead of continuing the text.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens",
+        metavar="N",
+        help="Longest answer. Default: as long as the model's context allows.",
+        show_default=False,
+    ),
+]
+Temperature = Annotated[
+    float, typer.Option("--temperature", metavar="X", help="0 always takes the likeliest token.")
+]
+TopP = Annotated[
+    float, typer.Option("--top-p", metavar="X", help="Draw from the likeliest tokens of this mass.")
+]
+TopK = Annotated[
+    int, typer.Option("--top-k", metavar="N", help="Draw from the N likeliest tokens; 0: from all.")
+]
+MinP = Annotated[
+    float,
+    typer.Option("--min-p", metavar="X", help="Leave out tokens X times less likely than the likeliest."),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", metavar="N", help="Draws the same answer again. Default: random.", show_default=False
+    ),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help="End before this text; may be repeated.", show_default=False),
+]
+
+NumRequests = Annotated[int, typer.Option("--requests", metavar="N", help="Requests sent at once.")]
+InputLen = Annotated[int, typer.Option("--input-len", metavar="N", help="Tokens of each random prompt.")]
+OutputLen = Annotated[int, typer.Option("--output-len", metavar="N", help="Tokens generated for each.")]
+Repeats = Annotated[int, typer.Option("--repeats", metavar="N", help="Runs that count, after the warm-up.")]
+Rows = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--rows",
+        metavar="N",
+        help="Requests in the step; may be repeated. Default: 32, 128 and 512.",
+        show_default=False,
+    ),
+]
+Steps = Annotated[int, typer.Option("--steps", metavar="N", help="Decode steps to time.")]

@@ -1,0 +1,82 @@
+"""/metrics is Prometheus text whose figures agree with what was served."""
+
+import asyncio
+
+import httpx
+from engine_lab import Lab, lab
+from http_lab import in_process
+from prometheus_client.parser import text_string_to_metric_families
+
+from albireo_jax.core.limits import EngineLimits
+from albireo_jax.serving.app import create_app
+
+TASKS = ("T1", "T2", "T3", "T4", "T5")
+
+
+async def _samples(client: httpx.AsyncClient) -> dict[tuple[str, ...], float]:
+    """Values by name and label values."""
+    answer = await client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def _scrape(engine: Lab, *bodies: dict[str, object]) -> dict[tuple[str, ...], float]:
+    async def main() -> dict[tuple[str, ...], float]:
+        async with in_process(create_app(engine)) as client:
+            answers = await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies))
+            assert all(answer.status_code == httpx.codes.OK for answer in answers)
+            return await _samples(client)
+
+    return asyncio.run(main())
+
+
+def test_an_engine_that_did_nothing_has_all_families_at_zero() -> None:
+    with lab() as engine:
+        samples = _scrape(engine)
+    assert samples.pop(("albireo_kv_pages",)) == engine.limits.num_pages
+    assert set(samples.values()) == {0}
+    for task in TASKS:
+        assert any(key[0] == "albireo_task_seconds" and task in key for key in samples)
+
+
+def test_figures_agree_with_what_was_served() -> None:
+    body = {"prompt": "abcd", "max_tokens": 10, "ignore_eos": True, "n": 2}
+    with lab() as engine:
+        samples = _scrape(engine, *[body] * 6)
+    assert samples["albireo_generation_tokens_total",] == 120
+    assert samples["albireo_prompt_tokens_total",] == 48
+    assert samples["albireo_requests_finished_total", "length"] == 12
+    assert samples["albireo_requests_finished_total", "stop"] == 0
+    assert samples["albireo_time_to_first_token_seconds_count",] == 12
+    assert samples["albireo_time_to_first_token_seconds_bucket", "+Inf"] == 12
+    assert samples["albireo_inter_token_latency_seconds_count",] == 108
+    assert samples["albireo_request_latency_seconds_count",] == 12
+    assert samples["albireo_steps_total",] >= 10
+    for name in ("requests_running", "requests_waiting", "kv_pages_in_use", "preemptions_total"):
+        assert samples[f"albireo_{name}",] == 0
+
+
+def test_the_task_table_is_there() -> None:
+    with lab(depth=1) as engine:
+        samples = _scrape(engine, {"prompt": "x", "max_tokens": 50, "ignore_eos": True})
+        table = engine.timeline.table()
+    assert samples["albireo_task_window_steps",] == table.steps
+    spent = {key: value for key, value in samples.items() if key[0] == "albireo_task_seconds"}
+    exposed = {key: value for key, value in samples.items() if key[0] == "albireo_task_exposed_seconds"}
+    assert len(spent) == len(exposed) == len(TASKS)
+    assert sorted(spent.values()) == sorted(task.total_s for task in table.tasks)
+    assert sorted(exposed.values()) == sorted(task.exposed_s for task in table.tasks)
+    assert max(spent.values()) > 0
+
+
+def test_preemptions_are_counted() -> None:
+    limits = EngineLimits(max_model_len=128, vocab_size=101, num_pages=10, page_size=8)
+    body = {"prompt": "x", "max_tokens": 60, "ignore_eos": True}
+    with lab(limits) as engine:
+        samples = _scrape(engine, *[body] * 4)
+    assert samples["albireo_preemptions_total",] > 0
+    assert samples["albireo_requests_finished_total", "length"] == 4
