@@ -73,7 +73,7 @@ def restore_weights(
             arrays = checkpointer.restore(folder, wanted)
     except WeightError:
         raise
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # what orbax raises for a damaged file is no narrower
         raise WeightError(f"{folder} is missing or broken: {error}") from error
     return from_canonical(config, arrays, mesh)
 
@@ -87,7 +87,9 @@ def _saved_dtype(path: Path) -> str:
 
 
 def _check_shapes(folder: Path, metadata: Any, shapes: dict[str, tuple[int, ...]]) -> None:
-    stored = {name: tuple(entry.shape) for name, entry in dict(metadata.item_metadata).items()}
+    stored = {name: tuple(entry.shape) for name, entry in dict(metadata.item_metadata or {}).items()}
+    if not stored:
+        raise WeightError(f"{folder} is missing or broken: it describes no arrays")
     if stored != shapes:
         wrong = sorted(name for name in {*stored, *shapes} if stored.get(name) != shapes.get(name))[0]
         raise WeightError(

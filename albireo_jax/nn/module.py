@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
@@ -63,7 +64,7 @@ class Decoder(nnx.Module):
         return DecoderWeights(**nnx.to_pure_dict(nnx.state(self, nnx.Param)))
 
     def replace_weights(self, tree: DecoderWeights | Mapping[str, Any]) -> None:
-        """Take new arrays for all or some weights, by name, and move them to where the old ones lie.
+        """Take new arrays for all or some weights, by name, copied to where the old ones lie.
 
         `tree` is a `DecoderWeights`, an `nnx.State` of such a module, or a mapping of names to arrays.
         Raises WeightError, before anything is replaced, for a name that the model lacks or an array of
@@ -75,7 +76,11 @@ class Decoder(nnx.Module):
         for name, array in new.items():
             shape = current[name].shape if name in current else None
             _check(name, array, shape=shape, dtype=self.embed_VD.dtype)
-        moved = {name: jax.device_put(array, named_sharding(self.mesh, name)) for name, array in new.items()}
+        # device_put may share buffers with arrays that the caller will donate or delete
+        moved = {
+            name: jnp.copy(jax.device_put(array, named_sharding(self.mesh, name)))
+            for name, array in new.items()
+        }
         nnx.replace_by_pure_dict(old, moved)
         nnx.update(self, old)
 
@@ -84,9 +89,9 @@ def _present(weights: DecoderWeights) -> dict[str, Any]:
     return {name: array for name, array in weights._asdict().items() if array is not None}
 
 
-def _check(name: str, array: Layered, *, shape: tuple[int, ...] | None, dtype: jnp.dtype) -> None:
-    if isinstance(array, tuple):
-        raise WeightError(f"{name} is a tuple of {len(array)} layers, expected one stacked array")
+def _check(name: str, array: object, *, shape: tuple[int, ...] | None, dtype: jnp.dtype) -> None:
+    if not isinstance(array, jax.Array | np.ndarray):
+        raise WeightError(f"{name} is a {type(array).__name__}, expected one stacked array")
     if shape is None:
         raise WeightError(f"the model has no weight {name}")
     if array.shape != shape or array.dtype != dtype:

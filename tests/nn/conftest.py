@@ -1,10 +1,12 @@
 """Tiny models for the tests of the array functions."""
 
+import functools
 from typing import Any
 
 import pytest
 
 from albireo_jax.core.config import Dtype, Llama3RopeScaling, ModelConfig
+from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.random_weights import random_weights
 from albireo_jax.nn.sharding import make_mesh
@@ -45,8 +47,12 @@ def everything() -> ModelConfig:
     )
 
 
+@functools.cache
+def weights_of(config: ModelConfig) -> DecoderWeights:
+    return random_weights(config, dtype=Dtype.FLOAT32, mesh=make_mesh(2), seed=1)
+
+
 @pytest.fixture
 def model(everything: ModelConfig) -> Decoder:
     """A random model with every part on two devices."""
-    mesh = make_mesh(2)
-    return Decoder(everything, random_weights(everything, dtype=Dtype.FLOAT32, mesh=mesh, seed=1), mesh)
+    return Decoder(everything, weights_of(everything), make_mesh(2))

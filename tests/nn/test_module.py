@@ -1,0 +1,103 @@
+"""The module at rest: an ordinary nnx module whose weights can be replaced in place."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.errors import WeightError
+from albireo_jax.nn.decoder import unstack
+from albireo_jax.nn.module import Decoder
+from albireo_jax.nn.random_weights import random_weights
+from albireo_jax.nn.shapes import weight_names
+from albireo_jax.nn.sharding import make_mesh, named_sharding
+
+TOKENS = jnp.asarray([3, 1, 4, 1, 5], jnp.int32)
+
+
+def test_nnx_sees_every_weight_with_its_sharding(model: Decoder) -> None:
+    state = nnx.state(model, nnx.Param)
+    assert set(state) == set(weight_names(model.config))
+    declared = nnx.get_named_sharding(state, model.mesh)
+    for name in weight_names(model.config):
+        expected = named_sharding(model.mesh, name)
+        assert nnx.to_pure_dict(declared)[name] == expected
+        assert model.weights()._asdict()[name].sharding == expected
+
+
+def test_a_model_can_be_split_merged_and_differentiated(model: Decoder) -> None:
+    graph, state = nnx.split(model)
+    np.testing.assert_array_equal(nnx.merge(graph, state)(TOKENS), model(TOKENS))
+
+    def loss(model: Decoder) -> jax.Array:
+        return -jax.nn.log_softmax(model(TOKENS[:-1]))[jnp.arange(4), TOKENS[1:]].mean()
+
+    gradients = nnx.to_pure_dict(nnx.grad(loss)(model))
+    assert set(gradients) == set(weight_names(model.config))
+    assert all(float(jnp.abs(gradient).max()) > 0 for gradient in gradients.values())
+
+
+def test_new_weights_are_taken_in_place_and_sharded_like_the_old(
+    model: Decoder, everything: ModelConfig
+) -> None:
+    mesh = make_mesh(2)
+    other = Decoder(everything, random_weights(everything, dtype=Dtype.FLOAT32, mesh=mesh, seed=2), mesh)
+    expected, before = np.asarray(other(TOKENS)), np.asarray(model(TOKENS))
+    assert np.abs(expected - before).max() > 0.01
+    for tree in (
+        other.weights(),
+        nnx.state(other),
+        {name: np.asarray(array) for name, array in other.weights()._asdict().items()},
+    ):
+        model.replace_weights(jax.tree.map(jnp.zeros_like, model.weights()))
+        assert np.abs(np.asarray(model(TOKENS)[:, :101])).max() == 0
+        model.replace_weights(tree)
+        np.testing.assert_array_equal(model(TOKENS), expected)
+        assert model.wqkv_LDNXK[...].sharding == named_sharding(mesh, "wqkv_LDNXK")
+
+
+def test_one_weight_can_be_replaced_alone(model: Decoder) -> None:
+    before = model.weights()
+    model.replace_weights({"final_norm_D": jnp.zeros(32)})
+    after = model.weights()
+    assert float(jnp.abs(after.final_norm_D).max()) == 0
+    assert after._replace(final_norm_D=before.final_norm_D) == before
+
+
+def test_the_arrays_given_stay_the_callers_own(model: Decoder) -> None:
+    """A trainer may donate its arrays to its next step."""
+    given = jnp.ones(32)
+    model.replace_weights({"final_norm_D": given})
+    given.delete()
+    np.testing.assert_array_equal(model.weights().final_norm_D, np.ones(32))
+
+
+def test_a_wrong_tree_replaces_nothing(model: Decoder) -> None:
+    before = model.weights()
+    good = jnp.zeros(32)
+    for tree, message in (
+        ({"final_norm_D": good, "final_norm": good}, "no weight final_norm"),
+        (
+            {"final_norm_D": good, "k_norm_LK": jnp.zeros((3, 9))},
+            r"k_norm_LK is float32 \(3, 9\), expected .*\(3, 8\)",
+        ),
+        ({"final_norm_D": good.astype(jnp.bfloat16)}, "final_norm_D is bfloat16"),
+        (unstack(before), "is a tuple, expected one stacked array"),
+    ):
+        with pytest.raises(WeightError, match=message):
+            model.replace_weights(tree)
+    assert model.weights() == before
+
+
+def test_a_module_refuses_weights_of_another_model(model: Decoder, everything: ModelConfig) -> None:
+    weights, mesh = model.weights(), make_mesh(2)
+    with pytest.raises(WeightError, match="lack bqkv_LNXK"):
+        Decoder(everything, weights._replace(bqkv_LNXK=None), mesh)
+    with pytest.raises(WeightError, match="the model has no weight lm_head_VD"):
+        Decoder(dataclasses.replace(everything, tie_word_embeddings=True), weights, mesh)
+    with pytest.raises(WeightError, match=r"embed_VD is float32 \(102, 32\), expected .*\(104, 32\)"):
+        Decoder(everything, weights, make_mesh(4))

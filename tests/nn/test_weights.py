@@ -1,0 +1,196 @@
+"""Streaming of checkpoints: what each device reads, and errors that name file, tensor and shape."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.errors import WeightError
+from albireo_jax.models.llama import HF_NAMES
+from albireo_jax.nn.decoder import DecoderWeights
+from albireo_jax.nn.sharding import make_mesh
+from albireo_jax.nn.tensors import SafetensorsSource, StoredTensor
+from albireo_jax.nn.weights import expected_tensors, load_weights
+
+Tensors = dict[str, np.ndarray]
+Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.fixture
+def tensors(everything: ModelConfig) -> Tensors:
+    rng = np.random.default_rng(0)
+    shapes = expected_tensors(everything, HF_NAMES)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def load(tmp_path: Path, everything: ModelConfig) -> Callable[..., DecoderWeights]:
+    def load(tensors: Tensors | None = None, *, tp: int = 1, dtype: Dtype = Dtype.FLOAT32) -> DecoderWeights:
+        if tensors is not None:
+            save_file(tensors, tmp_path / "model.safetensors")
+        source = SafetensorsSource(tmp_path)
+        return load_weights(source, HF_NAMES, config=everything, dtype=dtype, mesh=make_mesh(tp))
+
+    return load
+
+
+class Recorder:
+    """A source that notes the bytes of every read."""
+
+    def __init__(self, source: SafetensorsSource) -> None:
+        self._source = source
+        self.reads: list[tuple[str, int]] = []
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        return self._source.tensors
+
+    def read(self, name: str, *index: slice) -> Any:
+        part = self._source.read(name, *index)
+        self.reads.append((name, part.nbytes))
+        return part
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+def test_each_device_reads_its_slice_and_no_more(
+    tp: int, tensors: Tensors, tmp_path: Path, everything: ModelConfig
+) -> None:
+    save_file(tensors, tmp_path / "model.safetensors")
+    source = Recorder(SafetensorsSource(tmp_path))
+    load_weights(source, HF_NAMES, config=everything, dtype=Dtype.FLOAT32, mesh=make_mesh(tp))
+    read: dict[str, int] = {}
+    for name, num_bytes in source.reads:
+        read[name] = read.get(name, 0) + num_bytes
+    for name, tensor in tensors.items():
+        if "norm" in name:
+            continue
+        is_kv = "k_proj" in name or "v_proj" in name
+        copies = max(1, tp // everything.num_kv_heads) if is_kv else 1
+        assert read[name] == tensor.nbytes * copies, name
+    largest = max(num_bytes for name, num_bytes in source.reads if name == Q_PROJ)
+    assert largest == tensors[Q_PROJ].nbytes // tp
+
+
+def test_weights_hold_the_tensors_head_by_head(tensors: Tensors, load: Callable[..., DecoderWeights]) -> None:
+    layer = "model.layers.2."
+    for tp, kv_head, rank in ((1, 1, 1), (8, 1, 6)):
+        weights = load(tensors, tp=tp)
+        queries = weights.wqkv_LDNXK.shape[3] - 2
+        heads = np.asarray(weights.wqkv_LDNXK)[2, :, rank]
+        q = tensors[layer + "self_attn.q_proj.weight"].reshape(8, 8, 32)
+        k = tensors[layer + "self_attn.k_proj.weight"].reshape(2, 8, 32)
+        v = tensors[layer + "self_attn.v_proj.weight"].reshape(2, 8, 32)
+        for query in range(queries):
+            np.testing.assert_array_equal(heads[:, query], q[rank * queries + query].T)
+        np.testing.assert_array_equal(heads[:, -2], k[kv_head].T)
+        np.testing.assert_array_equal(heads[:, -1], v[kv_head].T)
+        bias = np.asarray(weights.bqkv_LNXK)[2, rank]
+        np.testing.assert_array_equal(
+            bias[-1], tensors[layer + "self_attn.v_proj.bias"].reshape(2, 8)[kv_head]
+        )
+        up = np.asarray(weights.w_gate_up_LD2F)[2, :, 1]
+        np.testing.assert_array_equal(up, tensors[layer + "mlp.up_proj.weight"].T)
+        embed = np.asarray(weights.embed_VD)
+        np.testing.assert_array_equal(embed[:101], tensors["model.embed_tokens.weight"])
+        assert not embed[101:].any()
+
+
+@pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16, np.float64])
+@pytest.mark.parametrize("dtype", list(Dtype))
+def test_any_float_is_converted_at_load(
+    stored: Any, dtype: Dtype, tensors: Tensors, load: Callable[..., DecoderWeights]
+) -> None:
+    small = {name: tensor.astype(stored) for name, tensor in tensors.items()}
+    weights = load(small, dtype=dtype)
+    assert {array.dtype for array in jax.tree.leaves(weights)} == {jnp.dtype(dtype.value)}
+    expected = small["model.norm.weight"].astype(jnp.dtype(dtype.value))
+    np.testing.assert_array_equal(np.asarray(weights.final_norm_D), expected)
+
+
+def test_harmless_extras_are_ignored(tensors: Tensors, tmp_path: Path, everything: ModelConfig) -> None:
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+    tied = dataclasses.replace(everything, tie_word_embeddings=True)
+    save_file(tensors, tmp_path / "model.safetensors")
+    source = SafetensorsSource(tmp_path)
+    weights = load_weights(source, HF_NAMES, config=tied, dtype=Dtype.FLOAT32, mesh=make_mesh(1))
+    assert weights.lm_head_VD is None
+
+
+def test_a_wrong_tensor_is_named_with_its_file(tensors: Tensors, load: Callable[..., DecoderWeights]) -> None:
+    q = tensors[Q_PROJ]
+    without = {name: tensor for name, tensor in tensors.items() if name != Q_PROJ}
+    for changed, message in (
+        (without, rf"model\.safetensors: missing tensor {Q_PROJ}, which Qwen3ForCausalLM needs"),
+        ({**tensors, "model.extra.weight": q}, r"model\.safetensors: unused tensor model\.extra\.weight"),
+        (
+            {**tensors, Q_PROJ: q[:-1]},
+            rf"model\.safetensors: tensor {Q_PROJ} has shape \(63, 32\), expected \(64, 32\)",
+        ),
+        ({**tensors, Q_PROJ: q.astype(np.int8)}, rf"tensor {Q_PROJ} is of I8, expected floats"),
+        ({"model.norm.weight": tensors["model.norm.weight"]}, r"missing tensors .*, .* and \d+ more"),
+    ):
+        with pytest.raises(WeightError, match=message):
+            load(changed)
+
+
+def _shard(tensors: Tensors, folder: Path) -> list[Path]:
+    """Two shards and their index."""
+    names = sorted(tensors)
+    half = len(names) // 2
+    weight_map: dict[str, str] = {}
+    for number, part in enumerate((names[:half], names[half:])):
+        file = f"model-{number}.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return [folder / "model-0.safetensors", folder / "model-1.safetensors"]
+
+
+def test_shards_load_like_one_file(
+    tensors: Tensors, tmp_path: Path, load: Callable[..., DecoderWeights]
+) -> None:
+    whole = load(tensors)
+    (tmp_path / "model.safetensors").unlink()
+    _shard(tensors, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, load(), whole)
+
+
+def test_a_broken_shard_is_named(
+    tensors: Tensors, tmp_path: Path, load: Callable[..., DecoderWeights]
+) -> None:
+    first, second = _shard(tensors, tmp_path)
+    good = second.read_bytes()
+
+    def fails(message: str) -> None:
+        with pytest.raises(WeightError, match=message):
+            load()
+
+    for broken in (good[:-5], good[:4], b"", b"\xff" * 100):
+        second.write_bytes(broken)
+        fails(r"model-1\.safetensors is truncated or not a safetensors file")
+    second.unlink()
+    fails(r"model-1\.safetensors is missing")
+    shutil.copyfile(first, second)
+    fails(r"model-1\.safetensors has no tensor .*, which model\.safetensors\.index\.json places there")
+    for index in ("{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'):
+        (tmp_path / "model.safetensors.index.json").write_text(index)
+        fails(r"index\.json is not an index of safetensors files")
+
+
+def test_a_folder_without_weights_says_so(tmp_path: Path, tensors: Tensors) -> None:
+    with pytest.raises(WeightError, match="has no safetensors file"):
+        SafetensorsSource(tmp_path)
+    _shard(tensors, tmp_path)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    with pytest.raises(WeightError, match=r"has 2 safetensors files but no model\.safetensors\.index\.json"):
+        SafetensorsSource(tmp_path)
