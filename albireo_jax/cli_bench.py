@@ -1,6 +1,7 @@
 """`albireo bench`: how fast an engine is, and where the time of its steps goes."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -8,7 +9,9 @@ from albireo_jax import cli_options as flags
 from albireo_jax.cli_launch import launched
 from albireo_jax.cli_options import EngineFlags, with_engine_flags
 from albireo_jax.core.config import CacheConfig
-from albireo_jax.core.plan import StepPlan
+
+if TYPE_CHECKING:
+    from albireo_jax.core.plan import StepPlan
 
 bench = typer.Typer(
     no_args_is_help=True,
@@ -96,7 +99,7 @@ def host(model: flags.NoModel = None, *, rows: flags.Rows = None, steps: flags.S
     typer.echo(bench_host(chosen, pack=_packer(max(chosen)), steps=steps).render())
 
 
-def _packer(max_rows: int) -> Callable[[StepPlan], object]:
+def _packer(max_rows: int) -> "Callable[[StepPlan], object]":
     """Packs plans of up to `max_rows` rows as the executor does."""
     from albireo_jax.runtime.batch import bucket_grid, choose_bucket, layout, pack
 

@@ -1,0 +1,85 @@
+"""The laws of the simulated server, on a real model: a 260,032-parameter Llama."""
+
+import asyncio
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+from http_lab import hang_up, served
+
+from albireo_jax.core.config import EngineConfig, SchedulerConfig
+from albireo_jax.core.types import FinishReason, SamplingParams
+from albireo_jax.launch import Engine, launch
+from albireo_jax.serving.app import create_app
+
+PROMPTS = ("Once upon a time", "One day, a cat", "Tom and Anna", "The sun")
+
+
+@pytest.fixture(scope="module")
+def engine(data_dir: Path) -> Iterator[Engine]:
+    config = EngineConfig(
+        model=str(data_dir / "models" / "stories260k"),
+        scheduler=SchedulerConfig(max_rows=8, max_step_tokens=32),
+    )
+    running = launch(config)
+    yield running
+    running.close()
+
+
+def _params(i: int) -> SamplingParams:
+    return SamplingParams(max_tokens=10 + i % 30, temperature=(0.0, 0.9)[i % 2], top_p=0.95, seed=i)
+
+
+async def _ask(client: openai.AsyncOpenAI, i: int) -> str:
+    params = _params(i)
+    body = {
+        "model": "stories260k",
+        "prompt": PROMPTS[i % len(PROMPTS)],
+        "max_tokens": params.max_tokens,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "seed": params.seed,
+    }
+    if i % 3:
+        stream = await client.completions.create(stream=True, **body)
+        return "".join([chunk.choices[0].text async for chunk in stream])
+    answer = await client.completions.create(**body)
+    return answer.choices[0].text
+
+
+def test_64_concurrent_clients_get_what_they_get_alone(engine: Engine) -> None:
+    async def main(url: str) -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+            return await asyncio.gather(*(_ask(client, i) for i in range(64)))
+
+    with served(create_app(engine)) as url:
+        texts = asyncio.run(main(url))
+    alone = [engine.frontend.generate([PROMPTS[i % len(PROMPTS)]], _params(i))[0].text for i in range(64)]
+    assert texts == alone
+    assert engine.service.drain(60)
+    assert engine.service.stats().pages_in_use == 0
+
+
+def test_200_clients_that_hang_up_at_random_leave_no_page_in_use(engine: Engine) -> None:
+    rng = random.Random(5)
+    before = engine.frontend.metrics.snapshot().finished
+
+    async def main(url: str) -> None:
+        leavers = []
+        for i in range(200):
+            stream = rng.random() < 0.7
+            body = {"prompt": PROMPTS[i % 4], "max_tokens": 400, "ignore_eos": True, "stream": stream}
+            read_bytes = rng.choice((0, 10, 1000)) if stream else 0
+            leavers.append(hang_up(url, "/v1/completions", body, read_bytes=read_bytes))
+        await asyncio.gather(*leavers)
+
+    with served(create_app(engine)) as url:
+        asyncio.run(main(url))
+    assert engine.service.drain(60)
+    stats = engine.service.stats()
+    assert (stats.pages_in_use, stats.waiting, stats.running) == (0, 0, 0)
+    assert engine.frontend.num_doors == 0
+    after = engine.frontend.metrics.snapshot().finished
+    assert after[FinishReason.ABORT] - before[FinishReason.ABORT] > 100
