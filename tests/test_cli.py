@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from albireo_jax.cli import main
-from albireo_jax.cli_config import read_flags
+from albireo_jax.cli.config_file import read_flags
 
 ENGINE_FLAGS = (
     "config tp virtual-devices dtype max-model-len max-rows max-step-tokens num-pages page-size depth "

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from albireo_jax import cli_options as flags
-from albireo_jax.cli_bench import bench
-from albireo_jax.cli_launch import launched
-from albireo_jax.cli_options import EngineFlags, with_engine_flags
+from albireo_jax.cli import options as flags
+from albireo_jax.cli.bench import bench
+from albireo_jax.cli.launching import launched
+from albireo_jax.cli.options import EngineFlags, with_engine_flags
 from albireo_jax.core.errors import AlbireoError
 from albireo_jax.core.types import SamplingParams
 
@@ -142,7 +142,3 @@ def generate(
         for deltas in turn:
             typer.echo("".join(delta.text for delta in deltas), nl=False)
         typer.echo()
-
-
-if __name__ == "__main__":
-    main()

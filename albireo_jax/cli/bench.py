@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from albireo_jax import cli_options as flags
-from albireo_jax.cli_launch import launched
-from albireo_jax.cli_options import EngineFlags, with_engine_flags
+from albireo_jax.cli import options as flags
+from albireo_jax.cli.launching import launched
+from albireo_jax.cli.options import EngineFlags, with_engine_flags
 from albireo_jax.core.config import CacheConfig
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from albireo_jax.cli_config import use_config_file
+from albireo_jax.cli.config_file import use_config_file
 from albireo_jax.core.config import (
     MAX_DEPTH,
     TP_DEGREES,
