@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from albireo_jax.core.errors import UnknownArchitectureError
+from albireo_jax.core.errors import ModelError, UnknownArchitectureError
 from albireo_jax.core.hf_config import ARCHITECTURES
 from albireo_jax.core.model_files import ModelFiles, ModelFormat
 from albireo_jax.models.registry import model_class, model_config
