@@ -28,12 +28,13 @@ from albireo_jax.runtime.batch import bucket_grid
 from albireo_jax.runtime.compile import Progress, use_persistent_cache
 from albireo_jax.runtime.executor import JaxExecutor
 from albireo_jax.runtime.state import StateShape, new_state
-from albireo_jax.runtime.step import StepProgram
+from albireo_jax.runtime.step import LayerLoop, StepProgram
 from albireo_jax.sched.scheduler import Scheduler
 
 _GPU_MEMORY_SHARE = 0.9
 _HOST_MEMORY_SHARE = 0.25
 _MAX_HOST_BYTES = 8 * 2**30
+_MAX_CPU_UNROLLED_LAYERS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +183,7 @@ def _executor(
         axis=TP,
         page_size=config.cache.page_size,
         sampling=config.sampling,
-        unroll=not _is_cpu(mesh),
+        layers=_layer_loop(model, mesh),
     )
     shape = StateShape(
         num_layers=model.num_layers,
@@ -200,6 +201,13 @@ def _executor(
         buckets=bucket_grid(config.scheduler.max_rows, config.scheduler.max_step_tokens),
         progress=progress,
     )
+
+
+def _layer_loop(model: ModelConfig, mesh: Mesh) -> LayerLoop:
+    """Unrolled on a GPU; on a CPU only where so few layers still compile in seconds."""
+    if not _is_cpu(mesh):
+        return LayerLoop.UNROLLED
+    return LayerLoop.UNSTACKED if model.num_layers <= _MAX_CPU_UNROLLED_LAYERS else LayerLoop.SCANNED
 
 
 def _is_cpu(mesh: Mesh) -> bool:

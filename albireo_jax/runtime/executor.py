@@ -64,7 +64,7 @@ class JaxExecutor:
         progress: Progress | None = None,
     ) -> None:
         self.program = program
-        self._weights = weights
+        self._weights = program.arrange(weights)
         self._state = state
         self._buckets = buckets
         self._padding_slot = state.last_token_Z.shape[0] - 1
@@ -100,7 +100,7 @@ class JaxExecutor:
 
     def replace_weights(self, weights: DecoderWeights) -> None:
         """Compute all later steps with other arrays of the same shapes, dtypes and shardings."""
-        self._weights = weights
+        self._weights = self.program.arrange(weights)
 
     def measure_sampling(self) -> None:
         """Time the sampling stage alone, so that later results tell it from the forward pass."""

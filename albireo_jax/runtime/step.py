@@ -13,6 +13,7 @@ else: a model knows no schedule, cache size or sampler, and the sampler knows no
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from jaxtyping import Array, Float, Int32
 
 from albireo_jax.core.config import ModelConfig, SamplingMode
 from albireo_jax.core.plan import TOKEN_ON_DEVICE
-from albireo_jax.nn.decoder import DecoderWeights, LayerIndex, forward, logits, weight_specs
+from albireo_jax.nn.decoder import DecoderWeights, LayerIndex, forward, logits, unstack, weight_specs
 from albireo_jax.ops.attention import paged_attention
 from albireo_jax.ops.kv_write import token_pages, write_kv
 from albireo_jax.runtime.batch import BufferLayout, StepInputs, slot_fields, unpack
@@ -39,11 +40,24 @@ class StepOutput(NamedTuple):
     id_R: Int32[Array, " R"]
 
 
+class LayerLoop(StrEnum):
+    """Form of the loop over layers; all give the same tokens.
+
+    SCANNED compiles one layer, in a second at any depth, but copies each layer's weights out of the
+    stack. UNROLLED compiles every layer and, on a GPU, reads the stack in place. UNSTACKED also gives each
+    layer arrays of its own, which a CPU needs to read them in place; it costs a second copy of the weights.
+    """
+
+    SCANNED = "scanned"
+    UNROLLED = "unrolled"
+    UNSTACKED = "unstacked"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepProgram:
     """What is fixed in an engine's step, whatever the bucket; hashable, so that jit can key on it.
 
-    `axis` is the mesh axis of tensor parallelism; `unroll` selects the form of the layer loop.
+    `axis` is the mesh axis of tensor parallelism.
     """
 
     model: ModelConfig
@@ -51,7 +65,11 @@ class StepProgram:
     axis: str
     page_size: int
     sampling: SamplingMode
-    unroll: bool
+    layers: LayerLoop
+
+    def arrange(self, weights: DecoderWeights) -> DecoderWeights:
+        """Stacked weights in the form that the layer loop reads."""
+        return unstack(weights) if self.layers is LayerLoop.UNSTACKED else weights
 
     @property
     def collective_axis(self) -> str | None:
@@ -183,7 +201,7 @@ def _forward(
         cache=cache,
         attend=attend,
         axis=program.collective_axis,
-        unroll=program.unroll,
+        unroll=program.layers is not LayerLoop.SCANNED,
     )
     last_R = jnp.maximum(rows.row_start_R1[1:] - 1, 0)
     return hidden_TD[last_R], state._replace(k_LPSNK=cache.k_LPSNK, v_LPSNK=cache.v_LPSNK)

@@ -20,7 +20,7 @@ from albireo_jax.nn.sharding import TP, make_mesh, named_sharding
 from albireo_jax.runtime.batch import bucket_grid
 from albireo_jax.runtime.executor import JaxExecutor
 from albireo_jax.runtime.state import StateShape, new_state
-from albireo_jax.runtime.step import StepProgram
+from albireo_jax.runtime.step import LayerLoop, StepProgram
 from albireo_jax.sched.scheduler import Scheduler
 
 MODEL = ModelConfig(
@@ -49,7 +49,9 @@ class EngineShape:
     max_step_tokens: int = 48
     num_pages: int = 400
     page_size: int = 4
-    unroll: bool = False
+    layers: LayerLoop = LayerLoop.SCANNED
+    all_buckets: bool = False
+    """Compile the whole grid, as a served engine does, and not only its two largest kinds of steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,7 @@ def _executor(shape: EngineShape) -> JaxExecutor:
         axis=TP,
         page_size=shape.page_size,
         sampling=shape.sampling,
-        unroll=shape.unroll,
+        layers=shape.layers,
     )
     sizes = StateShape(
         num_layers=MODEL.num_layers,
@@ -115,7 +117,9 @@ def _executor(shape: EngineShape) -> JaxExecutor:
         pages_per_slot=MODEL.max_position // shape.page_size,
     )
     state = new_state(sizes, model.mesh, axis=TP, dtype=np.dtype(np.float32))
-    buckets = bucket_grid(shape.max_rows, shape.max_step_tokens)
+    grid = bucket_grid(shape.max_rows, shape.max_step_tokens)
+    largest = (max(bucket for bucket in grid if bucket.is_decode), max(grid))
+    buckets = grid if shape.all_buckets else largest
     return JaxExecutor(program, model.weights(), state, buckets=buckets)
 
 

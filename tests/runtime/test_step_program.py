@@ -9,10 +9,11 @@ import pytest
 
 from albireo_jax.core.config import SamplingMode
 from albireo_jax.runtime.batch import Bucket
+from albireo_jax.runtime.step import LayerLoop
 
 Build = Callable[..., Any]
 DECODE = Bucket(8, 8)
-MIXED = Bucket(32, 8)
+MIXED = Bucket(64, 8)
 LAYERS = 3
 VOCABULARY = 105
 
@@ -30,7 +31,7 @@ def _collectives(text: str) -> Counter[str]:
 @pytest.mark.parametrize("bucket", [DECODE, MIXED])
 @pytest.mark.parametrize("tp", [2, 4, 8])
 def test_collectives_of_the_unrolled_step(engine: Build, tp: int, bucket: Bucket) -> None:
-    text = engine(tp=tp, unroll=True).executor.compiled(bucket).as_text()
+    text = engine(tp=tp, layers=LayerLoop.UNROLLED).executor.compiled(bucket).as_text()
     embedding = 1
     assert _collectives(text) == {"all-reduce": 2 * LAYERS + embedding, "all-to-all": 1, "all-gather": 1}
     (gathered,) = _instructions(text, "all-gather")
@@ -69,10 +70,10 @@ def test_replicated_sampling_gathers_the_logits(engine: Build) -> None:
     assert "f32[8,108]" in text
 
 
-@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("layers", list(LayerLoop))
 @pytest.mark.parametrize("tp", [1, 4])
-def test_the_cache_is_aliased_and_never_copied(engine: Build, tp: int, unroll: bool) -> None:
-    small = engine(tp=tp, unroll=unroll, num_pages=4000)
+def test_the_cache_is_aliased_and_never_copied(engine: Build, tp: int, layers: LayerLoop) -> None:
+    small = engine(tp=tp, layers=layers, num_pages=4000)
     pool_bytes = 2 * LAYERS * 4001 * 4 * 8 * 8 * 4 // tp
     for bucket in (DECODE, MIXED):
         memory = small.executor.compiled(bucket).memory_analysis()
