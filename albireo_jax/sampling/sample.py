@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
-from albireo_jax.sampling.filters import MAX_VOCAB, Floor, RowFilters, floor, is_filtered, mass, needs_mass
+from albireo_jax.sampling.filters import MAX_VOCAB, RowFilters, floor, is_filtered, mass, needs_mass
 from albireo_jax.sampling.noise import Words, gumbel
 
 _BLOCK_TOKENS = 64
@@ -190,29 +190,26 @@ def _draw_short_lists(view: _View, rows: _Rows, peak_RJ: Float[Array, "R J"], to
 def _draw_tiles(view: _View, rows: _Rows, tokens: _Tokens, *, tile_rows: int) -> Int32[Array, " R"]:
     """Draw the rows that are not final from all of their blocks, `tile_rows` at a time."""
     num_rows = tokens.id_R.shape[0]
-    size = num_rows + -num_rows % tile_rows
-    open_row_R = jnp.nonzero(~tokens.is_final_R, size=size, fill_value=num_rows)[0].astype(jnp.int32)
+    open_row_R = jnp.nonzero(~tokens.is_final_R, size=num_rows, fill_value=num_rows)[0].astype(jnp.int32)
 
     def draw_tile(tile: Int32[Array, ""], id_R: Int32[Array, " R"]) -> Int32[Array, " R"]:
+        # A slice that would pass the end starts earlier, and draws some rows a second time.
         row_Q = lax.dynamic_slice(open_row_R, (tile * tile_rows,), (tile_rows,))
 
         def take(array_R: Array) -> Array:
             return array_R.at[row_Q].get(mode="clip")
 
         own_view, own = jax.tree.map(take, view), jax.tree.map(take, rows)
+        nothing_Q = jnp.full(tile_rows, -_INF)
         floor_Q = lax.cond(
             is_filtered(own.filters).any(),
-            lambda: _floor_of_whole_rows(own_view, own).logit_R,
-            lambda: jnp.full(tile_rows, -_INF),
+            lambda: floor(own_view.logit_RJW, own.filters, outside_R=nothing_Q).logit_R,
+            lambda: nothing_Q,
         )
         return id_R.at[row_Q].set(_draw(own_view, own, floor_Q), mode="drop")
 
     tiles = ((~tokens.is_final_R).sum(dtype=jnp.int32) + (tile_rows - 1)) // tile_rows
     return lax.fori_loop(0, tiles, draw_tile, tokens.id_R)
-
-
-def _floor_of_whole_rows(view: _View, rows: _Rows) -> Floor:
-    return floor(view.logit_RJW, rows.filters, outside_R=jnp.full_like(rows.filters.max_R, -_INF))
 
 
 def _draw(view: _View, rows: _Rows, floor_R: Float[Array, " R"]) -> Int32[Array, " R"]:

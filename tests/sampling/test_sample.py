@@ -52,6 +52,14 @@ def test_a_token_does_not_depend_on_the_stage_that_finds_it(monkeypatch):
     np.testing.assert_array_equal(ids(logits, params, jax.jit(partial(sample))), want)
 
 
+def test_a_nucleus_ends_where_its_mass_reaches_the_share_exactly():
+    logits = np.full((512, SHORT), -INF)
+    logits[:, [40, 7, 90]] = 0, -np.log(2), -np.log(2)  # masses 1/2, 1/4, 1/4
+    for top_p, nucleus in ((0.5, {40}), (np.nextafter(np.float32(0.5), 1), {7, 40, 90})):
+        drawn = ids(logits, [Row(top_p=float(top_p), seed=i) for i in range(512)])
+        assert set(drawn.tolist()) == nucleus
+
+
 def test_greedy_takes_the_lowest_id_on_ties():
     logits = np.zeros((4, SHORT), np.float32)
     logits[0, [70, 13, 90]] = 5
