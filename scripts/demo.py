@@ -17,13 +17,6 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 _START_TIMEOUT_S = 600.0
-_TASKS = {
-    "T1": "schedule",
-    "T2": "prepare inputs",
-    "T3": "forward",
-    "T4": "sample",
-    "T5": "process outputs",
-}
 
 
 def main() -> None:
@@ -102,16 +95,17 @@ def _answer(client: httpx.Client, prompt: str, *, max_tokens: int) -> Iterator[s
 def _task_table(metrics: str) -> str:
     """The step's tasks, from the Prometheus text."""
     samples = {
-        (sample.name, sample.labels.get("task", "")): sample.value
+        (sample.name, sample.labels.get("task", "")): sample
         for family in text_string_to_metric_families(metrics)
         for sample in family.samples
     }
-    steps = samples["albireo_steps_total", ""]
+    steps = samples["albireo_task_window_steps", ""].value
     lines = [f"{'task':<22}{'ms per step':>14}{'exposed, ms':>14}"]
-    for task, name in _TASKS.items():
-        spent_ms = 1e3 * samples["albireo_task_seconds_total", task] / steps
-        exposed_ms = 1e3 * samples["albireo_task_exposed_seconds_total", task] / steps
-        lines.append(f"{task} {name:<19}{spent_ms:>14.3f}{exposed_ms:>14.3f}")
+    for task in ("T1", "T2", "T3", "T4", "T5"):
+        spent = samples["albireo_task_seconds", task]
+        exposed = samples["albireo_task_exposed_seconds", task]
+        name = f"{task} {spent.labels['name']}"
+        lines.append(f"{name:<22}{1e3 * spent.value / steps:>14.3f}{1e3 * exposed.value / steps:>14.3f}")
     lines.append(f"{int(steps)} steps; exposed: the device had nothing queued meanwhile")
     return "\n".join(lines)
 
