@@ -97,7 +97,12 @@ def serve(
     config = engine.engine_config(model)
     with server.bind(host, port) as bound, launched(config) as running:
         served = replace(running, served_name=served_model_name or running.served_name)
-        typer.echo(f"serving {served.served_name} at {server.address_of(bound)}", err=True)
+        limits = served.limits
+        typer.echo(
+            f"serving {served.served_name} at {server.address_of(bound)}: sequences of up to "
+            f"{limits.max_sequence_len} tokens, {limits.num_pages} pages of {limits.page_size}",
+            err=True,
+        )
         server.serve(http.create_app(served, api_key=api_key), bound)
 
 

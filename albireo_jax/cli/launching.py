@@ -24,13 +24,15 @@ def launched(config: EngineConfig) -> "Generator[Engine, None, None]":
 
     from albireo_jax.launch import launch
 
+    console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
     with bar:
         task = bar.add_task(f"loading {config.model}", total=None)

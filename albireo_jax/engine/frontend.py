@@ -74,17 +74,16 @@ class Frontend:
 
     def encode(self, prompt: Prompt, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Token ids of a prompt; raises ValueError for what is none of text, ids and messages."""
-        special = add_special_tokens
+        if isinstance(prompt, str):
+            return tuple(self._tokenizer.encode(prompt, add_special_tokens=add_special_tokens))
+        if _is_chat(prompt):
+            return tuple(self._tokenizer.encode_chat(prompt))
+        token_ids: Sequence[Any] = prompt
         try:
-            if isinstance(prompt, str):
-                return tuple(self._tokenizer.encode(prompt, add_special_tokens=special))
-            if _is_chat(prompt):
-                return tuple(self._tokenizer.encode_chat(prompt))
-            token_ids: Sequence[Any] = prompt
             return tuple(map(operator.index, token_ids))
-        except TypeError as error:  # an id that is no integer, a text with half a surrogate pair
+        except TypeError as error:
             raise ValueError(
-                f"a prompt is a valid text, token ids or chat messages, got {prompt!r:.100}"
+                f"a prompt is a text, token ids or chat messages, got {prompt!r:.100}"
             ) from error
 
     def generate(

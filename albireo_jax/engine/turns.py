@@ -14,6 +14,7 @@ synchronous caller. Only `post` is called by another, and it only passes the out
 """
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,13 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from albireo_jax.core.errors import EngineDeadError
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.engine.detokenize import Detokenizer
 from albireo_jax.engine.metrics import RequestMetrics, Tally
 from albireo_jax.engine.service import EngineService
+
+_logger = logging.getLogger(__name__)
 
 
 class ChoiceDelta(NamedTuple):
@@ -89,31 +93,32 @@ class Turn:
         self.open = {choice.request.request_id: choice for choice in choices}
         self._door = door
         self._deltas: list[ChoiceDelta] = []
-        self._failed = False
+        self._failure: Exception | None = None
 
     @property
     def has_news(self) -> bool:
         """Whether `take` has something to give or to raise."""
-        return self._failed or bool(self._deltas)
+        return bool(self._deltas) or self._failure is not None
 
     def put(self, delta: ChoiceDelta) -> None:
-        """Keep a delta until it is taken; an ERROR is raised by `take` instead."""
-        if delta.finish_reason is FinishReason.ERROR:
-            self._failed = True
-        else:
-            self._deltas.append(delta)
+        """Keep a delta until it is taken."""
+        self._deltas.append(delta)
+
+    def fail(self, error: Exception) -> None:
+        """Have `take` raise `error` after what came before it."""
+        self._failure = error
 
     def take(self) -> list[ChoiceDelta]:
         """What came since the last call. Raises EngineDeadError if the engine died and no more will come."""
         deltas, self._deltas = self._deltas, []
         if not deltas:
-            self.raise_if_failed()
+            self.raise_failure()
         return deltas
 
-    def raise_if_failed(self) -> None:
-        """Raise EngineDeadError if a choice ended because the engine died."""
-        if self._failed:
-            self._door.service.check_running()
+    def raise_failure(self) -> None:
+        """Raise what a choice failed with, if one did."""
+        if self._failure is not None:
+            raise self._failure
 
     def wake(self) -> None:
         """Called by the door when there is news, and when the turn is closed."""
@@ -122,7 +127,7 @@ class Turn:
         """Abort the choices that are still open; nothing more is read."""
         self._door.abort(self)
         self._deltas = []
-        self._failed = False
+        self._failure = None
         self.wake()
 
     def __enter__(self) -> Self:
@@ -181,12 +186,11 @@ class Door(ABC):
             choice, turn = entry
             if output.token_id is not None:
                 _count_token(choice, delivered_s, tally)
-            delta = self._read(output, choice)
-            turn.put(delta)
             touched[turn] = None
-            if delta.finish_reason is not None:
+            reason = self._read(output, choice, turn)
+            if reason is not None:
                 del self._open[output.request_id], turn.open[output.request_id]
-                tally.finished.append(delta.finish_reason)
+                tally.finished.append(reason)
                 tally.request_s.append(delivered_s - choice.request.arrived_s)
         if touched:
             self._metrics.record(tally)
@@ -194,13 +198,26 @@ class Door(ABC):
                 turn.wake()
             self._drop_if_empty()
 
-    def _read(self, output: RequestOutput, choice: Choice) -> ChoiceDelta:
-        """The text of an output; a stop string that it completes ends the request."""
-        token_ids = () if output.token_id is None else (output.token_id,)
-        delta = choice.detokenizer.push(token_ids, output.finish_reason)
-        if delta.finish_reason is not None and output.finish_reason is None:
+    def _read(self, output: RequestOutput, choice: Choice, turn: Turn) -> FinishReason | None:
+        """Give a turn the text of an output; the reason if the choice ended by it.
+
+        A text may end before its request does, by a stop string or because it cannot be read.
+        """
+        try:
+            if output.finish_reason is FinishReason.ERROR:
+                self.service.check_running()
+            token_ids = () if output.token_id is None else (output.token_id,)
+            delta = choice.detokenizer.push(token_ids, output.finish_reason)
+        except Exception as error:
+            if not isinstance(error, EngineDeadError):
+                _logger.exception("the text of request %s cannot be read", output.request_id)
+            turn.fail(error)
             self.service.abort(output.request_id)
-        return ChoiceDelta(choice.index, *delta)
+            return FinishReason.ERROR
+        turn.put(ChoiceDelta(choice.index, *delta))
+        if output.finish_reason is None and delta.finish_reason is not None:
+            self.service.abort(output.request_id)
+        return delta.finish_reason
 
     def _drop_if_empty(self) -> None:
         if not self._open:
@@ -302,7 +319,7 @@ class AsyncTurn(Turn):
         self._waits_for_end = True
         while self.open:
             await self._news()
-        self.raise_if_failed()
+        self.raise_failure()
         return collect(self.take())
 
     async def _news(self) -> None:

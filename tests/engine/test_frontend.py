@@ -3,7 +3,8 @@
 import asyncio
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -266,6 +267,37 @@ def test_a_synchronous_reader_gets_what_came_before_the_engine_died() -> None:
     assert engine.frontend.num_doors == 0
 
 
+class _TornTable:
+    """Token bytes of which one token's are missing."""
+
+    def __init__(self, whole: Sequence[bytes], torn: int) -> None:
+        self._whole = whole
+        self._torn = torn
+
+    def __getitem__(self, token_id: int) -> bytes:
+        if token_id == self._torn:
+            raise LookupError(f"token {token_id} is torn out")
+        return self._whole[token_id]
+
+
+def test_a_text_that_cannot_be_read_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = SamplingParams(max_tokens=200, ignore_eos=True)
+    good, bad = (_alone("x", params, seed=seed) for seed in (1, 2))
+    torn = next(token_id for token_id in bad if token_id not in good)
+    with lab() as engine:
+        whole = engine.tokenizer.token_bytes()
+        monkeypatch.setattr(engine.tokenizer, "token_bytes", lambda **_: _TornTable(whole, torn))
+
+        async def main() -> list[Any]:
+            turns = [engine.frontend.stream_async(["x"], replace(params, seed=seed)) for seed in (1, 2)]
+            return await asyncio.gather(*(turn.completions() for turn in turns), return_exceptions=True)
+
+        (completion,), error = asyncio.run(main())
+        _assert_nothing_left(engine)
+    assert completion.token_ids == good
+    assert isinstance(error, LookupError)
+
+
 def test_closing_the_engine_ends_open_turns_as_aborted() -> None:
     with lab() as engine:
         turn = engine.frontend.stream(["x"], FOREVER)
@@ -278,7 +310,7 @@ def test_closing_the_engine_ends_open_turns_as_aborted() -> None:
 BAD: list[tuple[Prompt, SamplingParams, str]] = [
     ("", SamplingParams(), "the prompt is empty"),
     ([], SamplingParams(), "the prompt is empty"),
-    ([1.5, 2], SamplingParams(), "a prompt is a valid text, token ids or chat messages"),  # type: ignore[list-item]
+    ([1.5, 2], SamplingParams(), "a prompt is a text, token ids or chat messages"),  # type: ignore[list-item]
     ([10**6], SamplingParams(), "outside the vocabulary"),
     ([-1], SamplingParams(), "outside the vocabulary"),
     ("x" * 3000, SamplingParams(), "the prompt has 3000 tokens, the limit is 2047"),
@@ -286,7 +318,7 @@ BAD: list[tuple[Prompt, SamplingParams, str]] = [
     ("x" * 2000, SamplingParams(max_tokens=None, min_tokens=100), "min_tokens 100 exceeds the 48 tokens"),
     ("x", SamplingParams(stop_token_ids=(99999,)), "outside the vocabulary"),
     ([{"role": "user"}, {"content": "x"}], SamplingParams(), r"messages\[1\] needs a role"),
-    ("\ud800", SamplingParams(), "a prompt is a valid text"),
+    ("\ud800", SamplingParams(), "does not consist of characters"),
 ]
 
 
