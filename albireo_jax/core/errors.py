@@ -4,7 +4,7 @@
 
     ValueError                      what a caller asked for is wrong: value and limit in the message
     AlbireoError                    what the engine, a model file or a device did
-    ├── ModelError                  a model that cannot be loaded
+    ├── ModelError                  a model that cannot be loaded; also a ValueError
     │   ├── UnknownModelError       no such name, folder or file
     │   ├── UnknownArchitectureError   an architecture that is not in the registry; lists those that are
     │   └── WeightError             a shard or tensor that is missing, unused, broken or of a wrong shape
@@ -17,19 +17,19 @@ class AlbireoError(Exception):
     """Root of the errors that are not a caller's wrong value."""
 
 
-class ModelError(AlbireoError):
+class ModelError(AlbireoError, ValueError):
     """A model cannot be loaded."""
 
 
-class UnknownModelError(ModelError, ValueError):
+class UnknownModelError(ModelError):
     """No built-in model, folder or file has the name."""
 
 
-class UnknownArchitectureError(ModelError, ValueError):
+class UnknownArchitectureError(ModelError):
     """The architecture is not one of those in the registry."""
 
 
-class WeightError(ModelError, ValueError):
+class WeightError(ModelError):
     """A weight file or tensor is missing, unused, broken, or of a wrong shape or dtype."""
 
 

@@ -102,13 +102,14 @@ class BufferLayout:
         return self.admissions_at + self.num_admissions * (1 + SLOT_FIELDS)
 
 
-def bucket_grid(max_rows: int, max_step_tokens: int) -> tuple[Bucket, ...]:
+def bucket_grid(max_rows: int, max_step_tokens: int, *, min_rows: int = 1) -> tuple[Bucket, ...]:
     """All buckets of an engine: decode steps by rows, mixed steps by tokens for few and for all rows.
 
-    Sizes are powers of two, so that padding at most doubles a step's tokens.
+    Sizes are powers of two, so that padding at most doubles a step's tokens. `min_rows` is the
+    smallest decode step to compile.
     """
-    top_rows = _power_of_two(max_rows)
-    decode = tuple(Bucket(rows, rows) for rows in _powers(1, top_rows))
+    top_rows = max(_power_of_two(max_rows), min_rows)
+    decode = tuple(Bucket(rows, rows) for rows in _powers(min_rows, top_rows))
     top_tokens = max(_power_of_two(max_step_tokens), 2 * top_rows, _MIN_MIXED_TOKENS)
     mixed = tuple(
         Bucket(tokens, rows)
