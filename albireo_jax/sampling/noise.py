@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, UInt32
 
 _PARITY = np.uint32(0x1BD11BDA)
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 _ROUNDS = 13
+_SQRT_HALF_BITS = np.int32(0x3F3504F3)
 _ALMOST_ONE = np.float32(1 - 2**-24)
 
 
@@ -44,12 +46,31 @@ def threefry2x32(key: Words, counter: Words, *, rounds: int = _ROUNDS) -> Words:
 def gumbel(key: Words, counter: Words) -> Float[Array, "..."]:
     """Standard Gumbel noise, always finite, one number for each (key, counter).
 
-    It is -log(-log1p(-u)) with u in (0, 1) in steps of 2^-31. The largest noise then comes from the smallest
+    It is -log(-log(1 - u)) with u in (0, 1) in steps of 2^-31. The largest noise then comes from the smallest
     u, where float32 is finest; -log(-log(u)) would take it from the few values of u next to 1.
     """
     bits = (threefry2x32(key, counter).first >> 1).astype(jnp.int32)
     u = jnp.minimum((bits.astype(jnp.float32) + np.float32(0.5)) * np.float32(2**-31), _ALMOST_ONE)
-    return -jnp.log(-jnp.log1p(-u))
+    return -jnp.log(_exponential(u))
+
+
+def _exponential(u: Float[Array, "..."]) -> Float[Array, "..."]:
+    """-log(1 - u) for u in (0, 1), to 3e-7 of its value, in half the time of `jnp.log1p` on a CPU.
+
+    1 - u = 2^e (1 + f) with f between sqrt(1/2) - 1 and sqrt(2) - 1, and log(1 + f) = 2 artanh(f / (2 + f)).
+    Where e is 0, f is -u itself: that keeps the digits which 1 - u has lost.
+    """
+    offset = lax.bitcast_convert_type(1 - u, jnp.int32) - _SQRT_HALF_BITS
+    e = offset >> 23
+    mantissa = lax.bitcast_convert_type((offset & np.int32(0x7FFFFF)) + _SQRT_HALF_BITS, jnp.float32)
+    f = jnp.where(e == 0, -u, mantissa - 1)
+    s = f / (2 + f)
+    t = s * s
+    series = s * (
+        2
+        + t * (np.float32(2 / 3) + t * (np.float32(2 / 5) + t * (np.float32(2 / 7) + t * np.float32(2 / 9))))
+    )
+    return -(series + e.astype(jnp.float32) * np.float32(np.log(2)))
 
 
 def _rotate(word: UInt32[Array, "..."], distance: int) -> UInt32[Array, "..."]:

@@ -5,19 +5,21 @@ A row is V logits in J blocks of W, and the maximum of each block serves every s
     logits ──ban──▶ block maxima ──▶ largest logit: the token of greedy rows
                         │               (if no row draws, this is all)
                         ▼
-              the blocks with the highest maxima ──▶ floor, noise ──▶ token of the rows whose floor
-                        │                                             is above all other blocks
+              rows that filter: the blocks with the highest maxima ──▶ sieve, noise ──▶ token, if
+                        │                                          nothing outside of them can be drawn
                         ▼
-              the other rows, a tile at a time: all blocks ──▶ floor, noise ──▶ token
+              all other rows: whole ──▶ sieve, noise ──▶ token
 
 The second stage looks at a few thousand tokens, which is enough for most rows with top-k, top-p or
-min-p. The third sees whole rows, because nothing is filtered or because the nucleus is wide. Both run the
-same floor and the same draw on a view of the row, so a row's token does not depend on which of them
-found it. Stages that no row needs are skipped at run time. Nothing here communicates between devices.
+min-p. The third sees whole rows, because nothing is filtered or because the nucleus is wide. Both draw
+through the same sieve from a view of the row, so a row's token does not depend on which of them found
+it. Either works through the rows that need it, a tile at a time: on a CPU, so few that a tile stays in
+the cache, elsewhere all at once. Nothing here communicates between devices.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +27,22 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
-from albireo_jax.sampling.filters import MAX_VOCAB, RowFilters, floor, is_filtered, mass, needs_mass
+from albireo_jax.sampling.blocks import BLOCK_TOKENS, View, first_largest, peaks, value_at, whole_rows, wide
+from albireo_jax.sampling.filters import (
+    MAX_VOCAB,
+    RowFilters,
+    Sieve,
+    is_filtered,
+    mass,
+    needs_mass,
+    passes,
+    scaled,
+    sieve,
+)
 from albireo_jax.sampling.noise import Words, gumbel
 
-_BLOCK_TOKENS = 64
 _SHORT_LIST_BLOCKS = 64
-_CPU_TILE_TOKENS = 2**17  # logits and weights of a tile stay in a core's cache
+_CPU_TILE_TOKENS = 2**17
 _INF = np.float32(np.inf)
 _SMALLEST = np.finfo(np.float32).tiny
 
@@ -53,13 +65,6 @@ class SamplerParams(NamedTuple):
     stop_id_RB: Int32[Array, "R B"]
 
 
-class _View(NamedTuple):
-    """J blocks of W neighbouring logits of each row, and the id of each block's first."""
-
-    logit_RJW: Float[Array, "R J W"]
-    first_RJ: Int32[Array, "R J"]
-
-
 class _Rows(NamedTuple):
     """The parameters of rows, neutral where a row is greedy."""
 
@@ -74,6 +79,20 @@ class _Tokens(NamedTuple):
 
     id_R: Int32[Array, " R"]
     is_final_R: Bool[Array, " R"]
+
+
+class _Round(NamedTuple):
+    """Only logits above the floor are still in the draw; the last winner, and whether it passed."""
+
+    floor_R: Float[Array, " R"]
+    id_R: Int32[Array, " R"]
+    is_done_R: Bool[Array, " R"]
+
+
+_DrawFn: TypeAlias = Callable[[Int32[Array, " Q"]], _Tokens]
+"""Draws the rows of these numbers."""
+
+_Tree = TypeVar("_Tree")
 
 
 def sample(logits_RV: Float[Array, "R V"], params: SamplerParams) -> Int32[Array, " R"]:
@@ -98,25 +117,18 @@ def sample(logits_RV: Float[Array, "R V"], params: SamplerParams) -> Int32[Array
         raise ValueError(
             f"a vocabulary of {vocab} tokens is too large to sample from, the limit is {MAX_VOCAB}"
         )
-    view = _whole_rows(_ban(logits_RV, params))
-    # Without the barrier, XLA reads all logits once more for the maximum of a row.
-    peak_RJ = lax.optimization_barrier(view.logit_RJW.max(axis=2))
-    greedy_R = _first_largest(view.logit_RJW, view.first_RJ, peak_RJ)
+    view = whole_rows(_ban(logits_RV, params))
+    peak_RJ = peaks(view.logit_RJW)
+    greedy_R = first_largest(view.logit_RJW, view.first_RJ, peak_RJ=peak_RJ).id_R
     resolved = _resolve(params, max_R=peak_RJ.max(axis=1), vocab=vocab)
-    id_R = lax.cond(
-        resolved.draws_R.any(), lambda: _draw_rows(view, resolved, peak_RJ, greedy_R), lambda: greedy_R
-    )
+
+    def draw_rows() -> Int32[Array, " R"]:
+        in_cache = partial(_draw_rows, tile_tokens=_CPU_TILE_TOKENS)
+        at_once = partial(_draw_rows, tile_tokens=None)
+        return lax.platform_dependent(view, resolved, peak_RJ, greedy_R, cpu=in_cache, default=at_once)
+
+    id_R = lax.cond(resolved.draws_R.any(), draw_rows, lambda: greedy_R)
     return jnp.clip(id_R, 0, vocab - 1)
-
-
-def _whole_rows(logits_RV: Float[Array, "R V"]) -> _View:
-    rows, vocab = logits_RV.shape
-    if vocab % _BLOCK_TOKENS:
-        logits_RV = jnp.pad(logits_RV, ((0, 0), (0, -vocab % _BLOCK_TOKENS)), constant_values=-_INF)
-    logit_RJW = logits_RV.reshape(rows, -1, _BLOCK_TOKENS)
-    blocks = logit_RJW.shape[1]
-    first_J = jnp.arange(blocks, dtype=jnp.int32) * _BLOCK_TOKENS
-    return _View(logit_RJW, jnp.broadcast_to(first_J, (rows, blocks)))
 
 
 def _ban(logits_RV: Float[Array, "R V"], params: SamplerParams) -> Float[Array, "R V"]:
@@ -150,95 +162,117 @@ def _resolve(params: SamplerParams, *, max_R: Float[Array, " R"], vocab: int) ->
 
 
 def _draw_rows(
-    view: _View, rows: _Rows, peak_RJ: Float[Array, "R J"], greedy_R: Int32[Array, " R"]
+    view: View,
+    rows: _Rows,
+    peak_RJ: Float[Array, "R J"],
+    greedy_R: Int32[Array, " R"],
+    *,
+    tile_tokens: int | None,
 ) -> Int32[Array, " R"]:
+    """Both stages, a tile of `tile_tokens` logits at a time; None: all rows at once."""
     filters = rows.filters
     mass_R = lax.cond(
         needs_mass(filters).any(), lambda: mass(view.logit_RJW, filters), lambda: filters.mass_R
     )
     rows = rows._replace(filters=filters._replace(mass_R=mass_R))
-    greedy = _Tokens(greedy_R, ~rows.draws_R)
-    tokens = greedy
-    if peak_RJ.shape[1] > 4 * _SHORT_LIST_BLOCKS:
-        tokens = lax.cond(
-            is_filtered(filters).any(), lambda: _draw_short_lists(view, rows, peak_RJ, greedy), lambda: greedy
-        )
-    num_rows, blocks, _ = view.logit_RJW.shape
-    cpu_tile = max(1, min(num_rows, _CPU_TILE_TOKENS // (blocks * _BLOCK_TOKENS)))
-    return lax.platform_dependent(
-        view,
-        rows,
-        tokens,
-        cpu=partial(_draw_tiles, tile_rows=cpu_tile),
-        default=partial(_draw_tiles, tile_rows=num_rows),
-    )
+    tokens = _Tokens(greedy_R, ~rows.draws_R)
+    num_rows, blocks = view.first_RJ.shape
+
+    def tile_rows(blocks: int) -> int:
+        return num_rows if tile_tokens is None else min(num_rows, tile_tokens // (blocks * BLOCK_TOKENS) or 1)
+
+    if blocks > 4 * _SHORT_LIST_BLOCKS:
+        draw = partial(_draw_short_lists, view, rows, peak_RJ)
+        tokens = _in_tiles(draw, is_filtered(filters), tokens, tile_rows=tile_rows(_SHORT_LIST_BLOCKS))
+    draw = partial(_draw_whole_rows, view, rows)
+    return _in_tiles(draw, ~tokens.is_final_R, tokens, tile_rows=tile_rows(blocks)).id_R
 
 
-def _draw_short_lists(view: _View, rows: _Rows, peak_RJ: Float[Array, "R J"], tokens: _Tokens) -> _Tokens:
-    """Draw from the blocks with the highest maxima; final where no token outside of them can be drawn."""
-    peak_RM, block_RM = lax.top_k(peak_RJ, _SHORT_LIST_BLOCKS)
-    short = _View(
-        jnp.take_along_axis(view.logit_RJW, block_RM[:, :, None], axis=1, mode="clip"),
-        block_RM * _BLOCK_TOKENS,
-    )
-    floors = floor(short.logit_RJW, rows.filters, outside_R=peak_RM.min(axis=1))
-    is_new_R = floors.is_sure_R & ~tokens.is_final_R
-    id_R = jnp.where(is_new_R, _draw(short, rows, floors.logit_R), tokens.id_R)
-    return _Tokens(id_R, floors.is_sure_R | tokens.is_final_R)
+def _in_tiles(draw: _DrawFn, is_open_R: Bool[Array, " R"], tokens: _Tokens, *, tile_rows: int) -> _Tokens:
+    """Tokens of the open rows drawn anew, `tile_rows` of them at a time."""
+    rows = is_open_R.shape[0]
+    open_row_R = jnp.nonzero(is_open_R, size=rows, fill_value=rows)[0].astype(jnp.int32)
 
-
-def _draw_tiles(view: _View, rows: _Rows, tokens: _Tokens, *, tile_rows: int) -> Int32[Array, " R"]:
-    """Draw the rows that are not final from all of their blocks, `tile_rows` at a time."""
-    num_rows = tokens.id_R.shape[0]
-    open_row_R = jnp.nonzero(~tokens.is_final_R, size=num_rows, fill_value=num_rows)[0].astype(jnp.int32)
-
-    def draw_tile(tile: Int32[Array, ""], id_R: Int32[Array, " R"]) -> Int32[Array, " R"]:
+    def draw_tile(tile: Int32[Array, ""], tokens: _Tokens) -> _Tokens:
         # A slice that would pass the end starts earlier, and draws some rows a second time.
         row_Q = lax.dynamic_slice(open_row_R, (tile * tile_rows,), (tile_rows,))
-
-        def take(array_R: Array) -> Array:
-            return array_R.at[row_Q].get(mode="clip")
-
-        own_view, own = jax.tree.map(take, view), jax.tree.map(take, rows)
-        nothing_Q = jnp.full(tile_rows, -_INF)
-        floor_Q = lax.cond(
-            is_filtered(own.filters).any(),
-            lambda: floor(own_view.logit_RJW, own.filters, outside_R=nothing_Q).logit_R,
-            lambda: nothing_Q,
+        drawn = draw(row_Q)
+        return _Tokens(
+            tokens.id_R.at[row_Q].set(drawn.id_R, mode="drop"),
+            tokens.is_final_R.at[row_Q].set(drawn.is_final_R, mode="drop"),
         )
-        return id_R.at[row_Q].set(_draw(own_view, own, floor_Q), mode="drop")
 
-    tiles = ((~tokens.is_final_R).sum(dtype=jnp.int32) + (tile_rows - 1)) // tile_rows
-    return lax.fori_loop(0, tiles, draw_tile, tokens.id_R)
+    tiles = (is_open_R.sum(dtype=jnp.int32) + (tile_rows - 1)) // tile_rows
+    return lax.fori_loop(0, tiles, draw_tile, tokens)
 
 
-def _draw(view: _View, rows: _Rows, floor_R: Float[Array, " R"]) -> Int32[Array, " R"]:
-    """The id of the largest sum of scaled logit and noise, among logits not below the floor."""
-    seed, max_R, temperature_R = rows.seed, rows.filters.max_R, rows.filters.temperature_R
-    lane_W = jnp.arange(_BLOCK_TOKENS, dtype=jnp.uint32)
+def _draw_short_lists(
+    view: View, rows: _Rows, peak_RJ: Float[Array, "R J"], row_Q: Int32[Array, " Q"]
+) -> _Tokens:
+    """Draw from the blocks with the highest maxima; final where no token outside of them can be drawn."""
+    own = _take(rows, row_Q)
+    peak_QM, block_QM = lax.top_k(_take(peak_RJ, row_Q), _SHORT_LIST_BLOCKS)
+    logit_QMW = view.logit_RJW.at[row_Q[:, None], block_QM].get(mode="clip")
+    sieved = sieve(logit_QMW, own.filters, outside_R=peak_QM.min(axis=1))
+    first_QM = block_QM * BLOCK_TOKENS
+    id_Q = _draw_through(sieved, first_QM, _scores(View(logit_QMW, first_QM), own))
+    return _Tokens(id_Q, sieved.is_sure_R)
+
+
+def _draw_whole_rows(view: View, rows: _Rows, row_Q: Int32[Array, " Q"]) -> _Tokens:
+    """Draw from all blocks."""
+    own_view, own = _take(view, row_Q), _take(rows, row_Q)
+    score_QJW = _scores(own_view, own)
+
+    def through_filters() -> Int32[Array, " Q"]:
+        sieved = sieve(own_view.logit_RJW, own.filters, outside_R=jnp.full(row_Q.shape, -_INF))
+        return _draw_through(sieved, own_view.first_RJ, score_QJW)
+
+    def unfiltered() -> Int32[Array, " Q"]:
+        return first_largest(score_QJW, own_view.first_RJ, peak_RJ=peaks(score_QJW)).id_R
+
+    id_Q = lax.cond(is_filtered(own.filters).any(), through_filters, unfiltered)
+    return _Tokens(id_Q, jnp.ones(row_Q.shape, jnp.bool_))
+
+
+def _take(tree: _Tree, row_Q: Int32[Array, " Q"]) -> _Tree:
+    """Some rows of every array."""
+
+    def take(array_R: Array) -> Array:
+        return array_R.at[row_Q].get(mode="clip")
+
+    return jax.tree.map(take, tree)
+
+
+def _scores(view: View, rows: _Rows) -> Float[Array, "R J W"]:
+    """Scaled logits and noise."""
+    lane_W = jnp.arange(BLOCK_TOKENS, dtype=jnp.uint32)
     id_RJW = view.first_RJ.astype(jnp.uint32)[:, :, None] + lane_W[None, None, :]
-    key = Words(_wide(seed.first), _wide(seed.second))
-    noise_RJW = gumbel(key, Words(_wide(rows.position_R), id_RJW))
-    score_RJW = (view.logit_RJW - _wide(max_R)) / _wide(temperature_R) + noise_RJW
-    score_RJW = jnp.where(view.logit_RJW >= _wide(floor_R), score_RJW, -_INF)
-    return _first_largest(score_RJW, view.first_RJ, lax.optimization_barrier(score_RJW.max(axis=2)))
+    key = Words(wide(rows.seed.first), wide(rows.seed.second))
+    return scaled(view.logit_RJW, rows.filters) + gumbel(key, Words(wide(rows.position_R), id_RJW))
 
 
-def _first_largest(
-    value_RJW: Float[Array, "R J W"], first_RJ: Int32[Array, "R J"], peak_RJ: Float[Array, "R J"]
+def _draw_through(
+    sieved: Sieve, first_RJ: Int32[Array, "R J"], score_RJW: Float[Array, "R J W"]
 ) -> Int32[Array, " R"]:
-    """The lowest id whose value is the largest of its row, given the maximum of each block.
+    """The id of the largest score among the tokens that pass; means nothing where the sieve is not sure.
 
-    Two steps of masks, where `jnp.argmax` over the vocabulary takes 10 times as long on a CPU.
+    A winner that does not pass rules out all that is not above it, and the next round draws from the rest.
+    Top-p takes 1 + ln(1/p) rounds on average, whatever the vocabulary.
     """
-    is_best_RJ = peak_RJ == peak_RJ.max(axis=1, keepdims=True)
-    first_R1 = jnp.where(is_best_RJ, first_RJ, np.iinfo(np.int32).max).min(axis=1, keepdims=True)
-    block_J = jnp.arange(first_RJ.shape[1], dtype=jnp.int32)
-    block_R = jnp.where(first_RJ == first_R1, block_J[None, :], 0).sum(axis=1)
-    value_RW = jnp.take_along_axis(value_RJW, _wide(block_R), axis=1, mode="clip")[:, 0]
-    return first_R1[:, 0] + jnp.argmax(value_RW, axis=1).astype(jnp.int32)
 
+    def draw(state: _Round) -> _Round:
+        is_above_RJW = sieved.logit_RJW > wide(state.floor_R)
+        above_RJW = jnp.where(is_above_RJW, score_RJW, -_INF)
+        best = first_largest(above_RJW, first_RJ, peak_RJ=peaks(above_RJW))
+        logit_R = value_at(sieved.logit_RJW, best)
+        is_done_R = state.is_done_R | passes(sieved, logit_R) | (logit_R == -_INF)
+        return _Round(
+            jnp.where(is_done_R, state.floor_R, logit_R),
+            jnp.where(state.is_done_R, state.id_R, best.id_R),
+            is_done_R,
+        )
 
-def _wide(per_row_R: Array) -> Array:
-    """One number per row, shaped to broadcast over its blocks."""
-    return per_row_R[:, None, None]
+    rows = first_RJ.shape[0]
+    start = _Round(jnp.full(rows, -_INF), jnp.zeros(rows, jnp.int32), ~sieved.is_sure_R)
+    return lax.while_loop(lambda state: ~state.is_done_R.all(), draw, start).id_R

@@ -70,10 +70,11 @@ def allowed(logits, row):
     if 0 < row.top_k < len(logits):
         keep &= logits >= np.sort(logits)[-row.top_k]
     if row.top_p < 1:
-        falling = np.sort(weight[keep])[::-1]
-        share = np.float32(row.top_p) * np.float32(falling.sum())
-        reached = np.cumsum(falling).astype(np.float32) >= share
-        keep &= weight >= falling[np.argmax(reached)]
+        falling = np.argsort(-logits, stable=True)
+        falling = falling[keep[falling]]
+        share = np.float32(row.top_p) * np.float32(weight[falling].sum())
+        reached = np.cumsum(weight[falling]).astype(np.float32) >= max(share, np.float32(1))
+        keep &= logits >= logits[falling[np.argmax(reached)]]
     keep &= weight >= np.ceil(np.float32(row.min_p) * MAX_WEIGHT)
     return scaled, keep
 

@@ -45,10 +45,11 @@ def test_a_token_depends_on_its_row_only():
     np.testing.assert_array_equal(ids(padded, params), want)
 
 
-def test_a_token_does_not_depend_on_the_stage_that_finds_it(monkeypatch):
+@pytest.mark.parametrize(("name", "value"), [("_SHORT_LIST_BLOCKS", 10**6), ("_CPU_TILE_TOKENS", None)])
+def test_a_token_does_not_depend_on_the_stage_or_tile_that_finds_it(monkeypatch, name, value):
     logits, params = random_batch(2, 64, WIDE)
     want = ids(logits, params)
-    monkeypatch.setattr(sample_module, "_SHORT_LIST_BLOCKS", 10**6)
+    monkeypatch.setattr(sample_module, name, value)
     np.testing.assert_array_equal(ids(logits, params, jax.jit(partial(sample))), want)
 
 
