@@ -95,7 +95,7 @@ def serve(
         raise ValueError(f"{error.name} is missing: pip install 'albireo-jax[serve]'") from error
 
     config = engine.engine_config(model)
-    with server.bind(host, port) as bound, launched(config) as running:
+    with server.bind(host, port) as bound, launched(config, measure_sampling=True) as running:
         served = replace(running, served_name=served_model_name or running.served_name)
         limits = served.limits
         typer.echo(

@@ -40,7 +40,7 @@ def throughput(
     """
     from albireo_jax.experiments.bench import Workload, bench_throughput, render_throughput
 
-    with launched(engine.engine_config(model)) as running:
+    with launched(engine.engine_config(model), measure_sampling=True) as running:
         workload = Workload(
             num_prompts=requests,
             input_len=input_len,
@@ -72,7 +72,7 @@ def latency(
     """
     from albireo_jax.experiments.bench import Workload, bench_latency, render_latency
 
-    with launched(engine.engine_config(model)) as running:
+    with launched(engine.engine_config(model), measure_sampling=True) as running:
         workload = Workload(
             num_prompts=requests,
             input_len=input_len,

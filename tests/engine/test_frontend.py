@@ -117,6 +117,7 @@ def test_leaving_a_stream_aborts_it() -> None:
             assert engine.frontend.num_doors == 1
         assert list(turn) == []
         _assert_nothing_left(engine)
+        assert engine.service.stats().steps < 1500
         finished = engine.frontend.metrics.snapshot().finished
         assert finished[FinishReason.ABORT] == len(PROMPTS)
 

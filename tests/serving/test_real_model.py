@@ -9,6 +9,7 @@ import openai
 import pytest
 from http_lab import hang_up, served
 
+from albireo_jax.cli import main
 from albireo_jax.core.config import EngineConfig, SchedulerConfig
 from albireo_jax.core.types import FinishReason, SamplingParams
 from albireo_jax.launch import Engine, launch
@@ -50,12 +51,12 @@ async def _ask(client: openai.AsyncOpenAI, i: int) -> str:
 
 
 def test_64_concurrent_clients_get_what_they_get_alone(engine: Engine) -> None:
-    async def main(url: str) -> list[str]:
+    async def ask_all(url: str) -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
             return await asyncio.gather(*(_ask(client, i) for i in range(64)))
 
     with served(create_app(engine)) as url:
-        texts = asyncio.run(main(url))
+        texts = asyncio.run(ask_all(url))
     alone = [engine.frontend.generate([PROMPTS[i % len(PROMPTS)]], _params(i))[0].text for i in range(64)]
     assert texts == alone
     assert engine.service.drain(60)
@@ -66,7 +67,7 @@ def test_200_clients_that_hang_up_at_random_leave_no_page_in_use(engine: Engine)
     rng = random.Random(5)
     before = engine.frontend.metrics.snapshot().finished
 
-    async def main(url: str) -> None:
+    async def leave_all(url: str) -> None:
         leavers = []
         for i in range(200):
             stream = rng.random() < 0.7
@@ -76,10 +77,39 @@ def test_200_clients_that_hang_up_at_random_leave_no_page_in_use(engine: Engine)
         await asyncio.gather(*leavers)
 
     with served(create_app(engine)) as url:
-        asyncio.run(main(url))
+        asyncio.run(leave_all(url))
     assert engine.service.drain(60)
     stats = engine.service.stats()
     assert (stats.pages_in_use, stats.waiting, stats.running) == (0, 0, 0)
     assert engine.frontend.num_doors == 0
     after = engine.frontend.metrics.snapshot().finished
     assert after[FinishReason.ABORT] - before[FinishReason.ABORT] > 100
+
+
+def _command(capfd: pytest.CaptureFixture[str], command: str, data_dir: Path, *flags: str) -> str:
+    """What `albireo COMMAND` prints, on an engine of the sizes above."""
+    model = str(data_dir / "models" / "stories260k")
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), model, "--max-rows", "8", "--max-step-tokens", "32", *flags])
+    assert ended.value.code == 0
+    return capfd.readouterr().out
+
+
+def test_generate_writes_the_answer(
+    engine: Engine, data_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--prompt", PROMPTS[0], "--max-tokens", "30", "--temperature", "0", "--stop", "Lily")
+    out = _command(capfd, "generate", data_dir, *flags)
+    params = SamplingParams(max_tokens=30, temperature=0, stop=("Lily",))
+    assert out == engine.frontend.generate([PROMPTS[0]], params)[0].text + "\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["throughput", "latency"])
+def test_bench_prints_figures_and_the_task_table(
+    data_dir: Path, capfd: pytest.CaptureFixture[str], what: str
+) -> None:
+    flags = ("--requests", "4", "--input-len", "8", "--output-len", "8", "--repeats", "2")
+    out = _command(capfd, f"bench {what}", data_dir, *flags)
+    for word in ("4 requests", "tokens", "T1 schedule", "T5 process outputs", "exposed"):
+        assert word in out
