@@ -37,9 +37,9 @@ def token_pages(
 def write_kv(
     k_LPSNK: Float[Array, "L P S N K"],
     v_LPSNK: Float[Array, "L P S N K"],
+    *,
     k_TNK: Float[Array, "T N K"],
     v_TNK: Float[Array, "T N K"],
-    *,
     layer: int | Int32[Array, ""],
     pages: TokenPages,
 ) -> tuple[Float[Array, "L P S N K"], Float[Array, "L P S N K"]]:

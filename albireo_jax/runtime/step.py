@@ -178,7 +178,9 @@ def _forward(
     def attend(
         layer: LayerIndex, q_TNGK: Array, k_TNK: Array, v_TNK: Array, cache: _Cache
     ) -> tuple[Array, _Cache]:
-        cache = _Cache(*write_kv(cache.k_LPSNK, cache.v_LPSNK, k_TNK, v_TNK, layer=layer, pages=pages))
+        cache = _Cache(
+            *write_kv(cache.k_LPSNK, cache.v_LPSNK, k_TNK=k_TNK, v_TNK=v_TNK, layer=layer, pages=pages)
+        )
         out_TNGK = paged_attention(
             q_TNGK,
             cache.k_LPSNK,

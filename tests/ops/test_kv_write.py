@@ -32,7 +32,7 @@ def test_writes_one_layer_at_the_tokens_places_only(dtype):
     row_T = jnp.asarray([0, 0, 0, 1, 2, 2], jnp.int32)  # the last two are padding
     position_T = jnp.asarray([2, 3, 4, 13, 0, 1], jnp.int32)
     pages = token_pages(table_RM, row_T, position_T, page_size=PAGE_SIZE)
-    after = write_kv(*before, *new, layer=1, pages=pages)
+    after = write_kv(*before, k_TNK=new[0], v_TNK=new[1], layer=1, pages=pages)
     for old, tokens, cache in zip(before, new, after, strict=True):
         want = np.array(old)
         for token in range(4):
@@ -50,7 +50,7 @@ def test_in_place_in_the_carry_of_a_layer_loop(dtype):
     @partial(jax.jit, donate_argnums=(0, 1))
     def write_all(k_LPSNK, v_LPSNK, k_TNK, v_TNK, pages):
         def layer(caches, layer):
-            return write_kv(*caches, k_TNK, v_TNK, layer=layer, pages=pages), None
+            return write_kv(*caches, k_TNK=k_TNK, v_TNK=v_TNK, layer=layer, pages=pages), None
 
         return jax.lax.scan(layer, (k_LPSNK, v_LPSNK), jnp.arange(LAYERS))[0]
 
