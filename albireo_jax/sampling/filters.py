@@ -57,6 +57,13 @@ class Sieve(NamedTuple):
     is_sure_R: Bool[Array, " R"]
 
 
+class _Top(NamedTuple):
+    """The smallest of some largest logits, and their mass, which ties with the smallest are part of."""
+
+    kth_R: Float[Array, " R"]
+    mass_R: Float[Array, " R"]
+
+
 def is_filtered(filters: RowFilters) -> Bool[Array, " R"]:
     """Rows that filter at all."""
     return (filters.top_k_R > 0) | (filters.top_p_R < 1) | (filters.min_p_R > 0)
@@ -78,35 +85,34 @@ def mass(logit_RJW: Float[Array, "R J W"], filters: RowFilters) -> Float[Array, 
 
 
 def sieve(logit_RJW: Float[Array, "R J W"], filters: RowFilters, *, outside_R: Float[Array, " R"]) -> Sieve:
-    """The sieve of a view; `outside_R` is the largest logit outside of it, minus infinity for none."""
-    has_both_R = (filters.top_k_R > 0) & (filters.top_p_R < 1)
-    kth_R = lax.cond(
-        has_both_R.any(),
-        lambda: _kth_logit(logit_RJW, jnp.where(has_both_R, filters.top_k_R, 0), filters.max_R),
-        lambda: jnp.full_like(outside_R, -_INF),
-    )
+    """The sieve of a view; `outside_R` is the largest logit outside of it, minus infinity for none.
+
+    A row is sure if the view holds the k largest logits, or all of the share above the largest logit
+    outside; or if that one, and so all others outside, fails min-p.
+    """
     weight_RJW = _weights(logit_RJW, filters)
-    least_R = jnp.ceil(filters.min_p_R * np.float32(_MAX_WEIGHT)).astype(jnp.int32)
-    is_in_RJW = (weight_RJW >= wide(least_R)) & (logit_RJW >= wide(kth_R))
-    kept_mass_R = lax.cond(
+    has_both_R = (filters.top_k_R > 0) & (filters.top_p_R < 1)
+    top = lax.cond(
         has_both_R.any(),
-        lambda: _sum(jnp.where(logit_RJW >= wide(kth_R), weight_RJW, 0)),
-        lambda: filters.mass_R,
+        lambda: _top(logit_RJW, weight_RJW, filters, k_R=jnp.where(has_both_R, filters.top_k_R, 0)),
+        lambda: _Top(jnp.full_like(outside_R, -_INF), filters.mass_R),
     )
-    share_R = _share(filters, jnp.where(has_both_R, kept_mass_R, filters.mass_R))
-    # Top-k alone: every token weighs one.
-    counts_R = (filters.top_k_R > 0) & ~has_both_R
+    share_R = _share(filters, jnp.where(has_both_R, top.mass_R, filters.mass_R))
+    counts_R = (filters.top_k_R > 0) & ~has_both_R  # each token counts as one
     weight_RJW = jnp.where(wide(counts_R), 1, weight_RJW)
 
     above_R = _sum(jnp.where(logit_RJW > wide(outside_R), weight_RJW, 0))
-    fills_R = ~has_both_R & (above_R >= share_R)
-    is_min_R = ~has_both_R & (_weights(wide(outside_R), filters)[:, 0, 0] < least_R)
-    floor_R = jnp.where(fills_R, outside_R, -_INF)
+    holds_share_R = ~has_both_R & (above_R >= share_R)
+    floor_R = jnp.where(holds_share_R, outside_R, -_INF)
+    least_R = jnp.log(filters.min_p_R)
+    outside_fails_R = ~has_both_R & (scaled(wide(outside_R), filters)[:, 0, 0] < least_R)
+    can_pass_RJW = (logit_RJW > wide(floor_R)) & (logit_RJW >= wide(top.kth_R))
+    can_pass_RJW &= scaled(logit_RJW, filters) >= wide(least_R)
     return Sieve(
-        logit_RJW=jnp.where(is_in_RJW & (logit_RJW > wide(floor_R)), logit_RJW, -_INF),
+        logit_RJW=jnp.where(can_pass_RJW, logit_RJW, -_INF),
         weight_RJW=weight_RJW,
         share_R=share_R,
-        is_sure_R=fills_R | is_min_R | (outside_R < kth_R) | (outside_R == -_INF),
+        is_sure_R=holds_share_R | outside_fails_R | (outside_R < top.kth_R) | (outside_R == -_INF),
     )
 
 
@@ -134,6 +140,18 @@ def _sum(weight_RJW: Int32[Array, "R J W"]) -> Float[Array, " R"]:
     low_R = (group_RG & np.uint32(0xFFFF)).sum(axis=1)
     carried_R = high_R + (low_R >> 16)
     return carried_R.astype(jnp.float32) * np.float32(2**16) + (low_R & np.uint32(0xFFFF)).astype(jnp.float32)
+
+
+def _top(
+    logit_RJW: Float[Array, "R J W"],
+    weight_RJW: Int32[Array, "R J W"],
+    filters: RowFilters,
+    *,
+    k_R: Int32[Array, " R"],
+) -> _Top:
+    """The k largest logits in view, all where k is 0."""
+    kth_R = _kth_logit(logit_RJW, k_R, filters.max_R)
+    return _Top(kth_R, _sum(jnp.where(logit_RJW >= wide(kth_R), weight_RJW, 0)))
 
 
 def _kth_logit(

@@ -75,7 +75,8 @@ def allowed(logits, row):
         share = np.float32(row.top_p) * np.float32(weight[falling].sum())
         reached = np.cumsum(weight[falling]).astype(np.float32) >= max(share, np.float32(1))
         keep &= logits >= logits[falling[np.argmax(reached)]]
-    keep &= weight >= np.ceil(np.float32(row.min_p) * MAX_WEIGHT)
+    if row.min_p > 0:
+        keep &= scaled >= np.log(np.float32(row.min_p))
     return scaled, keep
 
 
