@@ -24,6 +24,8 @@ from albireo_jax.experiments.compare import (
     comparison_table,
     measure_in_turns,
     parse_peers,
+    preload_names,
+    vllm_environment,
 )
 from albireo_jax.experiments.records import Record, Series, cpu_device, write_record
 
@@ -45,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, required=True, help="folder of make_bench_model.py")
     parser.add_argument("--size", default="llama60m")
     parser.add_argument("--peer-python", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--vllm-preload", metavar="A.so:B.so", help="libraries for vLLM to load first")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 16, 32])
     parser.add_argument("--input-len", type=int, default=128)
@@ -61,14 +64,13 @@ def commands(
     """How to start every engine that is there, for one dtype."""
     shared = ["--model", str(options.models / f"{options.size}-{dtype}"), "--dtype", dtype]
     shared += ["--max-model-len", str(options.input_len + options.output_len + 16)]
-    cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
-    environments = {"vllm": {"VLLM_CPU_OMP_THREADS_BIND": cores}}
+    environments = {"vllm": vllm_environment(options.vllm_preload)}
     return [
         WorkerCommand(
             name=name,
             command=[python, str(WORKERS / f"{name}_worker.py"), *shared],
             log=logs / f"{name}-{dtype}.log",
-            environment={"HF_HUB_OFFLINE": "1", **environments.get(name, {})},
+            environment=environments.get(name, {"HF_HUB_OFFLINE": "1"}),
         )
         for name, python in {"albireo": sys.executable, **peers}.items()
     ]
@@ -171,7 +173,12 @@ def main() -> None:
     record = Record(
         name="peers-offline",
         device=cpu_device(),
-        settings={"model": options.size, "input_len": options.input_len, "output_len": options.output_len},
+        settings={
+            "model": options.size,
+            "input_len": options.input_len,
+            "output_len": options.output_len,
+            "vllm_preload": preload_names(options.vllm_preload),
+        },
         series=series,
         note=NOTE,
         load_before=load_before,

@@ -24,6 +24,8 @@ from albireo_jax.experiments.compare import (
     measure_in_turns,
     packages_of,
     parse_peers,
+    preload_names,
+    vllm_environment,
 )
 from albireo_jax.experiments.records import Record, Series, cpu_device, write_record
 
@@ -45,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, required=True, help="folder of make_bench_model.py")
     parser.add_argument("--size", default="llama60m")
     parser.add_argument("--peer-python", action="append", default=[], metavar="vllm=PATH")
+    parser.add_argument("--vllm-preload", metavar="A.so:B.so", help="libraries for vLLM to load first")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 32])
     parser.add_argument("--rounds", type=int, default=4, help="requests per client: concurrency times this")
@@ -65,14 +68,6 @@ def server_command(
     command += ["--host", HOST, "--port", str(port), "--dtype", dtype, "--served-model-name", SERVED_NAME]
     command += ["--max-model-len", str(max_model_len)]
     return command if name == "albireo" else [*command, "--no-enable-prefix-caching"]
-
-
-def server_environment(name: str) -> dict[str, str]:
-    """What each server is told through its environment: vLLM to bind both cores and take 1 GiB of cache."""
-    if name == "albireo":
-        return {}
-    cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
-    return {"HF_HUB_OFFLINE": "1", "VLLM_CPU_OMP_THREADS_BIND": cores, "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
 def client_command(
@@ -111,6 +106,8 @@ def measure_all(
 ) -> list[Series]:
     """All concurrencies of one dtype against both servers in turns."""
     cases = {f"{dtype} {count} clients": count for count in options.concurrency}
+    memory = {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB
+    environments = {"vllm": {**vllm_environment(options.vllm_preload), **memory}}
     with ExitStack() as stack:
         servers, urls = {}, {}
         for name, python in pythons.items():
@@ -120,7 +117,7 @@ def measure_all(
                 name=name,
                 command=server_command(name, python, port, dtype=dtype, options=options),
                 log=logs / f"{name}-{dtype}.log",
-                environment=server_environment(name),
+                environment=environments.get(name, {}),
             )
             servers[name] = stack.enter_context(Server(command, health_url=f"{urls[name]}/health"))
 
@@ -164,8 +161,9 @@ def main() -> None:
         settings={
             key: str(value)
             for key, value in vars(options).items()
-            if key not in ("models", "output", "peer_python")
-        },
+            if key not in ("models", "output", "peer_python", "vllm_preload")
+        }
+        | {"vllm_preload": preload_names(options.vllm_preload)},
         series=series,
         note="One client, `vllm bench serve`, on the same cores as the server; streamed completions, greedy.",
         load_before=load_before,

@@ -27,7 +27,7 @@ from typing import Self
 import psutil
 
 from albireo_jax.core.errors import AlbireoError
-from albireo_jax.experiments.records import Series
+from albireo_jax.experiments.records import Series, usable_cores
 
 _LOG_TAIL = 2_000
 _SUSPEND_S = 10.0
@@ -241,6 +241,21 @@ def parse_peers(options: Iterable[str], *, known: Sequence[str]) -> dict[str, st
             raise ValueError(f"no interpreter for {name} at {path!r}")
         peers[name] = path
     return peers
+
+
+def vllm_environment(preload: str | None) -> dict[str, str]:
+    """What vLLM for CPU is told: no downloads, all our cores, and libraries to load first (`a.so:b.so`).
+
+    Without `preload` vLLM chooses by itself, which is PyTorch's OpenMP and no other allocator.
+    """
+    cores = ",".join(map(str, usable_cores()))
+    environment = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_OMP_THREADS_BIND": cores}
+    return environment | ({"LD_PRELOAD": preload} if preload else {})
+
+
+def preload_names(preload: str | None) -> list[str]:
+    """The libraries of a `preload` without their folders, for a record."""
+    return [Path(library).name for library in (preload or "").split(":") if library]
 
 
 def packages_of(python: str, packages: Sequence[str]) -> dict[str, str]:

@@ -123,12 +123,19 @@ def cpu_device(*, virtual_devices: int = 0) -> Device:
     return Device(
         kind="cpu",
         name=info.get("model name") or platform.processor() or platform.machine(),
-        count=_usable_cores(),
+        count=len(usable_cores()),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         virtual_devices=virtual_devices,
         detail=f"family {info['cpu family']} model {info['model']}" if "cpu family" in info else "",
         features=tuple(flag for flag in _CPU_FLAGS if flag in flags),
     )
+
+
+def usable_cores() -> list[int]:
+    """Numbers of the CPU cores that this process may use."""
+    if sys.platform == "linux":
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
@@ -173,12 +180,6 @@ def _compact_lists(text: str) -> str:
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def _usable_cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _cpu_info() -> dict[str, str]:
