@@ -1,3 +1,4 @@
+import re
 from functools import partial
 
 import jax
@@ -59,6 +60,15 @@ def test_a_nucleus_ends_where_its_mass_reaches_the_share_exactly():
     for top_p, nucleus in ((0.5, {40}), (np.nextafter(np.float32(0.5), 1), {7, 40, 90})):
         drawn = ids(logits, [Row(top_p=float(top_p), seed=i) for i in range(512)])
         assert set(drawn.tolist()) == nucleus
+
+
+def test_filters_together_see_the_mass_outside_of_the_short_list():
+    logits = np.full(WIDE, -3, np.float32)  # 20,000 tokens of 1/20 each, behind 30 of almost 1
+    logits[np.arange(30) * 600] = -0.01 * np.arange(30)
+    rows = [Row(top_k=k, top_p=0.02, min_p=0.1, seed=seed) for seed in range(32) for k in (0, WIDE - 1)]
+    want = [oracle(logits, *each) for each in zip(rows, noise_of(rows, WIDE), strict=True)]
+    assert len(set(want)) > 10
+    np.testing.assert_array_equal(ids(np.tile(logits, (64, 1)), rows), want)
 
 
 def test_greedy_takes_the_lowest_id_on_ties():
@@ -178,3 +188,11 @@ def test_a_vocabulary_beyond_the_limit_is_refused():
     too_many = jax.ShapeDtypeStruct((1, 2**20 + 1), jnp.float32)
     with pytest.raises(ValueError, match="1048577"):
         jax.eval_shape(sample, too_many, params_of([Row()]))
+
+
+def test_no_program_sorts_the_vocabulary():
+    arguments = jax.ShapeDtypeStruct((64, WIDE), jnp.float32), params_of([Row()] * 64)
+    for platform in ("cpu", "cuda"):
+        program = jax.jit(sample).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+        assert "stablehlo.sort" not in program
+        assert re.findall(r"chlo.top_k\(.*tensor<\d+x(\d+)xf32> ->", program) == [str(WIDE // 64)]
