@@ -266,7 +266,8 @@ def _draw_through(
         above_RJW = jnp.where(is_above_RJW, score_RJW, -_INF)
         best = first_largest(above_RJW, first_RJ, peak_RJ=peaks(above_RJW))
         logit_R = value_at(sieved.logit_RJW, best)
-        is_done_R = state.is_done_R | passes(sieved, logit_R) | (logit_R == -_INF)
+        # Nothing left above the floor would be our bug, or NaN; without this it would also be a hang.
+        is_done_R = state.is_done_R | passes(sieved, logit_R) | ~(logit_R > state.floor_R)
         return _Round(
             jnp.where(is_done_R, state.floor_R, logit_R),
             jnp.where(state.is_done_R, state.id_R, best.id_R),
