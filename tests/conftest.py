@@ -16,6 +16,9 @@ for _package in ("ops", "nn", "sampling", "runtime", "models"):
 import jax
 import pytest
 
+# What folders of tests share; registered once, before any of them imports it.
+pytest.register_assert_rewrite("engine_lab", "http_lab", "sampling_lab", "sched_lab", "sched_laws")
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-pytest.register_assert_rewrite("engine_lab", "http_lab")
 
-from engine_lab import Lab, lab  # noqa: E402
-from http_lab import served  # noqa: E402
+from engine_lab import Lab, lab
+from http_lab import served
 
-from albireo_jax.serving.app import create_app  # noqa: E402
+from albireo_jax.serving.app import create_app
 
 
 @pytest.fixture
