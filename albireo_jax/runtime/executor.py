@@ -64,9 +64,9 @@ class JaxExecutor:
         progress: Progress | None = None,
     ) -> None:
         self.program = program
-        self._weights = program.arrange(weights)
         self._state = state
         self._buckets = buckets
+        self.replace_weights(weights)
         self._padding_slot = state.last_token_Z.shape[0] - 1
         self._replicated = NamedSharding(program.mesh, PartitionSpec())
         self._in_flight: deque[JaxStepHandle] = deque()
@@ -78,7 +78,8 @@ class JaxExecutor:
         """The step program of a bucket, lowered for this engine's shapes and devices."""
         shape = layout(bucket, self.program.page_size)
         buffer = jax.ShapeDtypeStruct((shape.num_words,), np.int32, sharding=self._replicated)
-        return jit_step(self.program, shape, self._weights).lower(self._weights, self._state, buffer)
+        weights = self._weights[bucket]
+        return jit_step(self.program, shape, weights).lower(weights, self._state, buffer)
 
     def compiled(self, bucket: Bucket) -> jax.stages.Compiled:
         """The executable that serves `bucket`."""
@@ -91,7 +92,7 @@ class JaxExecutor:
         buffer = pack(plan, layout(bucket, self.program.page_size), padding_slot=self._padding_slot)
         # The call itself transfers the buffer: a device_put before it costs 40 µs more, and its array takes
         # a slower way into the executable.
-        output: StepOutput = self._compiled[bucket](self._weights, self._state, buffer)
+        output: StepOutput = self._compiled[bucket](self._weights[bucket], self._state, buffer)
         self._state = output.state
         handle = JaxStepHandle(output.id_R, plan.num_rows, sample_s=self._sampling_s(plan, bucket))
         self._look()
@@ -100,7 +101,11 @@ class JaxExecutor:
 
     def replace_weights(self, weights: DecoderWeights) -> None:
         """Compute all later steps with other arrays of the same shapes, dtypes and shardings."""
-        self._weights = self.program.arrange(weights)
+        arranged = {
+            loop: self.program.arrange(weights, bucket)
+            for loop, bucket in {self.program.layer_loop(bucket): bucket for bucket in self._buckets}.items()
+        }
+        self._weights = {bucket: arranged[self.program.layer_loop(bucket)] for bucket in self._buckets}
 
     def measure_sampling(self) -> None:
         """Time the sampling stage alone, so that later results tell it from the forward pass."""

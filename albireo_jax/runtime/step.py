@@ -27,7 +27,7 @@ from albireo_jax.core.plan import TOKEN_ON_DEVICE
 from albireo_jax.nn.decoder import DecoderWeights, LayerIndex, forward, logits, unstack, weight_specs
 from albireo_jax.ops.attention import paged_attention
 from albireo_jax.ops.kv_write import token_pages, write_kv
-from albireo_jax.runtime.batch import BufferLayout, StepInputs, slot_fields, unpack
+from albireo_jax.runtime.batch import Bucket, BufferLayout, StepInputs, slot_fields, unpack
 from albireo_jax.runtime.state import DeviceState, state_specs
 from albireo_jax.sampling.sample import SamplerParams, sample
 from albireo_jax.sampling.sharded import sample_replicated, sample_sharded
@@ -67,9 +67,19 @@ class StepProgram:
     sampling: SamplingMode
     layers: LayerLoop
 
-    def arrange(self, weights: DecoderWeights) -> DecoderWeights:
-        """Stacked weights in the form that the layer loop reads."""
-        return unstack(weights) if self.layers is LayerLoop.UNSTACKED else weights
+    def layer_loop(self, bucket: Bucket) -> LayerLoop:
+        """Form of the layer loop in the steps of a bucket.
+
+        UNSTACKED is for decode steps. One with prompts is bound by arithmetic, not by reading weights, and
+        compiles several times faster scanned.
+        """
+        if self.layers is LayerLoop.UNSTACKED and not bucket.is_decode:
+            return LayerLoop.SCANNED
+        return self.layers
+
+    def arrange(self, weights: DecoderWeights, bucket: Bucket) -> DecoderWeights:
+        """Stacked weights in the form that the steps of a bucket read."""
+        return unstack(weights) if self.layer_loop(bucket) is LayerLoop.UNSTACKED else weights
 
     @property
     def collective_axis(self) -> str | None:
@@ -194,6 +204,7 @@ def _forward(
         )
         return out_TNGK, cache
 
+    loop = program.layer_loop(Bucket(token_T.shape[0], inputs.slot_R.shape[0]))
     cache = _Cache(state.k_LPSNK, state.v_LPSNK)
     hidden_TD, cache = forward(
         model,
@@ -203,7 +214,7 @@ def _forward(
         cache=cache,
         attend=attend,
         axis=program.collective_axis,
-        unroll=program.layers is not LayerLoop.SCANNED,
+        unroll=loop is not LayerLoop.SCANNED,
     )
     last_R = jnp.maximum(rows.row_start_R1[1:] - 1, 0)
     return hidden_TD[last_R], state._replace(k_LPSNK=cache.k_LPSNK, v_LPSNK=cache.v_LPSNK)
