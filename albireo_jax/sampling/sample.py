@@ -270,7 +270,7 @@ def _draw_through(
         is_done_R = state.is_done_R | passes(sieved, logit_R) | ~(logit_R > state.floor_R)
         return _Round(
             jnp.where(is_done_R, state.floor_R, logit_R),
-            jnp.where(state.is_done_R, state.id_R, best.id_R),
+            best.id_R,  # of a row that is done, the same again
             is_done_R,
         )
 

@@ -61,6 +61,16 @@ def test_noise_is_gumbel_over_tokens_positions_and_seeds():
         assert abs(np.corrcoef(neighbours[0].ravel(), neighbours[1].ravel())[0, 1]) < 0.02
 
 
+def test_large_noise_keeps_all_its_digits():
+    key, counter = words(1, 2), Words(jnp.uint32(0), jnp.arange(2**20, dtype=jnp.uint32))
+    bits = np.asarray(jax.jit(threefry2x32)(key, counter).first >> 1, np.float64)
+    exact = -np.log(-np.log1p(-(bits + 0.5) / 2**31))
+    noise = np.asarray(jax.jit(gumbel)(key, counter))
+    assert exact.max() > 13
+    np.testing.assert_allclose(noise[exact > 0], exact[exact > 0], atol=1e-6, rtol=1e-6)
+    np.testing.assert_allclose(noise, exact, atol=5e-3)
+
+
 def test_any_slice_of_the_vocabulary_has_the_noise_of_the_whole():
     key = words(3, 4)
     whole = jax.jit(gumbel)(key, Words(jnp.uint32(9), jnp.arange(1000, dtype=jnp.uint32)))

@@ -87,6 +87,12 @@ def test_the_smallest_temperatures_are_greedy_without_overflow():
     np.testing.assert_array_equal(ids(logits, rows), logits.argmax(axis=1))
 
 
+def test_the_smallest_filters_leave_the_largest_logit():
+    logits = np.random.default_rng(1).normal(size=(4, SHORT)).astype(np.float32)
+    rows = [Row(top_p=1e-9), Row(top_p=1e-50), Row(top_k=1), Row(min_p=1.0)]
+    np.testing.assert_array_equal(ids(logits, rows), logits.argmax(axis=1))
+
+
 def test_banned_ids_are_drawn_from_their_position_on():
     logits = np.zeros((6, SHORT), np.float32)
     logits[:, [3, 50]] = 30, 20
