@@ -113,7 +113,7 @@ class LLM:
         self.engine.update_weights(tree)
 
     def task_table(self) -> TaskTable:
-        """Where the time of the latest steps went; `str()` of it is readable."""
+        """Where the time of the latest steps went; `engine.timeline.render` makes text of it."""
         return self.engine.timeline.table()
 
     def close(self) -> None:
