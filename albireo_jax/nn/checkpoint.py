@@ -2,12 +2,14 @@
 
 A checkpoint is a folder: `config.json` as Hugging Face writes it, `weights/` with the arrays in
 canonical form, what else the caller puts beside them (a tokenizer), and last `albireo.json`, whose
-presence says that the rest is complete. Each device writes and reads its own slices.
+presence says that the rest is complete, and which lists the bytes of each file of `weights/`. Each device
+writes and reads its own slices.
 """
 
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +45,12 @@ def save(model: Decoder, path: Path, *, extra_files: Sequence[Path] = ()) -> Non
         for file in extra_files:
             shutil.copyfile(file, path / file.name)
         (path / "config.json").write_text(json.dumps(model_config_to_hf(model.config), indent=2))
-        dtype = model.weights().embed_VD.dtype.name
-        (path / CHECKPOINT_MARK).write_text(json.dumps({"format": _FORMAT, "dtype": dtype}))
+        mark = {
+            "format": _FORMAT,
+            "dtype": model.weights().embed_VD.dtype.name,
+            "weight_bytes": _file_bytes(path / _WEIGHTS),
+        }
+        (path / CHECKPOINT_MARK).write_text(json.dumps(mark))
 
 
 def restore(path: Path, mesh: Mesh, *, dtype: Dtype | None = None) -> Decoder:
@@ -60,7 +66,9 @@ def restore_weights(
     path: Path, *, config: ModelConfig, mesh: Mesh, dtype: Dtype | None = None
 ) -> DecoderWeights:
     """The weights alone, for a configuration already read; raises like `restore`."""
-    kind = jnp.dtype(dtype.value if dtype is not None else _saved_dtype(path))
+    mark = _read_mark(path)
+    _check_files(path.resolve() / _WEIGHTS, mark.weight_bytes)
+    kind = jnp.dtype(dtype.value if dtype is not None else mark.dtype)
     shapes = canonical_shapes(config)
     wanted = {
         name: jax.ShapeDtypeStruct(shape, kind, sharding=canonical_sharding(config, name, mesh))
@@ -78,12 +86,32 @@ def restore_weights(
     return from_canonical(config, arrays, mesh)
 
 
-def _saved_dtype(path: Path) -> str:
-    mark = path / CHECKPOINT_MARK
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    dtype: str
+    weight_bytes: dict[str, int]
+
+
+def _read_mark(path: Path) -> _Mark:
+    file = path / CHECKPOINT_MARK
     try:
-        return str(json.loads(mark.read_text())["dtype"])
-    except (OSError, ValueError, KeyError) as error:
-        raise WeightError(f"{mark} is missing or broken: {error}") from error
+        content = json.loads(file.read_text())
+        return _Mark(str(content["dtype"]), dict(content["weight_bytes"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightError(f"{file} is missing or broken: {error}") from error
+
+
+def _file_bytes(folder: Path) -> dict[str, int]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
+
+
+def _check_files(folder: Path, weight_bytes: dict[str, int]) -> None:
+    """Refuse a half-copied checkpoint before orbax starts reads that it abandons at the first loss."""
+    found = _file_bytes(folder)
+    for name, size in weight_bytes.items():
+        if found.get(name) != size:
+            raise WeightError(f"{folder / name} has {found.get(name, 'no')} bytes, expected {size}")
 
 
 def _check_shapes(folder: Path, metadata: Any, shapes: dict[str, tuple[int, ...]]) -> None:

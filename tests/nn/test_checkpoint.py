@@ -104,12 +104,18 @@ def test_a_broken_checkpoint_is_refused_by_name(config: ModelConfig, tmp_path: P
     with pytest.raises(WeightError, match=r"w_down_LFD has shape \(3, 48, 32\), expected \(3, 40, 32\)"):
         restore(folder, mesh)
     (folder / "config.json").write_text(json.dumps(shape))
-    for file in (folder / "weights" / "ocdbt.process_0" / "d").iterdir():
-        file.write_bytes(b"")
+    metadata = folder / "weights" / "_METADATA"
+    content = metadata.read_bytes()
+    metadata.write_bytes(bytes(len(content)))
     with pytest.raises(WeightError, match=r"weights is missing or broken"):
         restore(folder, mesh)
-    (folder / "weights").rename(folder / "moved")
-    with pytest.raises(WeightError, match=r"weights is missing or broken"):
+    metadata.write_bytes(content[:-1])
+    with pytest.raises(
+        WeightError, match=rf"_METADATA has {len(content) - 1} bytes, expected {len(content)}"
+    ):
+        restore(folder, mesh)
+    metadata.unlink()
+    with pytest.raises(WeightError, match=rf"_METADATA has no bytes, expected {len(content)}"):
         restore(folder, mesh)
     (folder / "albireo.json").write_text("{}")
     with pytest.raises(WeightError, match=r"albireo\.json is missing or broken"):
