@@ -96,6 +96,18 @@ class SampledTokens:
     sample_s: float = 0.0
 
 
+class TokenConstraint(Protocol):
+    """What one request may still say, token by token; used by one thread, in the order of its tokens."""
+
+    def mask(self) -> Int32s:
+        """Fresh words, [ceil(vocab / 32)]: bit i % 32 of word i // 32 is set if token i may come next."""
+        ...
+
+    def advance(self, token_id: int) -> None:
+        """Take in the next token, one that the mask allowed."""
+        ...
+
+
 class StepHandle(Protocol):
     """A dispatched step whose result is on its way."""
 

@@ -20,6 +20,29 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+class StructureKind(StrEnum):
+    """Languages in which a caller may say what an output must look like."""
+
+    JSON_OBJECT = "json_object"
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    CHOICE = "choice"
+    GRAMMAR = "grammar"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructuredOutput:
+    """What a whole output must match.
+
+    `text` is the schema as JSON, the regular expression (matched from end to end), or the grammar in Lark's
+    notation; empty for JSON_OBJECT, and for CHOICE, which has `choices` instead.
+    """
+
+    kind: StructureKind
+    text: str = ""
+    choices: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the tokens of a request are chosen and when it ends.
@@ -43,6 +66,7 @@ class SamplingParams:
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     n: int = 1
+    structured: StructuredOutput | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no sampler can do."""
