@@ -1,0 +1,76 @@
+"""Reasoning set apart from the answer: what a model writes between `<think>` and `</think>`.
+
+White space beside the tags belongs to neither side. Only the first pair at the very beginning counts.
+"""
+
+from collections.abc import Generator
+from typing import NamedTuple
+
+from albireo_jax.engine.text_reader import TextReader
+from albireo_jax.engine.tool_formats import ReasoningFormat
+
+OPEN, CLOSE = "<think>", "</think>"
+_PROMPT_END = 64
+"""Characters at a prompt's end in which a tag can be its last word."""
+
+
+class ReasoningDelta(NamedTuple):
+    """More of the reasoning, then more of the answer."""
+
+    reasoning: str
+    content: str
+
+
+def thinks_already(format: ReasoningFormat, prompt: str) -> bool:
+    """Whether an answer to `prompt` begins inside the reasoning: opened by the prompt or by habit."""
+    end = prompt[-_PROMPT_END:].rstrip()
+    if end.endswith((OPEN, CLOSE)):
+        return end.endswith(OPEN)
+    return format is ReasoningFormat.DEEPSEEK_R1
+
+
+class ReasoningSplitter:
+    """An answer divided as it comes; `inside` if it begins with reasoning even without a tag."""
+
+    def __init__(self, *, inside: bool) -> None:
+        self._reasoning: list[str] = []
+        self._content: list[str] = []
+        self._text = TextReader(self._content.append)
+        self._parser = self._split(inside)
+        next(self._parser)
+
+    def push(self, text: str) -> ReasoningDelta:
+        """What is known now that `text` has come."""
+        self._text.add(text, final=False)
+        next(self._parser)
+        return self._take()
+
+    def finish(self) -> ReasoningDelta:
+        """What is known now that nothing more comes."""
+        self._text.add("", final=True)
+        for _ in self._parser:
+            raise AssertionError("a parser waits for text that will not come")
+        return self._take()
+
+    def _split(self, inside: bool) -> Generator[None, None, None]:
+        yield
+        text = self._text
+        yield from text.spaces()
+        opened = yield from text.literal(OPEN)
+        if not opened and not inside:
+            yield from text.rest()
+            return
+        yield from text.spaces()
+        text.drop()
+        text.say = self._reasoning.append
+        yield from text.until(CLOSE)
+        yield from text.spaces()
+        text.drop()
+        text.say = self._content.append
+        yield from text.rest()
+
+    def _take(self) -> ReasoningDelta:
+        delta = ReasoningDelta("".join(self._reasoning), "".join(self._content))
+        self._reasoning.clear()
+        self._content.clear()
+        return delta
