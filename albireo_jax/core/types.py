@@ -50,6 +50,7 @@ class SamplingParams:
     temperature 0 is greedy; top_k 0 and -1 mean the whole vocabulary; top_p 1 and min_p 0 filter nothing.
     `max_tokens` None generates until the model's length limit. A request without a seed gets one
     at the door, so that its tokens still do not depend on batch, depth or preemption.
+    `shown_tokens` are special tokens whose text is given although `skip_special_tokens` hides the others.
     Raises ValueError naming the value and the limit.
     """
 
@@ -65,6 +66,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    shown_tokens: tuple[str, ...] = ()
     n: int = 1
     structured: StructuredOutput | None = None
 

@@ -59,6 +59,11 @@ class ChatTemplate:
         """Whether the model has a template at all."""
         return bool(self._sources)
 
+    @property
+    def source(self) -> str:
+        """The template that is taken with tools; empty if there is none."""
+        return self._sources.get("tool_use", self._sources.get("default", ""))
+
     def render(
         self,
         messages: Sequence[Message],
@@ -110,7 +115,7 @@ class _Compiled:
         except (jinja2.TemplateError, RecursionError) as error:
             raise ValueError(f"the model's chat template is broken: {error}") from error
 
-    def render(self, messages: list[Json], **variables: Json) -> str:
+    def render(self, messages: list[Json], /, **variables: Json) -> str:
         """The template's text. Raises ValueError with the template's message."""
         try:
             return self._template.render(messages=messages, **variables)

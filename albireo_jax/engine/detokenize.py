@@ -47,7 +47,9 @@ class Detokenizer:
     ) -> None:
         self._params = params
         self._eos_token_ids = tokenizer.eos_token_ids
-        self._pieces = tokenizer.token_bytes(skip_special_tokens=params.skip_special_tokens)
+        self._pieces = tokenizer.token_bytes(
+            skip_special_tokens=params.skip_special_tokens, shown=params.shown_tokens
+        )
         begins_text = not any(self._pieces[token_id] for token_id in prompt_token_ids)
         self._reader = _Utf8Reader(
             pending=_incomplete_end(self._pieces, prompt_token_ids),

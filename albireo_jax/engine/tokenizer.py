@@ -32,8 +32,10 @@ class Tokenizer:
         decoder = piece_decoder(parts.backend)
         added = parts.backend.get_added_tokens_decoder()
         special = frozenset(token_id for token_id, token in added.items() if token.special)
-        self._shown_bytes = TokenBytes(parts.backend, decoder.piece, hidden=special)
         self._all_bytes = TokenBytes(parts.backend, decoder.piece, hidden=frozenset())
+        self._shown_bytes: dict[tuple[str, ...], TokenBytes] = {}  # by `shown`
+        self._piece = decoder.piece
+        self._special = special
         self._drops_first_space = decoder.drops_first_space
 
     @classmethod
@@ -65,6 +67,11 @@ class Tokenizer:
         return self._chat_template.exists
 
     @property
+    def chat_template_source(self) -> str:
+        """The template that renders conversations with tools; empty if there is none."""
+        return self._chat_template.source
+
+    @property
     def drops_first_space(self) -> bool:
         """Whether decoding drops one space at the very beginning of a text, as SentencePiece does."""
         return self._drops_first_space
@@ -88,9 +95,14 @@ class Tokenizer:
             data = data.removeprefix(b" ")
         return data.decode("utf-8", "replace")
 
-    def token_bytes(self, *, skip_special_tokens: bool = True) -> TokenBytes:
-        """Table from token id to the bytes that it adds to a text."""
-        return self._shown_bytes if skip_special_tokens else self._all_bytes
+    def token_bytes(self, *, skip_special_tokens: bool = True, shown: tuple[str, ...] = ()) -> TokenBytes:
+        """Table from token id to the bytes that it adds to a text; never skipping those in `shown`."""
+        if not skip_special_tokens:
+            return self._all_bytes
+        if shown not in self._shown_bytes:
+            hidden = self._special - {self.token_id(text) for text in shown}
+            self._shown_bytes[shown] = TokenBytes(self._backend, self._piece, hidden=hidden)
+        return self._shown_bytes[shown]
 
     def token_text(self, token_id: int) -> str | None:
         """The vocabulary's own spelling of a token, None outside the vocabulary."""

@@ -1,0 +1,125 @@
+"""A model's answer as a message has it: reasoning, content and tool calls, told apart as they come."""
+
+import random
+import string
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from albireo_jax.engine.reasoning import ReasoningDelta, ReasoningSplitter, thinks_already
+from albireo_jax.engine.tool_calls import (
+    ArgumentsText,
+    CallBegun,
+    ContentText,
+    ToolCallParser,
+    ToolEvent,
+)
+from albireo_jax.engine.tool_formats import AnswerFormat, ReasoningFormat, ToolFormat
+
+_MISTRAL_ID_CHARACTERS = 9
+
+
+class ReasoningText(NamedTuple):
+    """More of what the model thinks before it answers."""
+
+    text: str
+
+
+AnswerEvent = ReasoningText | ToolEvent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call as a message has it; `arguments` is JSON text, cut off if the answer was."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """All of an answer."""
+
+    reasoning: str
+    content: str
+    calls: tuple[ToolCall, ...]
+
+
+class AnswerReader:
+    """Reads one answer to `prompt`; calls only if the caller has tools, and one only if not `parallel`."""
+
+    def __init__(self, format: AnswerFormat, prompt: str, *, tools: bool, parallel: bool = True) -> None:
+        self._parallel = parallel
+        self._splitter = (
+            ReasoningSplitter(inside=thinks_already(format.reasoning, prompt))
+            if format.reasoning is not ReasoningFormat.NONE
+            else None
+        )
+        called = format.tools if tools else ToolFormat.NONE
+        self._parser = ToolCallParser(called, new_id=lambda: new_call_id(called))
+
+    def push(self, text: str) -> list[AnswerEvent]:
+        """What is known now that `text` has come."""
+        if self._splitter is None:
+            return self._wanted(self._parser.push(text))
+        return self._answered(self._splitter.push(text))
+
+    def finish(self) -> list[AnswerEvent]:
+        """What is known now that nothing more comes."""
+        events = self._answered(self._splitter.finish()) if self._splitter is not None else []
+        return events + self._wanted(self._parser.finish())
+
+    def read(self, text: str) -> Answer:
+        """A whole answer."""
+        return collect_answer(self.push(text) + self.finish())
+
+    def _answered(self, delta: ReasoningDelta) -> list[AnswerEvent]:
+        events: list[AnswerEvent] = [ReasoningText(delta.reasoning)] if delta.reasoning else []
+        return events + self._wanted(self._parser.push(delta.content)) if delta.content else events
+
+    def _wanted(self, events: list[ToolEvent]) -> list[AnswerEvent]:
+        return [
+            event for event in events if self._parallel or isinstance(event, ContentText) or event.call == 0
+        ]
+
+
+def collect_answer(events: Iterable[AnswerEvent]) -> Answer:
+    """The events of a whole answer, put together."""
+    reasoning: list[str] = []
+    content: list[str] = []
+    begun: list[CallBegun] = []
+    arguments: list[list[str]] = []
+    for event in events:
+        match event:
+            case ReasoningText(text):
+                reasoning.append(text)
+            case ContentText(text):
+                content.append(text)
+            case CallBegun():
+                begun.append(event)
+                arguments.append([])
+            case ArgumentsText(call, text):
+                arguments[call].append(text)
+            case _:
+                continue
+    calls = (
+        ToolCall(id=call.id, name=call.name, arguments="".join(pieces))
+        for call, pieces in zip(begun, arguments, strict=True)
+    )
+    return Answer(reasoning="".join(reasoning), content="".join(content), calls=tuple(calls))
+
+
+def new_call_id(format: ToolFormat) -> str:
+    """A name for a call; Mistral's templates insist on nine letters and digits."""
+    if format is ToolFormat.MISTRAL:
+        return "".join(random.choices(string.ascii_letters + string.digits, k=_MISTRAL_ID_CHARACTERS))
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
+def fitting_call_id(format: ToolFormat, id: str) -> str:
+    """A caller's name for a call as templates accept it: for Mistral's the last nine letters and digits."""
+    if format is not ToolFormat.MISTRAL:
+        return id
+    return "".join(filter(str.isalnum, id))[-_MISTRAL_ID_CHARACTERS:].rjust(_MISTRAL_ID_CHARACTERS, "0")
