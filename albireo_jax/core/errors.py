@@ -8,6 +8,7 @@
     │   ├── UnknownModelError       no such name, folder or file
     │   ├── UnknownArchitectureError   an architecture that is not in the registry; lists those that are
     │   └── WeightError             a shard or tensor that is missing, unused, broken or of a wrong shape
+    ├── ConstraintError             a grammar that became too complex in the middle of an answer
     ├── CapacityError               a model or cache that does not fit the device
     └── EngineDeadError             the engine thread stopped; the cause is chained
 """
@@ -31,6 +32,10 @@ class UnknownArchitectureError(ModelError):
 
 class WeightError(ModelError):
     """A weight file or tensor is missing, unused, broken, or of a wrong shape or dtype."""
+
+
+class ConstraintError(AlbireoError):
+    """A constraint cannot say what may come next; its request ends, the others go on."""
 
 
 class CapacityError(AlbireoError, ValueError):

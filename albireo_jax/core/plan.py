@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 TOKEN_ON_DEVICE = -1
 """Stands for a token that the device sampled last for the row's slot and the host need not know."""
 
+NOT_FINITE = -1
+"""Stands for the token of a row whose logits were not finite."""
+
 NULL_PAGE = 0
 """Page that padding writes to and no request owns; usable pages are 1 … num_pages."""
 
@@ -55,7 +58,8 @@ class StepPlan:
     one, at position `starts[i] + counts[i]`, if `samples[i]`. `token_ids` holds the rows' tokens one
     after the other; `TOKEN_ON_DEVICE` reads the slot's last sampled token. Before anything is
     computed the step sets `page_table[update_slots[j], update_columns[j]] = update_pages[j]` and
-    writes `new_slots`.
+    writes `new_slots`. Row j of `masks`, [len(mask_slots), ceil(vocab / 32)], says which tokens the row in
+    `mask_slots[j]` may sample, as in `TokenConstraint.mask`; other rows may sample any.
     """
 
     step: int
@@ -71,6 +75,8 @@ class StepPlan:
     update_pages: Int32s
     new_slots: tuple[SlotParams, ...] = ()
     copies: PageCopies = field(default_factory=PageCopies)
+    mask_slots: Int32s = field(default_factory=lambda: np.zeros(0, np.int32))
+    masks: Int32s = field(default_factory=lambda: np.zeros((0, 0), np.int32))
 
     @property
     def num_rows(self) -> int:
@@ -87,6 +93,8 @@ class StepPlan:
 class SampledTokens:
     """Result of a step: one id per row (meaningless where the plan does not sample).
 
+    An id of `NOT_FINITE` says that the row's logits were not finite, so that nothing could be sampled.
+
     `finished_s` is when the device ended the step, on the clock of `time.perf_counter` (or the
     simulator's); `sample_s` is the part of the step spent sampling, 0 where it was never measured.
     """
@@ -97,10 +105,16 @@ class SampledTokens:
 
 
 class TokenConstraint(Protocol):
-    """What one request may still say, token by token; used by one thread, in the order of its tokens."""
+    """What one request may still say, token by token; used by one thread, in the order of its tokens.
+
+    Both methods raise ConstraintError if they cannot go on; that ends the request and no other.
+    """
 
     def mask(self) -> Int32s:
-        """Fresh words, [ceil(vocab / 32)]: bit i % 32 of word i // 32 is set if token i may come next."""
+        """Fresh words, [ceil(vocab / 32)]: bit i % 32 of word i // 32 is set if token i may come next.
+
+        None is set if the answer is complete and nothing may follow, not even an end-of-sequence id.
+        """
         ...
 
     def advance(self, token_id: int) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from albireo_jax.core.plan import TokenConstraint
+
 MAX_STOP_IDS = 32
 """Stop ids that a row can hold on the device, where they are held back until `min_tokens`."""
 
@@ -98,7 +100,8 @@ class Request:
     """One sequence to continue, as it stands when it enters the engine.
 
     `max_tokens` and `seed` are resolved (no None); `stop_ids` are all ids that end it, the model's
-    end-of-sequence ids included unless they are ignored. n > 1 is n requests with distinct seeds.
+    end-of-sequence ids included unless they are ignored. n > 1 is n requests with distinct seeds, each
+    with a `constraint` of its own, which the engine changes as it takes in tokens.
     """
 
     request_id: str
@@ -111,6 +114,7 @@ class Request:
     min_p: float = 0.0
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
+    constraint: TokenConstraint | None = None
     arrived_s: float = 0.0
 
     def __post_init__(self) -> None:
