@@ -4,6 +4,7 @@ import time
 
 from fastapi import FastAPI
 
+from albireo_jax.engine.tool_formats import ReasoningFormat, ToolFormat, answer_format
 from albireo_jax.serving import chat, completions, metrics, models, tokenization
 from albireo_jax.serving.auth import ApiKeyMiddleware
 from albireo_jax.serving.errors import install_error_handlers
@@ -13,15 +14,23 @@ MAX_BODY_BYTES = 16 * 2**20
 
 
 def create_app(
-    engine: ServedEngine, *, api_key: str | None = None, max_body_bytes: int = MAX_BODY_BYTES
+    engine: ServedEngine,
+    *,
+    api_key: str | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    tool_call_parser: ToolFormat | None = None,
+    reasoning_parser: ReasoningFormat | None = None,
 ) -> FastAPI:
     """An app that serves `engine`, which stays the caller's to close.
 
     With an `api_key` every route but /health and /metrics asks for it. Bodies beyond `max_body_bytes`
-    are refused.
+    are refused. How the model writes tool calls and reasoning is told by its chat template, unless given.
     """
     app = FastAPI(title="albireo_jax", docs_url="/docs", redoc_url=None)
     app.state.engine = engine
+    app.state.answer_format = answer_format(
+        engine.tokenizer.chat_template_source, tools=tool_call_parser, reasoning=reasoning_parser
+    )
     app.state.created = int(time.time())
     app.state.max_body_bytes = max_body_bytes
     for routes in (completions, chat, models, tokenization, metrics):

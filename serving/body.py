@@ -10,7 +10,7 @@ from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
 from albireo_jax.serving.errors import ApiError, bad_request
-from albireo_jax.serving.schemas import Wire
+from albireo_jax.serving.wire import Wire
 
 Schema = TypeVar("Schema", bound=Wire)
 

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: the assistant's next message."""
+"""POST /v1/chat/completions: the assistant's next message, with its reasoning and its tool calls."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -6,69 +6,163 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
+from albireo_jax.core.types import FinishReason
+from albireo_jax.engine.answers import (
+    Answer,
+    AnswerEvent,
+    AnswerReader,
+    ReasoningText,
+)
+from albireo_jax.engine.reasoning import Thinking
+from albireo_jax.engine.tool_calls import ArgumentsText, CallBegun, ContentText
 from albireo_jax.engine.turns import ChoiceDelta, Completion
+from albireo_jax.serving.asking import Asked, ask
 from albireo_jax.serving.body import body_docs, json_body
-from albireo_jax.serving.events import ChoiceEvents, EventStream, event, read_to_end, turn_events
-from albireo_jax.serving.schemas import ChatBody
-from albireo_jax.serving.served import Engine
-from albireo_jax.serving.turns import Heading, callers_fault, check_model, encode, usage
+from albireo_jax.serving.events import (
+    ChoiceEvents,
+    DeltaEvents,
+    EventStream,
+    event,
+    read_to_end,
+    turn_events,
+)
+from albireo_jax.serving.schemas_chat import ChatBody
+from albireo_jax.serving.served import Engine, Format
+from albireo_jax.serving.turns import Heading, callers_fault, check_model, usage
+
+_CHUNK = "chat.completion.chunk"
 
 router = APIRouter()
 
 
 @router.post("/v1/chat/completions", openapi_extra=body_docs(ChatBody))
 async def create_chat_completion(
-    request: Request, engine: Engine, body: Annotated[ChatBody, Depends(json_body(ChatBody))]
+    request: Request, engine: Engine, format: Format, body: Annotated[ChatBody, Depends(json_body(ChatBody))]
 ) -> Response:
     """Answer a conversation n times; without max_tokens an answer may fill the context."""
     check_model(body.model, engine.served_name)
     heading = Heading.new("chatcmpl", engine.served_name)
     with callers_fault(ChatBody):
-        params = body.sampling_params(None)
-        prompt_ids = await encode(engine.frontend, body.chat())
-        turn = engine.frontend.stream_async([prompt_ids], params)
+        asked = await ask(engine.tokenizer, format, body)
+        turn = engine.frontend.stream_async([asked.prompt_ids], asked.params)
 
     def last_event(num_generated: int) -> bytes:
         if not body.wants_usage:
             return b""
-        counts = usage(len(prompt_ids), num_generated)
-        return event(heading.object("chat.completion.chunk", choices=[], usage=counts))
+        counts = usage(len(asked.prompt_ids), num_generated)
+        return event(heading.object(_CHUNK, choices=[], usage=counts))
 
     if body.stream:
-        choices = [_choice_events(heading, index) for index in range(params.n)]
+        choices = [_choice_events(heading, index, asked) for index in range(asked.params.n)]
         return EventStream(turn, turn_events(turn, choices, last_event))
     done = await read_to_end(turn, request.receive)
-    return JSONResponse(_answer(heading, done, len(prompt_ids)))
+    return JSONResponse(_answer(heading, done, asked))
 
 
-def _choice_events(heading: Heading, index: int) -> ChoiceEvents:
+class _MessageEvents:
+    """Events of a choice whose answer is read for reasoning and calls."""
+
+    def __init__(self, heading: Heading, opening: bytes, reader: AnswerReader) -> None:
+        self._heading = heading
+        self._opening = opening
+        self._reader = reader
+        self._has_called = False
+
+    def encode(self, delta: ChoiceDelta) -> bytes:
+        """The events of a delta; none while its text waits."""
+        read = self._reader.push(delta.text) if delta.text else []
+        if delta.finish_reason is not None:
+            read += self._reader.finish()
+        self._has_called |= any(isinstance(part, CallBegun) for part in read)
+        opening, self._opening = self._opening, b""
+        chunks = [
+            self._chunk(_choice(delta._replace(finish_reason=None, stop_reason=None), delta=content))
+            for content in map(_delta_content, read)
+            if content is not None
+        ]
+        if delta.finish_reason is not None:
+            chunks.append(self._chunk(_choice(delta, has_called=self._has_called, delta={})))
+        return opening + b"".join(chunks)
+
+    def _chunk(self, choice: dict[str, Any]) -> bytes:
+        return event(self._heading.object(_CHUNK, choices=[choice]))
+
+
+def _delta_content(part: AnswerEvent) -> dict[str, Any] | None:
+    """The `delta` of a chunk; None for what a stream does not say."""
+    match part:
+        case ContentText(text):
+            return {"content": text}
+        case ReasoningText(text):
+            return _reasoning(text)
+        case CallBegun(call, id, name):
+            function = {"name": name, "arguments": ""}
+            return {"tool_calls": [{"index": call, "id": id, "type": "function", "function": function}]}
+        case ArgumentsText(call, text):
+            return {"tool_calls": [{"index": call, "function": {"arguments": text}}]}
+        case _:
+            return None
+
+
+def _reasoning(text: str | None) -> dict[str, str | None]:
+    """Under the name that most clients read, and under the one that vLLM gave it later."""
+    return {"reasoning_content": text, "reasoning": text}
+
+
+def _choice_events(heading: Heading, index: int, asked: Asked) -> DeltaEvents:
     """The events of a choice: who speaks, then what."""
 
     def chunk(delta: ChoiceDelta) -> dict[str, Any]:
         content = {"content": delta.text} if delta.text else {}
-        return heading.object("chat.completion.chunk", choices=[_choice(delta, delta=content)])
+        return heading.object(_CHUNK, choices=[_choice(delta, delta=content)])
 
     role = _choice(ChoiceDelta(index, "", (), None, None), delta={"role": "assistant", "content": ""})
-    opening = event(heading.object("chat.completion.chunk", choices=[role]))
-    return ChoiceEvents(index, chunk, opening=opening)
+    opening = event(heading.object(_CHUNK, choices=[role]))
+    reader = asked.reader()
+    if reader is None:
+        return ChoiceEvents(index, chunk, opening=opening)
+    return _MessageEvents(heading, opening, reader)
 
 
-def _answer(heading: Heading, done: Sequence[Completion], num_prompt_tokens: int) -> dict[str, Any]:
+def _answer(heading: Heading, done: Sequence[Completion], asked: Asked) -> dict[str, Any]:
     return heading.object(
         "chat.completion",
-        choices=[
-            _choice(completion, message={"role": "assistant", "content": completion.text})
-            for completion in done
-        ],
-        usage=usage(num_prompt_tokens, sum(len(completion.token_ids) for completion in done)),
+        choices=[_answered(completion, asked) for completion in done],
+        usage=usage(len(asked.prompt_ids), sum(len(completion.token_ids) for completion in done)),
     )
 
 
-def _choice(outcome: ChoiceDelta | Completion, **content: dict[str, str]) -> dict[str, Any]:
+def _answered(completion: Completion, asked: Asked) -> dict[str, Any]:
+    reader = asked.reader()
+    if reader is None:
+        return _choice(completion, message={"role": "assistant", "content": completion.text})
+    answer = reader.read(completion.text)
+    return _choice(completion, has_called=bool(answer.calls), message=_message(answer, asked))
+
+
+def _message(answer: Answer, asked: Asked) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": answer.content}
+    if not answer.content and (answer.calls or answer.reasoning):
+        message["content"] = None
+    if asked.thinking is not Thinking.OVER:
+        message |= _reasoning(answer.reasoning or None)
+    if answer.calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in answer.calls
+        ]
+    return message
+
+
+def _choice(
+    outcome: ChoiceDelta | Completion, *, has_called: bool = False, **content: dict[str, Any]
+) -> dict[str, Any]:
+    """A choice, which stopped for its calls if it stopped by itself after one."""
+    stopped_to_call = has_called and outcome.finish_reason is FinishReason.STOP
     return {
         "index": outcome.choice,
         **content,
         "logprobs": None,
-        "finish_reason": outcome.finish_reason,
+        "finish_reason": "tool_calls" if stopped_to_call else outcome.finish_reason,
         "stop_reason": outcome.stop_reason,
     }

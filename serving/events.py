@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -21,6 +21,14 @@ Chunk = Callable[[ChoiceDelta], dict[str, Any]]
 def event(value: dict[str, Any]) -> bytes:
     """One event; non-ASCII is escaped, since some clients take U+2028 for the end of a line."""
     return f"data: {json.dumps(value)}\n\n".encode()
+
+
+class DeltaEvents(Protocol):
+    """Turns the deltas of one choice into events."""
+
+    def encode(self, delta: ChoiceDelta) -> bytes:
+        """The events of a delta; none while its text waits."""
+        ...
 
 
 class ChoiceEvents:
@@ -44,7 +52,7 @@ class ChoiceEvents:
 
 
 async def turn_events(
-    turn: AsyncTurn, choices: Sequence[ChoiceEvents], last_event: Callable[[int], bytes]
+    turn: AsyncTurn, choices: Sequence[DeltaEvents], last_event: Callable[[int], bytes]
 ) -> AsyncIterator[bytes]:
     """The events of a turn, those of one engine step together, to [DONE].
 

@@ -1,32 +1,18 @@
-"""OpenAI's wire types for what we serve, strict about types.
+"""OpenAI's wire types for completions, and what they share with chats."""
 
-Unknown fields are ignored, as OpenAI-compatible servers do, and so are those without an effect on the
-answer (`user`, `metadata`, `store`, …). Fields that would change the answer and are not implemented are
-refused by name unless they hold a value that asks for nothing. null is as good as an absent field.
-"""
+from typing import Annotated, Any
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
-
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    model_validator,
-)
+from pydantic import model_validator
 
 from albireo_jax.core.types import SamplingParams
+from albireo_jax.serving.schemas_structured import StructuredBody
+from albireo_jax.serving.wire import Refused, Wire, one_message
 
 MAX_STOP_STRINGS = 32
 MAX_CHOICES = 1024
 """Prompts times n of one body."""
 
-_Refused = Mapping[str, tuple[object, ...]]
-
-_REFUSED: _Refused = {
+REFUSED: Refused = {
     "logit_bias": ({},),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
@@ -38,81 +24,18 @@ _REFUSED: _Refused = {
     "allowed_token_ids": ([],),
     "bad_words": ([],),
     "logits_processors": ([],),
-    "structured_outputs": ({},),
-    "guided_json": (),
-    "guided_regex": ("",),
-    "guided_choice": ([],),
-    "guided_grammar": ("",),
-    "response_format": ({"type": "text"},),
     "priority": (0,),
     "return_token_ids": (False,),
 }
 """Field -> values that ask for nothing, besides null."""
 
-_REFUSED_COMPLETION: _Refused = {**_REFUSED, "logprobs": (False,), "suffix": ("",), "prompt_embeds": ([],)}
-_REFUSED_CHAT: _Refused = {
-    **_REFUSED,
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-    "chat_template": ("",),
-    "chat_template_kwargs": ({},),
-    "documents": ([],),
-    "echo": (False,),
-    "continue_final_message": (False,),
-    "add_generation_prompt": (True,),
-}
-_REFUSED_MESSAGE: _Refused = {"tool_calls": ([],), "function_call": (), "audio": (), "tool_call_id": ("",)}
-
-
-def _one_message(message: str) -> WrapValidator:
-    """Replace the errors of a union, one per member, by one that says what is wanted."""
-
-    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return handler(value)
-        except ValidationError as error:
-            raise ValueError(message) from error
-
-    return WrapValidator(check)
-
+_REFUSED_COMPLETION: Refused = {**REFUSED, "logprobs": (False,), "suffix": ("",), "prompt_embeds": ([],)}
 
 Prompts = Annotated[
     str | list[int] | list[str] | list[list[int]],
-    _one_message("must be a string, token ids, a list of strings or a list of token id lists"),
+    one_message("must be a string, token ids, a list of strings or a list of token id lists"),
 ]
-StopStrings = Annotated[str | list[str], _one_message("must be a string or a list of strings")]
-
-
-class Wire(BaseModel):
-    """A JSON object from a client: no type is coerced, unknown fields are ignored."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
-    refused: ClassVar[_Refused] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def refuse_unsupported(cls, value: Any) -> Any:
-        """Refuse a field that would change the answer but is not implemented."""
-        if not isinstance(value, dict):
-            raise ValueError("must be an object")
-        for name, neutral in cls.refused.items():
-            if name in value and not _asks_for_nothing(value[name], neutral):
-                raise ValueError(f"{name} is not supported")
-        return value
-
-    @classmethod
-    def field_in(cls, message: str) -> str | None:
-        """The field that an error message begins with, if it does."""
-        word = message.partition(" ")[0].rstrip(":")
-        return word if word in cls.model_fields or word in cls.refused else None
+StopStrings = Annotated[str | list[str], one_message("must be a string or a list of strings")]
 
 
 class StreamOptions(Wire):
@@ -121,7 +44,7 @@ class StreamOptions(Wire):
     include_usage: bool | None = None
 
 
-class SamplingBody(Wire):
+class SamplingBody(StructuredBody):
     """What completions and chat completions have in common; null takes the default."""
 
     model: str | None = None
@@ -159,7 +82,7 @@ class SamplingBody(Wire):
             raise ValueError(f"stop has {len(self.stop)} strings, the limit is {MAX_STOP_STRINGS}")
         given: dict[str, Any] = {"max_tokens": default_max_tokens}
         given |= {name: value for name, value in self if name in _SAMPLING_FIELDS and value is not None}
-        return SamplingParams(**given)
+        return SamplingParams(**given, structured=self.structured())
 
 
 _SAMPLING_FIELDS = (
@@ -212,86 +135,8 @@ class CompletionBody(SamplingBody):
         return prompt  # type: ignore[return-value]
 
 
-class TextPart(Wire):
-    """A part of a message's content; only text can be read."""
-
-    type: Literal["text"]
-    text: str
-
-
-Content = Annotated[str | list[TextPart], _one_message("must be a string or a list of text parts")]
-
-
-class MessageBody(Wire):
-    """One message of a chat."""
-
-    refused = _REFUSED_MESSAGE
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-
-    def message(self) -> dict[str, Any]:
-        """The message as chat templates read it; a developer message is a system message."""
-        content = self.content
-        return {
-            "role": "system" if self.role == "developer" else self.role,
-            "content": content if isinstance(content, str) else [part.model_dump() for part in content],
-        }
-
-
-class ChatBody(SamplingBody):
-    """Body of POST /v1/chat/completions."""
-
-    refused = _REFUSED_CHAT
-
-    messages: Annotated[list[MessageBody], Field(min_length=1)]
-    max_completion_tokens: int | None = None
-
-    @model_validator(mode="after")
-    def rename_max_tokens(self) -> "ChatBody":
-        """`max_tokens` is the old name of `max_completion_tokens`, which wins."""
-        if self.max_completion_tokens is not None:
-            self.max_tokens = self.max_completion_tokens
-        return self
-
-    def chat(self) -> list[dict[str, Any]]:
-        """The messages, as chat templates read them."""
-        return [message.message() for message in self.messages]
-
-
-class TokenizeBody(Wire):
-    """Body of POST /tokenize: a prompt, or the messages of a chat."""
-
-    model: str | None = None
-    prompt: str | None = None
-    messages: Annotated[list[MessageBody], Field(min_length=1)] | None = None
-    add_special_tokens: bool | None = None
-    return_token_strs: bool | None = None
-
-    @model_validator(mode="after")
-    def check_one(self) -> "TokenizeBody":
-        """Refuse both, and neither."""
-        if (self.prompt is None) == (self.messages is None):
-            raise ValueError("exactly one of prompt and messages is needed")
-        return self
-
-    def asked(self) -> str | list[dict[str, Any]]:
-        """What to encode: a text or messages."""
-        return (
-            self.prompt if self.prompt is not None else [message.message() for message in self.messages or []]
-        )
-
-
 class DetokenizeBody(Wire):
     """Body of POST /detokenize."""
 
     model: str | None = None
     tokens: list[int]
-
-
-def _asks_for_nothing(value: object, neutral: tuple[object, ...]) -> bool:
-    if value is None:
-        return True
-    return any(
-        value == nothing and isinstance(value, bool) == isinstance(nothing, bool) for nothing in neutral
-    )

@@ -9,6 +9,7 @@ from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.service import EngineService
 from albireo_jax.engine.timeline import Timeline
 from albireo_jax.engine.tokenizer import Tokenizer
+from albireo_jax.engine.tool_formats import AnswerFormat
 
 
 class ServedEngine(Protocol):
@@ -45,9 +46,16 @@ class ServedEngine(Protocol):
         ...
 
 
+def _format_of(request: Request) -> AnswerFormat:
+    return request.app.state.answer_format
+
+
 def _engine_of(request: Request) -> ServedEngine:
     return request.app.state.engine
 
 
 Engine = Annotated[ServedEngine, Depends(_engine_of)]
 """Parameter of a route: the engine that the app was created with."""
+
+Format = Annotated[AnswerFormat, Depends(_format_of)]
+"""Parameter of a route: how the model writes its answers."""

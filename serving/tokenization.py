@@ -7,7 +7,8 @@ from starlette.responses import JSONResponse, Response
 
 from albireo_jax.serving.body import body_docs, json_body
 from albireo_jax.serving.errors import bad_request
-from albireo_jax.serving.schemas import DetokenizeBody, TokenizeBody
+from albireo_jax.serving.schemas import DetokenizeBody
+from albireo_jax.serving.schemas_chat import TokenizeBody
 from albireo_jax.serving.served import Engine
 from albireo_jax.serving.turns import callers_fault, check_model, encode
 

@@ -3,18 +3,20 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from albireo_jax.engine.frontend import Frontend, Prompt
 from albireo_jax.serving.errors import ApiError, bad_request
-from albireo_jax.serving.schemas import Wire
+from albireo_jax.serving.wire import Wire
 
 _LONG_PROMPT_CHARACTERS = 4096
 """A longer text is encoded by another thread, so that streams go on meanwhile."""
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +59,14 @@ def callers_fault(schema: type[Wire]) -> Generator[None, None, None]:
 
 async def encode(frontend: Frontend, prompt: Prompt, *, add_special_tokens: bool = True) -> tuple[int, ...]:
     """Token ids of a prompt; a long one does not hold up the event loop. Raises ValueError."""
-    if _num_characters(prompt) <= _LONG_PROMPT_CHARACTERS:
-        return frontend.encode(prompt, add_special_tokens=add_special_tokens)
-    return await asyncio.to_thread(frontend.encode, prompt, add_special_tokens=add_special_tokens)
+    return await aside(
+        _num_characters(prompt), lambda: frontend.encode(prompt, add_special_tokens=add_special_tokens)
+    )
+
+
+async def aside(num_characters: int, work: Callable[[], _Result]) -> _Result:
+    """What `work` gives, done by another thread if it has many characters to do."""
+    return work() if num_characters <= _LONG_PROMPT_CHARACTERS else await asyncio.to_thread(work)
 
 
 def usage(num_prompt_tokens: int, num_generated_tokens: int) -> dict[str, int]:

@@ -13,7 +13,7 @@ ENGINE_FLAGS = (
     "config tp virtual-devices dtype max-model-len max-rows max-step-tokens num-pages page-size depth "
     "sampling"
 )
-SERVE_FLAGS = "served-model-name host port api-key"
+SERVE_FLAGS = "served-model-name host port api-key tool-call-parser reasoning-parser"
 
 
 class Outcome:

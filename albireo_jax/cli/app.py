@@ -79,6 +79,8 @@ def serve(
     host: flags.Host = "127.0.0.1",
     port: flags.Port = 8000,
     api_key: flags.ApiKey = None,
+    tool_call_parser: flags.ToolCallParser = None,
+    reasoning_parser: flags.ReasoningParser = None,
     engine: EngineFlags,
 ) -> None:
     """Serve MODEL over HTTP with OpenAI's API until interrupted.
@@ -103,7 +105,10 @@ def serve(
             f"{limits.max_sequence_len} tokens, {limits.num_pages} pages of {limits.page_size}",
             err=True,
         )
-        server.serve(http.create_app(served, api_key=api_key), bound)
+        app = http.create_app(
+            served, api_key=api_key, tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser
+        )
+        server.serve(app, bound)
 
 
 @app.command()

@@ -20,6 +20,7 @@ from albireo_jax.core.config import (
     SamplingMode,
     SchedulerConfig,
 )
+from albireo_jax.engine.tool_formats import ReasoningFormat, ToolFormat
 
 Model = Annotated[
     str,
@@ -156,6 +157,24 @@ ApiKey = Annotated[
         "--api-key",
         metavar="KEY",
         help="Refuse requests without `Authorization: Bearer KEY`.",
+        show_default=False,
+    ),
+]
+ToolCallParser = Annotated[
+    ToolFormat | None,
+    typer.Option(
+        "--tool-call-parser",
+        metavar="|".join(ToolFormat),
+        help="How the model writes tool calls. Default: as its chat template shows.",
+        show_default=False,
+    ),
+]
+ReasoningParser = Annotated[
+    ReasoningFormat | None,
+    typer.Option(
+        "--reasoning-parser",
+        metavar="|".join(ReasoningFormat),
+        help="How the model sets off its reasoning. Default: as its chat template shows.",
         show_default=False,
     ),
 ]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from albireo_jax.engine.reasoning import ReasoningDelta, ReasoningSplitter, thinks_already
+from albireo_jax.engine.reasoning import ReasoningDelta, ReasoningSplitter, Thinking
 from albireo_jax.engine.tool_calls import (
     ArgumentsText,
     CallBegun,
@@ -15,7 +15,7 @@ from albireo_jax.engine.tool_calls import (
     ToolCallParser,
     ToolEvent,
 )
-from albireo_jax.engine.tool_formats import AnswerFormat, ReasoningFormat, ToolFormat
+from albireo_jax.engine.tool_formats import ToolFormat
 
 _MISTRAL_ID_CHARACTERS = 9
 
@@ -48,17 +48,13 @@ class Answer:
 
 
 class AnswerReader:
-    """Reads one answer to `prompt`; calls only if the caller has tools, and one only if not `parallel`."""
+    """Reads one answer, calls in the format `tools`; one call at most if not `parallel`."""
 
-    def __init__(self, format: AnswerFormat, prompt: str, *, tools: bool, parallel: bool = True) -> None:
+    def __init__(self, tools: ToolFormat, thinking: Thinking, *, parallel: bool = True) -> None:
         self._parallel = parallel
-        self._splitter = (
-            ReasoningSplitter(inside=thinks_already(format.reasoning, prompt))
-            if format.reasoning is not ReasoningFormat.NONE
-            else None
-        )
-        called = format.tools if tools else ToolFormat.NONE
-        self._parser = ToolCallParser(called, new_id=lambda: new_call_id(called))
+        is_over = thinking is Thinking.OVER
+        self._splitter = None if is_over else ReasoningSplitter(inside=thinking is Thinking.BEGUN)
+        self._parser = ToolCallParser(tools, new_id=lambda: new_call_id(tools))
 
     def push(self, text: str) -> list[AnswerEvent]:
         """What is known now that `text` has come."""

@@ -228,7 +228,12 @@ def _tool_call(call: Json) -> Json:
     """A tool call whose arguments, JSON text in the OpenAI API, are the object that templates expect."""
     try:
         arguments = json.loads(call["function"]["arguments"])
-    except (TypeError, KeyError, ValueError):  # an object already, or nothing that can be read: as it is
+    except (
+        TypeError,
+        KeyError,
+        ValueError,
+        RecursionError,
+    ):  # an object already, or nothing that can be read: as it is
         return call
     return call | {"function": call["function"] | {"arguments": arguments}}
 

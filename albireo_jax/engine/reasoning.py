@@ -4,6 +4,7 @@ White space beside the tags belongs to neither side. Only the first pair at the 
 """
 
 from collections.abc import Generator
+from enum import Enum, auto
 from typing import NamedTuple
 
 from albireo_jax.engine.text_reader import TextReader
@@ -21,12 +22,21 @@ class ReasoningDelta(NamedTuple):
     content: str
 
 
-def thinks_already(format: ReasoningFormat, prompt: str) -> bool:
-    """Whether an answer to `prompt` begins inside the reasoning: opened by the prompt or by habit."""
+class Thinking(Enum):
+    """What an answer begins with: reasoning, perhaps reasoning in tags, or what follows it."""
+
+    BEGUN = auto()
+    POSSIBLE = auto()
+    OVER = auto()
+
+
+def thinking(format: ReasoningFormat, prompt: str) -> Thinking:
+    """How an answer to `prompt` begins: the prompt may open the reasoning, or close it at once."""
     end = prompt[-_PROMPT_END:].rstrip()
-    if end.endswith((OPEN, CLOSE)):
-        return end.endswith(OPEN)
-    return format is ReasoningFormat.DEEPSEEK_R1
+    if format is ReasoningFormat.NONE or end.endswith(CLOSE):
+        return Thinking.OVER
+    begun = format is ReasoningFormat.DEEPSEEK_R1 or end.endswith(OPEN)
+    return Thinking.BEGUN if begun else Thinking.POSSIBLE
 
 
 class ReasoningSplitter:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import llguidance
 
 from albireo_jax.core.types import StructuredOutput, StructureKind
-from albireo_jax.engine.reasoning import CLOSE, OPEN
+from albireo_jax.engine.reasoning import CLOSE, OPEN, Thinking
 from albireo_jax.engine.tool_formats import AnswerFormat, ToolFormat
 
 TokenId = Callable[[str], int | None]
@@ -64,22 +64,24 @@ def calls_grammar(
     return _grammar(f"start: {start}", f"call: {names}", *rules)
 
 
-def after_reasoning(
-    structured: StructuredOutput, *, thinks_already: bool, token_id: TokenId
-) -> StructuredOutput:
-    """The constraint on what follows the reasoning, which is free.
+def either(first: StructuredOutput, second: StructuredOutput) -> StructuredOutput:
+    """What one of two constraints allows."""
+    return _grammar("start: first | second", f"first: {_body(first)}", f"second: {_body(second)}")
 
-    Without `thinks_already` the model opens the reasoning itself, or answers at once.
-    """
+
+def after_reasoning(
+    structured: StructuredOutput, thinking: Thinking, *, token_id: TokenId
+) -> StructuredOutput:
+    """The constraint on what follows the reasoning, which is free."""
+    if thinking is Thinking.OVER:
+        return structured
     opening, closing = _marker(OPEN, token_id), token_id(CLOSE)
     by_token = "" if closing is None else f" | /(.|\\n)*/ <[{closing}]>"
+    reasoning = f"{opening}? thoughts" if thinking is Thinking.BEGUN else f"({opening} thoughts)?"
     return _grammar(
-        f"start: reasoning {_body(structured)}"
-        if thinks_already
-        else f"start: (opening reasoning)? {_body(structured)}",
-        f"opening: {opening}",
-        f"reasoning: (thoughts{by_token}) /[ \\t\\n\\r]*/",
-        "thoughts[lazy]: /(.|\\n)*<\\/think>/",
+        f"start: {reasoning} {_body(structured)}",
+        f"thoughts: (spelled{by_token}) /[ \\t\\n\\r]*/",
+        "spelled[lazy]: /(.|\\n)*<\\/think>/",
     )
 
 

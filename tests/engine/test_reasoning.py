@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from albireo_jax.engine.chat import ChatTemplate
-from albireo_jax.engine.reasoning import ReasoningDelta, ReasoningSplitter, thinks_already
+from albireo_jax.engine.reasoning import ReasoningDelta, ReasoningSplitter, Thinking, thinking
 from albireo_jax.engine.tool_formats import AnswerFormat, ReasoningFormat, ToolFormat, answer_format
 
 PIECES = ("<think>", "</think>", "<", "</", "think>", "<thi", " ", "\n", "Hm.", "é", "Yes.", "\t", "\xa0")
@@ -66,48 +66,52 @@ def test_a_hostile_megabyte_takes_well_under_a_second(unit: str, inside: bool) -
     assert time.process_time() - started_s < 1
 
 
+BEGUN, POSSIBLE, OVER = Thinking
+
+
 @pytest.mark.parametrize(
     ("prompt", "qwen3", "deepseek_r1"),
     [
-        ("<|im_start|>assistant\n", False, True),
-        ("<|im_start|>assistant\n<think>\n", True, True),
-        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", False, False),
-        ("What does <think> mean?<|im_start|>assistant\n", False, True),
-        ("", False, True),
+        ("<|im_start|>assistant\n", POSSIBLE, BEGUN),
+        ("<|im_start|>assistant\n<think>\n", BEGUN, BEGUN),
+        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", OVER, OVER),
+        ("What does <think> mean?<|im_start|>assistant\n", POSSIBLE, BEGUN),
+        ("", POSSIBLE, BEGUN),
     ],
 )
 def test_the_prompt_says_whether_the_model_thinks_already(
-    prompt: str, qwen3: bool, deepseek_r1: bool
+    prompt: str, qwen3: Thinking, deepseek_r1: Thinking
 ) -> None:
-    assert thinks_already(ReasoningFormat.QWEN3, prompt) is qwen3
-    assert thinks_already(ReasoningFormat.DEEPSEEK_R1, prompt) is deepseek_r1
+    assert thinking(ReasoningFormat.QWEN3, prompt) is qwen3
+    assert thinking(ReasoningFormat.DEEPSEEK_R1, prompt) is deepseek_r1
+    assert thinking(ReasoningFormat.NONE, prompt) is OVER
 
 
 _T, _R = ToolFormat, ReasoningFormat
 
 
 @pytest.mark.parametrize(
-    ("name", "tools", "reasoning", "thinks"),
+    ("name", "tools", "reasoning", "begins"),
     [
-        ("HuggingFaceTB-SmolLM3-3B", _T.NONE, _R.QWEN3, False),
-        ("Mistral-Small-3.2-24B-Instruct-2506", _T.MISTRAL, _R.NONE, False),
-        ("NousResearch-Hermes-3-Llama-3.1-8B-tool_use", _T.HERMES, _R.NONE, False),
-        ("Qwen-QwQ-32B", _T.HERMES, _R.QWEN3, True),
-        ("Qwen-Qwen2.5-7B-Instruct", _T.HERMES, _R.NONE, False),
-        ("Qwen-Qwen3-0.6B", _T.HERMES, _R.QWEN3, False),
-        ("Qwen3-Coder", _T.NONE, _R.NONE, False),
-        ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", _T.NONE, _R.DEEPSEEK_R1, True),
-        ("deepseek-ai-DeepSeek-V3.1", _T.NONE, _R.DEEPSEEK_R1, True),
-        ("google-gemma-2-2b-it", _T.NONE, _R.NONE, False),
-        ("meta-llama-Llama-3.1-8B-Instruct", _T.LLAMA3_JSON, _R.NONE, False),
-        ("meta-llama-Llama-3.2-3B-Instruct", _T.LLAMA3_JSON, _R.NONE, False),
-        ("meta-llama-Llama-3.3-70B-Instruct", _T.LLAMA3_JSON, _R.NONE, False),
-        ("mistralai-Mistral-Nemo-Instruct-2407", _T.MISTRAL, _R.NONE, False),
-        ("openai-gpt-oss-120b", _T.NONE, _R.NONE, False),
+        ("HuggingFaceTB-SmolLM3-3B", _T.NONE, _R.QWEN3, POSSIBLE),
+        ("Mistral-Small-3.2-24B-Instruct-2506", _T.MISTRAL, _R.NONE, OVER),
+        ("NousResearch-Hermes-3-Llama-3.1-8B-tool_use", _T.HERMES, _R.NONE, OVER),
+        ("Qwen-QwQ-32B", _T.HERMES, _R.QWEN3, BEGUN),
+        ("Qwen-Qwen2.5-7B-Instruct", _T.HERMES, _R.NONE, OVER),
+        ("Qwen-Qwen3-0.6B", _T.HERMES, _R.QWEN3, POSSIBLE),
+        ("Qwen3-Coder", _T.NONE, _R.NONE, OVER),
+        ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", _T.NONE, _R.DEEPSEEK_R1, BEGUN),
+        ("deepseek-ai-DeepSeek-V3.1", _T.NONE, _R.DEEPSEEK_R1, BEGUN),
+        ("google-gemma-2-2b-it", _T.NONE, _R.NONE, OVER),
+        ("meta-llama-Llama-3.1-8B-Instruct", _T.LLAMA3_JSON, _R.NONE, OVER),
+        ("meta-llama-Llama-3.2-3B-Instruct", _T.LLAMA3_JSON, _R.NONE, OVER),
+        ("meta-llama-Llama-3.3-70B-Instruct", _T.LLAMA3_JSON, _R.NONE, OVER),
+        ("mistralai-Mistral-Nemo-Instruct-2407", _T.MISTRAL, _R.NONE, OVER),
+        ("openai-gpt-oss-120b", _T.NONE, _R.NONE, OVER),
     ],
 )
 def test_real_templates_say_how_their_models_answer(
-    data_dir: Path, name: str, tools: ToolFormat, reasoning: ReasoningFormat, thinks: bool
+    data_dir: Path, name: str, tools: ToolFormat, reasoning: ReasoningFormat, begins: Thinking
 ) -> None:
     source = (data_dir / "templates" / "llama_cpp" / f"{name}.jinja").read_text(encoding="utf-8")
     assert answer_format(source) == AnswerFormat(
@@ -117,9 +121,8 @@ def test_real_templates_say_how_their_models_answer(
     hi = [{"role": "user", "content": "Hi"}]
     weather = {"name": "weather", "description": "", "parameters": {"properties": {}}}
     options = {"tools": [{"type": "function", "function": weather}] if "tool_use" in name else None}
-    assert thinks_already(reasoning, template.render(hi, enable_thinking=True, **options)) is thinks
-    if reasoning is not ReasoningFormat.NONE:
-        assert not thinks_already(reasoning, template.render(hi, enable_thinking=False))
+    assert thinking(reasoning, template.render(hi, enable_thinking=True, **options)) is begins
+    assert thinking(reasoning, template.render(hi, enable_thinking=False, **options)) is OVER
 
 
 def test_what_is_given_is_not_guessed() -> None:

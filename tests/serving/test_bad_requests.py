@@ -1,6 +1,7 @@
 """What is wrong is refused with OpenAI's error body, and the engine goes on as if nothing had been."""
 
 import asyncio
+import functools
 import json
 from typing import Any
 
@@ -15,6 +16,9 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]
 CANARY = {"prompt": "canary", "max_tokens": 30, "seed": 7, "n": 2}
 DEEP = "[" * 100_000
+TOOL = {"type": "function", "function": {"name": "f"}}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+NESTED = functools.reduce(lambda inner, _: {"not": inner}, range(65), {})
 
 
 def _with(**fields: Any) -> dict[str, Any]:
@@ -94,14 +98,49 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str | None, str]] = [
     (COMPLETIONS, _with(frequency_penalty=-1), "frequency_penalty", "not supported"),
     (COMPLETIONS, _with(frequency_penalty=False), "frequency_penalty", "not supported"),
     (COMPLETIONS, _with(repetition_penalty=1.1), "repetition_penalty", "not supported"),
-    (COMPLETIONS, _with(response_format={"type": "json_object"}), "response_format", "not supported"),
-    (COMPLETIONS, _with(guided_json={"type": "object"}), "guided_json", "not supported"),
+    (COMPLETIONS, _with(response_format="json"), "response_format", "object"),
+    (COMPLETIONS, _with(response_format={"type": "xml"}), "response_format.type", "'json_schema'"),
+    (COMPLETIONS, _with(guided_json=[1]), "guided_json", "must be a JSON schema"),
+    (COMPLETIONS, _with(guided_json="{"), "guided_json", "not valid JSON"),
+    (COMPLETIONS, _with(guided_json="3"), "guided_json", "must be a JSON schema"),
+    (COMPLETIONS, _with(guided_json={"enum": ["x" * 2**16]}), "guided_json", "the limit is 65536"),
+    (COMPLETIONS, _with(guided_json=NESTED), "guided_json", "the limit is 64"),
+    (COMPLETIONS, _with(guided_regex="é" * 2**15 + "e"), "guided_regex", "65537 bytes, the limit is 65536"),
+    (COMPLETIONS, _with(guided_regex=5), "guided_regex", "valid string"),
+    (COMPLETIONS, _with(guided_grammar="x" * 2**17), "guided_grammar", "the limit is 65536"),
+    (COMPLETIONS, _with(guided_choice=["a"] * 1025), "guided_choice", "1025 choices, the limit is 1024"),
+    (COMPLETIONS, _with(guided_choice=["a", ""]), "guided_choice", "non-empty"),
+    (COMPLETIONS, _with(guided_choice=["a" * 2**16, "b"]), "guided_choice", "the limit is 65536"),
+    (COMPLETIONS, _with(guided_choice="a"), "guided_choice", "valid list"),
+    (
+        COMPLETIONS,
+        _with(guided_choice=["a"], guided_regex="b"),
+        "guided_regex",
+        "combined with guided_choice",
+    ),
+    (
+        COMPLETIONS,
+        _with(structured_outputs={"json": {}, "regex": "a"}),
+        "structured_outputs.json",
+        "combined with structured_outputs.regex",
+    ),
+    (COMPLETIONS, _with(structured_outputs={"json": NESTED}), "structured_outputs.json", "the limit is 64"),
+    (
+        COMPLETIONS,
+        _with(structured_outputs={"structural_tag": "x"}),
+        "structured_outputs",
+        "structural_tag is not supported",
+    ),
+    (COMPLETIONS, _with(structured_outputs=["json"]), "structured_outputs", "object"),
     (COMPLETIONS, _with(prompt_logprobs=1), "prompt_logprobs", "not supported"),
     (CHAT, {}, "messages", "required"),
     (CHAT, {"messages": []}, "messages", "at least 1"),
     (CHAT, {"messages": "hi"}, "messages", "valid list"),
     (CHAT, {"messages": ["hi"]}, "messages.0", "object"),
-    (CHAT, {"messages": [{"role": "user"}]}, "messages.0.content", "required"),
+    (CHAT, {"messages": [{"role": "user"}]}, "messages.0", "content is required"),
+    (CHAT, {"messages": [{"role": "assistant", "content": None}]}, "messages.0", "content is required"),
+    (CHAT, {"messages": [{"role": "tool", "content": "5"}]}, "messages.0", "tool_call_id is required"),
+    (CHAT, {"messages": [{**HELLO[0], "tool_calls": [CALL]}]}, "messages.0", "for the role assistant"),
     (CHAT, {"messages": [{"content": "hi"}]}, "messages.0.role", "required"),
     (CHAT, {"messages": [{"role": "robot", "content": "hi"}]}, "messages.0.role", "'user'"),
     (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "text parts"),
@@ -111,15 +150,28 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str | None, str]] = [
         "messages.1.content",
         "text parts",
     ),
-    (CHAT, {"messages": [{**HELLO[0], "tool_calls": [{}]}]}, "messages.0", "tool_calls is not supported"),
+    (CHAT, {"messages": [{**HELLO[0], "tool_calls": [{}]}]}, "messages.0.tool_calls.0.id", "required"),
     (CHAT, {"messages": [{"role": "user", "content": "x" * 3000}]}, None, "the limit is 2047"),
     (CHAT, _chat(max_completion_tokens=0), "max_tokens", "at least 1"),
     (CHAT, _chat(max_completion_tokens="5"), "max_completion_tokens", "valid integer"),
     (CHAT, _chat(logprobs=True), "logprobs", "not supported"),
     (CHAT, _chat(top_logprobs=3), "top_logprobs", "not supported"),
-    (CHAT, _chat(tools=[{"type": "function"}]), "tools", "not supported"),
-    (CHAT, _chat(tool_choice="required"), "tool_choice", "not supported"),
-    (CHAT, _chat(response_format={"type": "json_schema"}), "response_format", "not supported"),
+    (CHAT, _chat(tools=[{"type": "function"}]), "tools.0.function", "required"),
+    (CHAT, _chat(tools=[{"type": "web_search"}]), "tools.0.type", "'function'"),
+    (CHAT, _chat(tools=[TOOL]), "tools", "how this model writes tool calls is not known"),
+    (CHAT, _chat(tools=[TOOL] * 129), "tools", "at most 128"),
+    (CHAT, _chat(tool_choice="required"), "tool_choice", "needs tools"),
+    (CHAT, _chat(tool_choice="any"), "tool_choice", '"auto", "required"'),
+    (CHAT, _chat(tool_choice={"type": "function"}), "tool_choice", '"auto", "required"'),
+    (CHAT, _chat(functions=[{"name": "f"}]), "functions", "not supported"),
+    (
+        CHAT,
+        _chat(response_format={"type": "json_schema"}),
+        "response_format.json_schema.schema",
+        "required for the type json_schema",
+    ),
+    (CHAT, _chat(chat_template_kwargs={"messages": []}), "chat_template_kwargs", "cannot set messages"),
+    (CHAT, _chat(chat_template_kwargs={"self": 1}), "chat_template_kwargs", "cannot set self"),
     (CHAT, _chat(modalities=["text", "audio"]), "modalities", "not supported"),
     (CHAT, _chat(chat_template="{{ 1 }}"), "chat_template", "not supported"),
     ("/tokenize", {}, None, "exactly one of prompt and messages"),

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.serving.app import create_app
-from albireo_jax.serving.schemas import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, Wire
+from albireo_jax.serving.schemas import CompletionBody, DetokenizeBody
+from albireo_jax.serving.schemas_chat import ChatBody, TokenizeBody
+from albireo_jax.serving.wire import Wire
 
 SCHEMAS: dict[str, type[Wire]] = {
     "/v1/completions": CompletionBody,

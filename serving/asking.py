@@ -1,0 +1,83 @@
+"""From the body of a chat to what the engine is asked: prompt, parameters, and how to read the answer."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from albireo_jax.core.types import SamplingParams, StructuredOutput
+from albireo_jax.engine.answers import AnswerReader, fitting_call_id
+from albireo_jax.engine.reasoning import Thinking, thinking
+from albireo_jax.engine.tokenizer import Tokenizer
+from albireo_jax.engine.tool_formats import AnswerFormat, ToolFormat
+from albireo_jax.engine.tool_grammar import after_reasoning, calls_grammar, either
+from albireo_jax.serving.schemas_chat import ChatBody
+from albireo_jax.serving.turns import aside
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A body understood: what to generate, and how to read what comes."""
+
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    tools: ToolFormat
+    thinking: Thinking
+    parallel: bool
+
+    def reader(self) -> AnswerReader | None:
+        """A reader for one answer; None where an answer is nothing but content."""
+        if self.tools is ToolFormat.NONE and self.thinking is Thinking.OVER:
+            return None
+        return AnswerReader(self.tools, self.thinking, parallel=self.parallel)
+
+
+async def ask(tokenizer: Tokenizer, format: AnswerFormat, body: ChatBody) -> Asked:
+    """Render the prompt and find out what is constrained. Raises ValueError for what cannot be done."""
+    params = body.sampling_params(None)
+    if body.uses_tools and format.tools is ToolFormat.NONE:
+        raise ValueError("tools are not supported: how this model writes tool calls is not known")
+    structured = _constraint(tokenizer, format, body, content=params.structured)
+    tools = [tool.tool() for tool in body.tools or []] if body.uses_tools else None
+    messages = _messages(format, body)
+    render = partial(
+        tokenizer.apply_chat_template, messages, tools=tools, **(body.chat_template_kwargs or {})
+    )
+    size = sum(len(str(part)) for part in (*messages, *(tools or ())))
+    prompt = await aside(size, render)
+    prompt_ids = await aside(len(prompt), lambda: tokenizer.encode(prompt, add_special_tokens=False))
+    thinks = thinking(format.reasoning, prompt)
+    if structured is not None:
+        structured = after_reasoning(structured, thinks, token_id=tokenizer.token_id)
+    return Asked(
+        prompt_ids=tuple(prompt_ids),
+        params=replace(
+            params, structured=structured, shown_tokens=format.shown_tokens(tools=body.uses_tools)
+        ),
+        tools=format.tools if body.uses_tools else ToolFormat.NONE,
+        thinking=thinks,
+        parallel=body.may_call_several,
+    )
+
+
+def _messages(format: AnswerFormat, body: ChatBody) -> list[dict[str, Any]]:
+    """The conversation, calls named as the template accepts it."""
+    messages = body.chat()
+    for message in messages:
+        if "tool_call_id" in message:
+            message["tool_call_id"] = fitting_call_id(format.tools, message["tool_call_id"])
+        for call in message.get("tool_calls", ()):
+            call["id"] = fitting_call_id(format.tools, call["id"])
+    return messages
+
+
+def _constraint(
+    tokenizer: Tokenizer, format: AnswerFormat, body: ChatBody, *, content: StructuredOutput | None
+) -> StructuredOutput | None:
+    """What the answer must look like: calls if any are demanded, or else what its `content` must."""
+    offered = body.offered_functions()  # also where they need no grammar, so that bad ones are refused
+    demanded = body.demanded_functions()
+    functions = demanded or (offered if content is not None else [])
+    if not functions:
+        return content
+    calls = calls_grammar(format, functions, parallel=body.may_call_several, token_id=tokenizer.token_id)
+    return calls if demanded or content is None else either(calls, content)
