@@ -187,8 +187,10 @@ class EngineService:
         outputs: list[RequestOutput] = []
         for message in messages:
             if isinstance(message, Request):
-                scheduler.add(message)
-            elif (output := scheduler.abort(message.request_id)) is not None:
+                output = scheduler.add(message)
+            else:
+                output = scheduler.abort(message.request_id)
+            if output is not None:
                 outputs.append(output)
         return outputs
 

@@ -19,6 +19,8 @@ The last token of a request is known ahead from `max_tokens`: its slot and pages
 plan as soon as its last step is planned, since the device runs steps in order. An end by a stop
 token is seen when its step is committed; what later steps computed for it is dropped, because its id is
 gone or its epoch is old.
+
+A row with a constraint waits for its own tokens and delays no other row: see `constraints`.
 """
 
 from collections import deque
@@ -29,9 +31,10 @@ import numpy as np
 
 from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.plan import TOKEN_ON_DEVICE, Int32s, SampledTokens, SlotParams, StepPlan
+from albireo_jax.core.plan import NOT_FINITE, TOKEN_ON_DEVICE, Int32s, SampledTokens, SlotParams, StepPlan
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched import policy
+from albireo_jax.sched.constraints import ConstrainedAnswer
 from albireo_jax.sched.pages import PagePool
 from albireo_jax.sched.sequence import NOT_ADMITTED, Sequence, SlotTable
 
@@ -42,7 +45,8 @@ _MAX_EPOCH = 2**31 - 1
 class SchedulerStats:
     """Requests and pages now, and what happened since the start.
 
-    `finishing` requests have their last step planned and only wait for its result.
+    `finishing` requests have their last step planned and only wait for its result. `nonfinite` requests
+    ended with an error because their logits were not finite.
     """
 
     waiting: int
@@ -52,6 +56,7 @@ class SchedulerStats:
     num_pages: int
     steps: int
     preemptions: int
+    nonfinite: int
 
 
 class _NewPages(NamedTuple):
@@ -60,6 +65,16 @@ class _NewPages(NamedTuple):
     slots: Int32s
     columns: Int32s
     pages: Int32s
+
+
+class _Masks(NamedTuple):
+    """Rows of a step that may not sample any token: `words` is [len(slots), ceil(vocab / 32)]."""
+
+    slots: Int32s
+    words: Int32s
+
+
+_NO_MASKS = _Masks(np.zeros(0, np.int32), np.zeros((0, 0), np.int32))
 
 
 class Scheduler:
@@ -79,6 +94,8 @@ class Scheduler:
         self._epoch = NOT_ADMITTED
         self._steps = 0
         self._preemptions = 0
+        self._nonfinite = 0
+        self._num_constrained = 0  # of the live requests
         self._times_emptied = 0
 
     @property
@@ -101,17 +118,28 @@ class Scheduler:
             num_pages=self._pages.num_pages,
             steps=self._steps,
             preemptions=self._preemptions,
+            nonfinite=self._nonfinite,
         )
 
-    def add(self, request: Request) -> None:
-        """Queue `request` behind all others; ValueError if it could never finish or its id is in use."""
+    def add(self, request: Request) -> RequestOutput | None:
+        """Queue `request` behind all others; ValueError if it could never finish or its id is in use.
+
+        Gives the output of a request that ends at once because its constraint allows nothing or fails.
+        """
         self._limits.check(request)
         if request.request_id in self._live:
             raise ValueError(f"request id {request.request_id!r} is in use")
         sequence = Sequence(request=request, known_ids=np.array(request.prompt_token_ids, np.int32))
+        if request.constraint is not None:
+            sequence.answer = ConstrainedAnswer(request, request.constraint)
+            reason = sequence.answer.look(len(request.prompt_token_ids))
+            if reason is not None:
+                return RequestOutput(request.request_id, None, reason)
+            self._num_constrained += 1
         self._live[request.request_id] = sequence
         self._is_stop_id[list(request.stop_ids)] = True
         self._waiting.append(sequence)
+        return None
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request now, its pages free at once; None if there is none of that id."""
@@ -128,23 +156,25 @@ class Scheduler:
         """The next step, or None if nothing can be computed before a result is committed."""
         table = self._table
         new_pages = [self._give_decode_pages()]
-        num_decode = self._num_decoding()
+        rows, first_chunk = self._decoding(), self._num_decoding()
+        num_decode = len(rows)
         new_slots, chunks = self._plan_chunks(self._max_step_tokens - num_decode, new_pages)
         num_rows = num_decode + len(chunks)
         if not num_rows:
             return None
-        rows = self._running[:num_rows]
+        rows = np.concatenate((rows, self._running[first_chunk : first_chunk + len(chunks)]))
         starts = table.computed[rows]
         counts = np.ones(num_rows, np.int32)
         counts[num_decode:] = [len(chunk) for chunk in chunks]
         ends = starts + counts
         samples = ends == table.length[rows]
         updates = _join(new_pages)
+        masks = self._masks(rows[samples])
         step_plan = StepPlan(
             step=self._steps,
             request_ids=tuple(table.request_id[rows].tolist()),
             epochs=table.epoch[rows],
-            slots=rows.copy(),
+            slots=rows,
             starts=starts,
             counts=counts,
             samples=samples,
@@ -153,6 +183,8 @@ class Scheduler:
             update_columns=updates.columns,
             update_pages=updates.pages,
             new_slots=tuple(new_slots),
+            mask_slots=masks.slots,
+            masks=masks.words,
         )
         self._steps += 1
         table.computed[rows] = ends
@@ -168,17 +200,24 @@ class Scheduler:
         table.token_ids[slots, table.committed[slots]] = ids
         table.committed[slots] += 1
 
-        token_ids = sampled.ids.tolist()
+        token_ids: list[int | None] = sampled.ids.tolist()
         reasons: list[FinishReason | None] = [None] * plan.num_rows
         to_check = plan.samples & ~advanced  # no longer in the slot: finishing, preempted or gone
-        to_check[advanced] = self._is_stop_id[ids]
+        to_check[advanced] = self._is_stop_id[ids] | (ids == NOT_FINITE)
+        if self._num_constrained:
+            to_check[advanced] |= table.constrained[slots]
         ended: list[int] = []
         for row in np.flatnonzero(to_check).tolist():
             sequence = self._live.get(plan.request_ids[row])
             if sequence is None or sequence.epoch != plan.epochs[row]:
                 continue  # ended or preempted since the step was planned
             advanced[row] = True
-            reasons[row] = _finish_reason(sequence, token_ids[row], plan.starts[row] + plan.counts[row] + 1)
+            if sampled.ids[row] == NOT_FINITE:
+                token_ids[row], reasons[row] = None, FinishReason.ERROR
+                self._nonfinite += 1
+            else:
+                length = int(plan.starts[row] + plan.counts[row]) + 1
+                reasons[row] = sequence.take(int(sampled.ids[row]), length=length)
             if reasons[row] is not None:
                 self._forget(plan.request_ids[row])
                 if sequence.slot is not None:
@@ -219,17 +258,33 @@ class Scheduler:
         assert waiting == [NOT_ADMITTED] * len(waiting), "a waiting request is admitted"
 
     def _num_decoding(self) -> int:
-        """Running requests whose known tokens are all computed: all but perhaps the youngest."""
+        """How many running requests have all known tokens computed: all but perhaps the youngest."""
         running, table = self._running, self._table
         if len(running) and table.computed[running[-1]] < table.known[running[-1]]:
             return len(running) - 1
         return len(running)
 
+    def _decoding(self) -> Int32s:
+        """Slots that compute one token in the next step: of those that decode, all that are not held."""
+        rows, table = self._running[: self._num_decoding()], self._table
+        if not self._num_constrained:
+            return rows
+        return rows[~table.constrained[rows] | (table.committed[rows] == table.length[rows])]
+
+    def _masks(self, sampling: Int32s) -> _Masks:
+        """The masks of those of the `sampling` rows that have a constraint."""
+        if not self._num_constrained:
+            return _NO_MASKS
+        slots = sampling[self._table.constrained[sampling]]
+        answers = [self._live[request_id].answer for request_id in self._table.request_id[slots].tolist()]
+        words = [answer.mask for answer in answers if answer is not None]
+        return _Masks(slots, np.stack(words)) if words else _NO_MASKS
+
     def _give_decode_pages(self) -> _NewPages:
         """A page for each decoding row whose last one is full; preempts until there are enough."""
         table = self._table
         while True:
-            decoding = self._running[: self._num_decoding()]
+            decoding = self._decoding()
             growing = decoding[table.computed[decoding] == table.num_pages[decoding] * self._page_size]
             if len(growing) <= self._pages.num_free:
                 return self._give_pages(growing, table.num_pages[growing])
@@ -297,6 +352,7 @@ class Scheduler:
     def _forget(self, request_id: str) -> Sequence:
         """Take a request that ended out of the live ones."""
         sequence = self._live.pop(request_id)
+        self._num_constrained -= sequence.answer is not None
         self._times_emptied += not self._live
         return sequence
 
@@ -312,12 +368,6 @@ class Scheduler:
         self._pages.release(self._table.clear(slots))
         self._free_slots.extend(slots.tolist())
         self._running = self._running[self._table.epoch[self._running] != NOT_ADMITTED]
-
-
-def _finish_reason(sequence: Sequence, token_id: int, length: int) -> FinishReason | None:
-    if token_id in sequence.request.stop_ids:
-        return FinishReason.STOP
-    return FinishReason.LENGTH if length == sequence.limit else None
 
 
 def _join(parts: list[_NewPages]) -> _NewPages:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from albireo_jax.core.plan import Int32s, SlotParams
-from albireo_jax.core.types import Request
+from albireo_jax.core.types import FinishReason, Request
+from albireo_jax.sched.constraints import ConstrainedAnswer
 
 NOT_ADMITTED = 0
 """Epoch of a sequence, and of a slot, that is in no admission; those are numbered from 1."""
@@ -22,18 +23,30 @@ class Sequence:
 
     `known_ids` are the prompt and the part of the answer that was committed before the request last
     waited. `epoch` numbers the admission whose results are awaited. `slot` is None while the request
-    waits, and again once its last step is planned and only results are outstanding.
+    waits, and again once its last step is planned and only results are outstanding. `answer` is there if
+    the request has a constraint, which has taken in the tokens that were committed.
     """
 
     request: Request
     known_ids: Int32s
     epoch: int = NOT_ADMITTED
     slot: int | None = None
+    answer: ConstrainedAnswer | None = None
 
     @property
     def limit(self) -> int:
         """Tokens of prompt and answer at which the request ends."""
         return len(self.request.prompt_token_ids) + self.request.max_tokens
+
+    def take(self, token_id: int, *, length: int) -> FinishReason | None:
+        """The reason if the request ends with `token_id`, which makes it `length` tokens long."""
+        if self.answer is not None:
+            self.answer.check(token_id)
+        if token_id in self.request.stop_ids:
+            return FinishReason.STOP
+        if length == self.limit:
+            return FinishReason.LENGTH
+        return None if self.answer is None else self.answer.advance(token_id, position=length)
 
     def slot_params(self, slot: int) -> SlotParams:
         """What the device must know to sample this request in `slot`."""
@@ -57,7 +70,7 @@ class SlotTable:
     known: tokens that the host knew at admission; later ones are read on the device. committed: tokens
     that the host knows now, token_ids[slot, :committed]. limit: length at which the request ends.
     num_pages: pages held, pages[slot, :num_pages] in the order of the tokens in them. epoch: the admission,
-    or NOT_ADMITTED.
+    or NOT_ADMITTED. constrained: whether the request has a constraint.
     """
 
     def __init__(self, max_rows: int, *, max_len: int, page_size: int) -> None:
@@ -67,6 +80,7 @@ class SlotTable:
         self.committed = np.zeros(max_rows, np.int32)
         self.limit = np.zeros(max_rows, np.int32)
         self.epoch = np.full(max_rows, NOT_ADMITTED, np.int32)
+        self.constrained = np.zeros(max_rows, np.bool_)
         self.num_pages = np.zeros(max_rows, np.int32)
         self.pages = np.zeros((max_rows, -(-max_len // page_size)), np.int32)
         self.token_ids = np.zeros((max_rows, max_len), np.int32)  # takes memory where it is used
@@ -79,6 +93,7 @@ class SlotTable:
         self.length[slot] = self.known[slot] = self.committed[slot] = known
         self.limit[slot] = sequence.limit
         self.epoch[slot] = sequence.epoch
+        self.constrained[slot] = sequence.answer is not None
         self.token_ids[slot, :known] = sequence.known_ids
         self.request_id[slot] = sequence.request.request_id
 

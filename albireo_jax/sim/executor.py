@@ -4,8 +4,9 @@ The simulated model is a transformer in miniature: two layers of keys and values
 through the page table of the row's slot. The first layer's value of a token mixes its id and position; the
 second layer's mixes in the sum of the first layer's values up to it, as they are read when it is written;
 and the next token is a hash of the sum of the second layer's, of the position and, unless the
-temperature is 0, of the seed. A page that is lost, shared or filled by another request, a slot or a
-position that is wrong, or an order that is not kept, changes the tokens that follow.
+temperature is 0, of the seed; where a mask allows n tokens, the hash modulo n picks one of them. A page
+that is lost, shared or filled by another request, a slot or a position that is wrong, or an order that is
+not kept, changes the tokens that follow.
 """
 
 from collections import deque
@@ -97,6 +98,7 @@ class _Device:
         self._page_table[plan.update_slots, plan.update_columns] = plan.update_pages
         for params in plan.new_slots:
             self._params[params.slot] = params
+        masks = dict(zip(plan.mask_slots.tolist(), plan.masks, strict=True))
         ids = np.zeros(plan.num_rows, np.int32)
         ends = np.cumsum(plan.counts)
         rows = zip(
@@ -107,7 +109,9 @@ class _Device:
             tokens[tokens == TOKEN_ON_DEVICE] = self._last_token[slot]
             context = self._forward(slot, start, tokens)
             if plan.samples[row]:
-                ids[row] = self._last_token[slot] = self._sample(slot, start + count, context)
+                ids[row] = self._last_token[slot] = self._sample(
+                    slot, position=start + count, context=context, mask=masks.get(slot)
+                )
         return ids
 
     def _forward(self, slot: int, start: int, tokens: NDArray[np.int64]) -> np.uint64:
@@ -122,21 +126,27 @@ class _Device:
         self._second[written] = _mix(self._first[written] ^ context[new])
         return self._second[page, offset].sum(dtype=np.uint64)
 
-    def _sample(self, slot: int, position: int, context: np.uint64) -> int:
-        """The token at `position`; below `banned_until` the first one after it that does not stop."""
+    def _sample(self, slot: int, *, position: int, context: np.uint64, mask: Int32s | None) -> int:
+        """The token at `position`, of those in `mask`; below `banned_until` the next that does not stop."""
         params = self._params[slot]
         assert params is not None, f"slot {slot} has no sampling parameters"
         noise = 0
         if params.temperature > 0:
             noise = hash((params.seed, params.temperature, params.top_k, params.top_p, params.min_p))
         keys = np.array((position, noise & _MASK), np.uint64)
-        token = int(_mix(context ^ _mix(keys).sum(dtype=np.uint64, keepdims=True))[0] % self._vocab_size)
+        chosen = int(_mix(context ^ _mix(keys).sum(dtype=np.uint64, keepdims=True))[0])
+        allowed = range(self._vocab_size) if mask is None else _token_ids(mask)
         banned = params.stop_ids if position < params.banned_until else ()
-        candidates = (shifted % self._vocab_size for shifted in range(token, token + self._vocab_size))
+        candidates = (allowed[(chosen + step) % len(allowed)] for step in range(len(allowed)))
         return next(candidate for candidate in candidates if candidate not in banned)
 
 
 _MASK = 2**64 - 1
+
+
+def _token_ids(mask: Int32s) -> list[int]:
+    """The tokens that a mask allows, in order."""
+    return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
 
 
 def _mix(values: _UInt64s) -> _UInt64s:
