@@ -79,5 +79,11 @@ def _constraint(
     functions = demanded or (offered if content is not None else [])
     if not functions:
         return content
-    calls = calls_grammar(format, functions, parallel=body.may_call_several, token_id=tokenizer.token_id)
+    calls = calls_grammar(
+        format,
+        functions,
+        parallel=body.may_call_several,
+        token_id=tokenizer.token_id,
+        marked=not demanded,  # so that the first token tells them from content
+    )
     return calls if demanded or content is None else either(calls, content)

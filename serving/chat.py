@@ -37,7 +37,11 @@ router = APIRouter()
 
 @router.post("/v1/chat/completions", openapi_extra=body_docs(ChatBody))
 async def create_chat_completion(
-    request: Request, engine: Engine, format: Format, body: Annotated[ChatBody, Depends(json_body(ChatBody))]
+    request: Request,
+    engine: Engine,
+    format: Format,
+    *,
+    body: Annotated[ChatBody, Depends(json_body(ChatBody))],
 ) -> Response:
     """Answer a conversation n times; without max_tokens an answer may fill the context."""
     check_model(body.model, engine.served_name)

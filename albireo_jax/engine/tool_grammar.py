@@ -28,11 +28,16 @@ class Function:
 
 
 def calls_grammar(
-    format: AnswerFormat, functions: Sequence[Function], *, parallel: bool, token_id: TokenId
+    format: AnswerFormat,
+    functions: Sequence[Function],
+    *,
+    parallel: bool,
+    token_id: TokenId,
+    marked: bool = False,
 ) -> StructuredOutput:
     """Nothing but calls of `functions`, one or (if `parallel`) more, written as the model was taught.
 
-    Raises ValueError if it was taught no format that is known.
+    With `marked` they begin with a marker also where the model may do without. Raises ValueError if it was taught no format that is known.
     """
 
     def marker(text: str) -> str:
@@ -47,7 +52,8 @@ def calls_grammar(
         start = _separated("call", '"\\n"', parallel=parallel)
     elif format.tools is ToolFormat.LLAMA3_JSON:
         calls = [_object_call(function, "parameters") for function in functions]
-        start = _separated("call", '"; "', parallel=parallel)
+        begin = marker("<|python_tag|>") if marked else ""
+        start = f"{begin} {_separated('call', _SEMICOLON, parallel=parallel)}"
     elif format.tools is ToolFormat.MISTRAL and format.names_first:
         begin, middle = marker("[TOOL_CALLS]"), marker("[ARGS]")
         calls = [
@@ -85,7 +91,7 @@ def after_reasoning(
     )
 
 
-_NEWLINE, _COMMA = "\n", '", "'
+_NEWLINE, _COMMA, _SEMICOLON = "\n", '", "', '"; "'
 
 
 def _grammar(*rules: str) -> StructuredOutput:
