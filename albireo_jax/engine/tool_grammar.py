@@ -37,7 +37,8 @@ def calls_grammar(
 ) -> StructuredOutput:
     """Nothing but calls of `functions`, one or (if `parallel`) more, written as the model was taught.
 
-    With `marked` they begin with a marker also where the model may do without. Raises ValueError if it was taught no format that is known.
+    With `marked` they begin with a marker also where the model may do without one. Raises ValueError if the
+    model was taught no format that is known.
     """
 
     def marker(text: str) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-pytest.register_assert_rewrite("script_lab")
 
 from engine_lab import Lab, lab
 from http_lab import served
