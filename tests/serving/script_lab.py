@@ -91,7 +91,7 @@ def script_tokenizer(template: str) -> Tokenizer:
             backend=backend,
             bos_token_id=None,
             eos_token_ids=(backend.token_to_id(END),),
-            special_tokens={},
+            special_tokens={"bos_token": START, "eos_token": END},
             chat_templates={"default": template},
         )
     )

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from albireo_jax.core.limits import EngineLimits
+from albireo_jax.engine.tool_formats import ReasoningFormat, ToolFormat
 from albireo_jax.serving.app import create_app
 from albireo_jax.serving.schemas import CompletionBody, DetokenizeBody
 from albireo_jax.serving.schemas_chat import ChatBody, TokenizeBody
@@ -55,6 +56,20 @@ PLAUSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "model": st.sampled_from(["tiny", "other"]),
     "stream": st.booleans(),
     "tokens": st.lists(st.integers(-1, 110), max_size=5),
+    "tools": st.lists(
+        st.fixed_dictionaries(
+            {
+                "type": st.just("function"),
+                "function": st.fixed_dictionaries({"name": st.sampled_from("abé ")}),
+            }
+        ),
+        max_size=2,
+    ),
+    "tool_choice": st.sampled_from(
+        ["none", "auto", "required", {"type": "function", "function": {"name": "a"}}]
+    ),
+    "response_format": st.sampled_from([{"type": "json_object"}, {"type": "json_schema"}]),
+    "chat_template_kwargs": st.dictionaries(st.sampled_from(["self", "tools", "loop", "x y"]), VALUES),
     "stop": st.lists(st.text(max_size=2), max_size=4),
 }
 
@@ -82,7 +97,8 @@ def bodies(draw: st.DrawFn) -> tuple[str, Any]:
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_body_makes_a_500(shared_engine: Lab, requests: list[tuple[str, Any]]) -> None:
     async def main() -> list[httpx.Response]:
-        async with in_process(create_app(shared_engine)) as client:
+        parsers = {"tool_call_parser": ToolFormat.HERMES, "reasoning_parser": ReasoningFormat.QWEN3}
+        async with in_process(create_app(shared_engine, **parsers)) as client:
             posts = (
                 client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
                 for path, body in requests

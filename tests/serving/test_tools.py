@@ -1,6 +1,7 @@
 """Tools and reasoning as OpenAI's client sees them, whole and streamed, of answers that are known."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -145,6 +146,32 @@ def test_calls_and_results_reach_thechat_template() -> None:
     asked = asked_for(chat_template(ToolFormat.MISTRAL), messages=messages, tools=[TIME])
     prompt = script_tokenizer(template).decode(asked.prompt_ids)
     assert prompt.count('"0000call1"') == 2  # its templates insist on nine letters and digits
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Qwen-Qwen2.5-7B-Instruct",
+        "Qwen-Qwen3-0.6B",
+        "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
+        "meta-llama-Llama-3.1-8B-Instruct",
+        "meta-llama-Llama-3.2-3B-Instruct",
+        "mistralai-Mistral-Nemo-Instruct-2407",
+        "Mistral-Small-3.2-24B-Instruct-2506",
+    ],
+)
+def test_real_templates_take_calls_and_results(data_dir: Path, name: str) -> None:
+    template = (data_dir / "templates" / "llama_cpp" / f"{name}.jinja").read_text(encoding="utf-8")
+    call = {"id": "call_1", "type": "function", "function": {"name": "time", "arguments": '{"zone": 2}'}}
+    messages = [
+        *HELLO,
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "It is noon."},
+    ]
+    prompt = script_tokenizer(template).decode(
+        asked_for(template, messages=messages, tools=[TIME]).prompt_ids, skip_special_tokens=False
+    )
+    assert prompt.index("Weather?") < prompt.index('{"zone": 2}') < prompt.index("It is noon.")
 
 
 def test_the_parser_can_be_chosen() -> None:
