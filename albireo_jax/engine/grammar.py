@@ -1,0 +1,239 @@
+"""Structured output: from a schema, a regular expression or a grammar to the tokens that may come next.
+
+A grammar is written in llguidance's notation (Lark's, with `%json {…}`), tried in a process of its own
+(see `grammar_trial`), compiled here, and kept; each request then gets a constraint that starts from a
+copy. All of that happens in the thread of the caller. What is left to the engine's thread is a mask per
+token, some 10 µs.
+
+The mask allows what the bytes of the tokens allow, however the text is cut into tokens. Special tokens are
+allowed only where a grammar names them, the end-of-sequence ids where the answer may end.
+"""
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import llguidance
+import numpy as np
+
+from albireo_jax.core.errors import ConstraintError
+from albireo_jax.core.plan import Int32s
+from albireo_jax.core.types import StructuredOutput, StructureKind
+from albireo_jax.engine.grammar_trial import GrammarTrial, Vocabulary, compile_grammar, next_mask
+from albireo_jax.engine.tokenizer import Tokenizer
+
+MAX_TEXT_BYTES = 2**17
+"""Bytes of a schema, an expression, a grammar, or of all choices."""
+
+_MAX_KEPT = 64
+_MAX_MESSAGE = 500
+_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # a model must not be able to write spaces for ever
+
+
+class GrammarCompiler:
+    """Compiles what callers ask for against one vocabulary; any thread may call it.
+
+    `vocab_size` is the model's; ids that are no token of the tokenizer are never allowed. Grammars compiled
+    lately are kept by their text, and so is what was wrong with those that did not compile. The first call
+    takes a second.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        eos = [token_id for token_id in eos_token_ids if token_id < vocab_size]
+        if not eos:
+            raise ValueError(f"no end-of-sequence id among {list(eos_token_ids)} is below {vocab_size}")
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._eos_token_ids = eos
+        self._lock = threading.Lock()  # guards the two below
+        self._workshop: _Workshop | None = None
+        self._kept: OrderedDict[StructuredOutput, Grammar | ValueError] = OrderedDict()
+
+    def compile(self, structured: StructuredOutput) -> "Grammar":
+        """The grammar of `structured`, in seconds at most.
+
+        Raises ValueError, saying what is wrong and where, for what is malformed, not supported, or too
+        complex.
+        """
+        _check_size(structured)
+        with self._lock:
+            kept = self._kept.get(structured)
+            if kept is not None:
+                self._kept.move_to_end(structured)
+            elif self._workshop is None:
+                self._workshop = self._set_up()
+            workshop = self._workshop
+        if kept is None:
+            assert workshop is not None
+            kept = _compiled(structured, workshop)
+            with self._lock:
+                self._kept[structured] = kept
+                if len(self._kept) > _MAX_KEPT:
+                    self._kept.popitem(last=False)
+        if isinstance(kept, ValueError):
+            raise ValueError(str(kept))
+        return kept
+
+    def _set_up(self) -> "_Workshop":
+        spelled = self._tokenizer.token_bytes(skip_special_tokens=False)
+        shown = self._tokenizer.token_bytes(skip_special_tokens=True)
+        tokens = [spelled[token_id] for token_id in range(self._vocab_size)]
+        special = [token_id for token_id, data in enumerate(tokens) if data and not shown[token_id]]
+        vocabulary = Vocabulary(tokens, special_token_ids=special, eos_token_ids=self._eos_token_ids)
+        eos = _words(self._eos_token_ids, self._vocab_size)
+        known = _words([token_id for token_id, data in enumerate(tokens) if data], self._vocab_size)
+        return _Workshop(trie=vocabulary.trie(), trial=GrammarTrial(vocabulary), known=known | eos, eos=eos)
+
+
+class Grammar:
+    """A compiled grammar: the constraints of any number of requests start from it, in any thread."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, *, known: Int32s, eos: Int32s) -> None:
+        self._matcher = matcher
+        self._known = known
+        self._eos = eos
+
+    def constraint(self, *, ignore_eos: bool = False) -> "GrammarConstraint":
+        """A constraint at the beginning of an answer.
+
+        With `ignore_eos` end-of-sequence ids are never allowed: the answer goes on as long as it can.
+        """
+        allowed = self._known & ~self._eos if ignore_eos else self._known
+        return GrammarConstraint(self._matcher.deep_copy(), allowed=allowed)
+
+
+class GrammarConstraint:
+    """A `TokenConstraint`: how far one answer has come in its grammar."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, *, allowed: Int32s) -> None:
+        self._matcher = matcher
+        self._allowed = allowed
+
+    def mask(self) -> Int32s:
+        """Fresh words of the tokens that may come next; raises ConstraintError if that is too complex."""
+        words = next_mask(self._matcher, 32 * len(self._allowed))
+        self._check()
+        return words & self._allowed
+
+    def advance(self, token_id: int) -> None:
+        """Take in a token that the mask allowed; raises ConstraintError if that is too complex."""
+        self._matcher.consume_token(token_id)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise ConstraintError(f"the grammar cannot be followed: {_message(self._matcher.get_error())}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Workshop:
+    """What compiling needs: the vocabulary as a tree, the trial, and masks of the tokens there are."""
+
+    trie: llguidance.LLTokenizer
+    trial: GrammarTrial
+    known: Int32s
+    eos: Int32s
+
+
+def _compiled(structured: StructuredOutput, workshop: _Workshop) -> Grammar | ValueError:
+    """The grammar, or the error that says what is wrong with it."""
+    name = _NAMES[structured.kind]
+    try:
+        lark = _NOTATIONS[structured.kind](structured)
+    except ValueError as error:
+        return ValueError(f"{name}: {error}")
+    text = json.dumps({"grammars": [{"lark_grammar": lark + _OPTIONS}]})
+    error = workshop.trial.check(text)
+    if error is not None:
+        return ValueError(f"{name}: {_message(error)}")
+    matcher = compile_grammar(workshop.trie, text)
+    if matcher.is_error():
+        return ValueError(f"{name}: {_message(matcher.get_error())}")
+    return Grammar(matcher, known=workshop.known, eos=workshop.eos)
+
+
+_OPTIONS = '\n%llguidance {"no_forcing": true}\n'
+"""Comes last, so that the lines of a caller's grammar keep their numbers."""
+
+_NAMES = {
+    StructureKind.JSON_OBJECT: "JSON object",
+    StructureKind.JSON_SCHEMA: "JSON schema",
+    StructureKind.REGEX: "regular expression",
+    StructureKind.CHOICE: "choices",
+    StructureKind.GRAMMAR: "grammar",
+}
+
+
+def _check_size(structured: StructuredOutput) -> None:
+    name = _NAMES[structured.kind]
+    try:
+        num_bytes = sum(len(text.encode()) for text in (structured.text, *structured.choices))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: half a surrogate pair at {error.start}, which is no character") from error
+    if num_bytes > MAX_TEXT_BYTES:
+        raise ValueError(f"{name}: {num_bytes} bytes, the limit is {MAX_TEXT_BYTES}")
+
+
+def _json_object(_: StructuredOutput) -> str:
+    return _json_rule({"type": "object"})
+
+
+def _json_schema(structured: StructuredOutput) -> str:
+    try:
+        schema = json.loads(structured.text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON, or nested too deeply: {error}") from error
+    if not isinstance(schema, dict | bool):
+        raise ValueError(f"an object is expected, got {structured.text!r:.80}")
+    return _json_rule(schema)
+
+
+def _json_rule(schema: dict[str, object] | bool) -> str:
+    if isinstance(schema, dict):
+        schema = {"x-guidance": {"whitespace_pattern": _WHITESPACE}} | schema
+    return f"start: %json {json.dumps(schema)}"
+
+
+def _regex(structured: StructuredOutput) -> str:
+    """The expression, `\\d` in it being the ten digits of ASCII."""
+    if not structured.text:
+        raise ValueError("it is empty")
+    return f"start: /{llguidance.regex_to_lark(structured.text, 'd')}/"
+
+
+def _choice(structured: StructuredOutput) -> str:
+    if not all(structured.choices) or not structured.choices:
+        raise ValueError(f"at least one is needed and none may be empty, got {structured.choices!r:.80}")
+    return f"start: CHOICE\nCHOICE: {' | '.join(map(json.dumps, structured.choices))}"
+
+
+def _lark(structured: StructuredOutput) -> str:
+    if not structured.text.strip():
+        raise ValueError("it is empty")
+    return structured.text
+
+
+_NOTATIONS: dict[StructureKind, Callable[[StructuredOutput], str]] = {
+    StructureKind.JSON_OBJECT: _json_object,
+    StructureKind.JSON_SCHEMA: _json_schema,
+    StructureKind.REGEX: _regex,
+    StructureKind.CHOICE: _choice,
+    StructureKind.GRAMMAR: _lark,
+}
+
+
+def _message(error: str) -> str:
+    """An error of llguidance on one line, without the excerpt of the grammar that it ends with."""
+    told = re.split(r"\n +\d+ \| ", error.replace("<non-verbose/>", ""))[0]
+    told = told.replace("NoExtensionBias", "it comes to a place where no token can follow")
+    return " ".join(told.split())[:_MAX_MESSAGE]
+
+
+def _words(token_ids: Sequence[int], vocab_size: int) -> Int32s:
+    """Mask of `token_ids`."""
+    bits = np.zeros(-(-vocab_size // 32) * 32, np.bool_)
+    bits[list(token_ids)] = True
+    return np.packbits(bits, bitorder="little").view(np.int32)
