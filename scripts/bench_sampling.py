@@ -22,7 +22,8 @@ from jax import lax
 
 from albireo_jax.core.types import MAX_STOP_IDS
 from albireo_jax.experiments.records import Record, Series, cpu_device, write_record
-from albireo_jax.sampling.sample import SamplerParams, sample
+from albireo_jax.sampling.draw import SamplerParams
+from albireo_jax.sampling.sample import sample
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ("wall", "processor")

@@ -200,13 +200,17 @@ def _layer(
     axis: str | None,
 ) -> tuple[Array, Cache]:
     x_TD, cache = carry
-    normed_TD = rms_norm(x_TD, weights.attention_norm_D, config.rms_norm_eps)
-    q_TNGK, k_TNK, v_TNK = _project(config, weights, normed_TD, by=by)
-    o_TNGK, cache = attend(layer, q_TNGK, k_TNK, v_TNK, cache)
-    wo = weights.wo_NGKD.reshape(-1, x_TD.shape[1])
-    x_TD = x_TD + _sum(linear(o_TNGK.reshape(-1, wo.shape[0]), wo), axis)
-    normed_TD = rms_norm(x_TD, weights.mlp_norm_D, config.rms_norm_eps)
-    x_TD = x_TD + _sum(gated_mlp(normed_TD, weights.w_gate_up_D2F, weights.w_down_FD), axis)
+    with jax.named_scope("projections"):
+        normed_TD = rms_norm(x_TD, weights.attention_norm_D, config.rms_norm_eps)
+        q_TNGK, k_TNK, v_TNK = _project(config, weights, normed_TD, by=by)
+    with jax.named_scope("attention"):
+        o_TNGK, cache = attend(layer, q_TNGK, k_TNK, v_TNK, cache)
+    with jax.named_scope("projections"):
+        wo = weights.wo_NGKD.reshape(-1, x_TD.shape[1])
+        x_TD = x_TD + _sum(linear(o_TNGK.reshape(-1, wo.shape[0]), wo), axis)
+    with jax.named_scope("mlp"):
+        normed_TD = rms_norm(x_TD, weights.mlp_norm_D, config.rms_norm_eps)
+        x_TD = x_TD + _sum(gated_mlp(normed_TD, weights.w_gate_up_D2F, weights.w_down_FD), axis)
     return x_TD, cache
 
 

@@ -4,16 +4,19 @@ A compiled step has fixed shapes: a *bucket* of T tokens and R rows. By conventi
 that every row computes exactly one known slot's token (a decode step: no admissions, no prompt
 chunks), and every other bucket has T >= 2R; so the shapes alone tell the two kinds apart.
 
-One buffer carries a whole step (offsets by `layout`)::
+One buffer carries what the forward pass needs (offsets by `layout`), another what sampling does::
 
-    | token ids T | slots R | starts R | counts R | samples R | page updates 3U | admissions A*F |
+    | token ids T | slots R | starts R | counts R | page updates 3U |
+    | slots R | positions R | samples R |
 
+A third, only in steps that admit requests, carries the parameters of up to ADMISSIONS new slots.
 Padding rows have no tokens, never sample, and use the slot `max_rows`, which no request owns; padding
 tokens belong to no row; padding updates write the null page into that slot's table. Everything that
-is a float travels as its bits. The buffer is fresh for every step: the runtime may still read it
-after `device_put` has returned.
+is a float travels as its bits. Buffers are fresh for every step: the runtime may still read them
+after a call has returned.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -33,6 +36,9 @@ _FIXED_FIELDS = 7
 SLOT_FIELDS = _FIXED_FIELDS + MAX_STOP_IDS
 """int32 words that hold the sampling parameters of one slot."""
 
+ADMISSIONS = 8
+"""Slots whose parameters are written at once."""
+
 
 class Bucket(NamedTuple):
     """Padded size of a step: T tokens and R rows."""
@@ -47,18 +53,23 @@ class Bucket(NamedTuple):
 
 
 class StepInputs(NamedTuple):
-    """A packed buffer taken apart on the device; F words per slot, U page updates, A admissions."""
+    """What a forward pass needs, taken apart on the device; U page updates."""
 
     token_T: Int32[Array, " T"]
     slot_R: Int32[Array, " R"]
     start_R: Int32[Array, " R"]
     count_R: Int32[Array, " R"]
-    samples_R: Bool[Array, " R"]
     update_slot_U: Int32[Array, " U"]
     update_column_U: Int32[Array, " U"]
     update_page_U: Int32[Array, " U"]
-    new_slot_A: Int32[Array, " A"]
-    new_params_AF: Int32[Array, "A F"]
+
+
+class SampleInputs(NamedTuple):
+    """What sampling needs besides the logits: whose rows, where their tokens will stand, which want one."""
+
+    slot_R: Int32[Array, " R"]
+    position_R: Int32[Array, " R"]
+    samples_R: Bool[Array, " R"]
 
 
 class SlotFields(NamedTuple):
@@ -79,7 +90,6 @@ class BufferLayout:
 
     bucket: Bucket
     num_updates: int
-    num_admissions: int
 
     @property
     def rows_at(self) -> int:
@@ -89,17 +99,12 @@ class BufferLayout:
     @property
     def updates_at(self) -> int:
         """Offset of the page updates."""
-        return self.rows_at + 4 * self.bucket.rows
-
-    @property
-    def admissions_at(self) -> int:
-        """Offset of the admissions."""
-        return self.updates_at + 3 * self.num_updates
+        return self.rows_at + 3 * self.bucket.rows
 
     @property
     def num_words(self) -> int:
         """Length of the buffer."""
-        return self.admissions_at + self.num_admissions * (1 + SLOT_FIELDS)
+        return self.updates_at + 3 * self.num_updates
 
 
 def bucket_grid(max_rows: int, max_step_tokens: int, *, min_rows: int = 1) -> tuple[Bucket, ...]:
@@ -138,61 +143,66 @@ def choose_bucket(plan: StepPlan, buckets: tuple[Bucket, ...]) -> Bucket:
 @cache
 def layout(bucket: Bucket, page_size: int) -> BufferLayout:
     """Offsets of a bucket's buffer. A row of c tokens gains at most ceil(c / page_size) pages."""
-    return BufferLayout(
-        bucket=bucket,
-        num_updates=bucket.rows if bucket.is_decode else bucket.rows + -(-bucket.tokens // page_size),
-        num_admissions=0 if bucket.is_decode else bucket.rows,
-    )
+    num_updates = bucket.rows if bucket.is_decode else bucket.rows + -(-bucket.tokens // page_size)
+    return BufferLayout(bucket=bucket, num_updates=num_updates)
 
 
 def pack(plan: StepPlan, layout: BufferLayout, *, padding_slot: int) -> NDArray[np.int32]:
-    """A fresh buffer with the whole plan in it."""
+    """A fresh buffer with all that the plan's forward pass needs."""
     tokens, rows = plan.num_tokens, plan.num_rows
     buffer = np.zeros(layout.num_words, np.int32)
     buffer[:tokens] = plan.token_ids
-    row_fields = buffer[layout.rows_at : layout.updates_at].reshape(4, layout.bucket.rows)
+    row_fields = buffer[layout.rows_at : layout.updates_at].reshape(3, layout.bucket.rows)
     row_fields[0, rows:] = padding_slot
     row_fields[0, :rows] = plan.slots
     row_fields[1, :rows] = plan.starts
     row_fields[2, :rows] = plan.counts
-    row_fields[3, :rows] = plan.samples
-    updates = buffer[layout.updates_at : layout.admissions_at].reshape(3, layout.num_updates)
+    updates = buffer[layout.updates_at :].reshape(3, layout.num_updates)
     count = len(plan.update_slots)
     updates[0, count:] = padding_slot
     updates[2, count:] = NULL_PAGE
     updates[0, :count] = plan.update_slots
     updates[1, :count] = plan.update_columns
     updates[2, :count] = plan.update_pages
-    if layout.num_admissions:
-        admissions = buffer[layout.admissions_at :].reshape(layout.num_admissions, 1 + SLOT_FIELDS)
-        admissions[len(plan.new_slots) :, 0] = padding_slot
-        for row, params in enumerate(plan.new_slots):
-            admissions[row, 0] = params.slot
-            _write_params(admissions[row, 1:], params)
     return buffer
 
 
 def unpack(buffer: Int32[Array, " W"], layout: BufferLayout) -> StepInputs:
     """The parts of a packed buffer, on the device."""
-    rows = buffer[layout.rows_at : layout.updates_at].reshape(4, layout.bucket.rows)
-    updates = buffer[layout.updates_at : layout.admissions_at].reshape(3, layout.num_updates)
-    admissions = buffer[layout.admissions_at :].reshape(layout.num_admissions, 1 + SLOT_FIELDS)
-    return StepInputs(
-        token_T=buffer[: layout.bucket.tokens],
-        slot_R=rows[0],
-        start_R=rows[1],
-        count_R=rows[2],
-        samples_R=rows[3] != 0,
-        update_slot_U=updates[0],
-        update_column_U=updates[1],
-        update_page_U=updates[2],
-        new_slot_A=admissions[:, 0],
-        new_params_AF=admissions[:, 1:],
-    )
+    rows = buffer[layout.rows_at : layout.updates_at].reshape(3, layout.bucket.rows)
+    updates = buffer[layout.updates_at :].reshape(3, layout.num_updates)
+    return StepInputs(buffer[: layout.bucket.tokens], *rows, *updates)
+
+
+def pack_rows(plan: StepPlan, rows: int, *, padding_slot: int) -> NDArray[np.int32]:
+    """A fresh buffer with what sampling needs, for `rows` rows."""
+    buffer = np.zeros(3 * rows, np.int32)
+    fields = buffer.reshape(3, rows)
+    fields[0, plan.num_rows :] = padding_slot
+    fields[0, : plan.num_rows] = plan.slots
+    fields[1, : plan.num_rows] = plan.starts + plan.counts
+    fields[2, : plan.num_rows] = plan.samples
+    return buffer
+
+
+def unpack_rows(buffer: Int32[Array, " W"]) -> SampleInputs:
+    """The parts of a buffer of `pack_rows`, on the device."""
+    slot_R, position_R, samples_R = buffer.reshape(3, -1)
+    return SampleInputs(slot_R, position_R, samples_R != 0)
+
+
+def pack_params(new_slots: Sequence[SlotParams], *, padding_slot: int) -> NDArray[np.int32]:
+    """A fresh array [ADMISSIONS, 1 + F]: slots and their parameters' words."""
+    admissions = np.zeros((ADMISSIONS, 1 + SLOT_FIELDS), np.int32)
+    admissions[len(new_slots) :, 0] = padding_slot
+    for row, params in enumerate(new_slots):
+        admissions[row, 0] = params.slot
+        _write_params(admissions[row, 1:], params)
+    return admissions
 
 
 def slot_fields(params_RF: Int32[Array, "R F"]) -> SlotFields:
-    """The sampling parameters in R slots' words: the inverse of what `pack` wrote."""
+    """The sampling parameters in R slots' words: the inverse of what `pack_params` wrote."""
     return SlotFields(
         temperature_R=_as_float(params_RF[:, 0]),
         top_k_R=params_RF[:, 1],

@@ -1,38 +1,35 @@
-"""Compile every bucket ahead of time, so that no request ever waits for a compiler."""
+"""Compile every program ahead of time, so that no request ever waits for a compiler."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 
-from albireo_jax.runtime.batch import Bucket
-
 Progress = Callable[[int, int], None]
-"""Called with (buckets done, buckets in all) before the first and after each."""
+"""Called with (programs done, programs in all) before the first and after each."""
+
+Name = TypeVar("Name", bound=Hashable)
 
 _COMPILE_THREADS = 2
 
 
-def compile_buckets(
-    lower: Callable[[Bucket], jax.stages.Lowered],
-    buckets: Iterable[Bucket],
-    *,
-    progress: Progress | None = None,
-) -> dict[Bucket, jax.stages.Compiled]:
-    """Executables of all buckets.
+def compile_all(
+    lower: Mapping[Name, Callable[[], jax.stages.Lowered]], *, progress: Progress | None = None
+) -> dict[Name, jax.stages.Compiled]:
+    """Executables of all programs.
 
     Tracing holds the interpreter, so it is done here one by one; XLA's compiler does not and gets threads.
     """
-    pending = tuple(buckets)
     report = progress or _silent
-    report(0, len(pending))
-    compiled: dict[Bucket, jax.stages.Compiled] = {}
+    report(0, len(lower))
+    compiled: dict[Name, jax.stages.Compiled] = {}
     with ThreadPoolExecutor(_COMPILE_THREADS) as pool:
-        futures = {bucket: pool.submit(lower(bucket).compile) for bucket in pending}
-        for bucket, future in futures.items():
-            compiled[bucket] = future.result()
-            report(len(compiled), len(pending))
+        futures = {name: pool.submit(trace().compile) for name, trace in lower.items()}
+        for name, future in futures.items():
+            compiled[name] = future.result()
+            report(len(compiled), len(lower))
     return compiled
 
 

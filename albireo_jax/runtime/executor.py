@@ -1,19 +1,54 @@
-"""JaxExecutor: packs plans, dispatches compiled steps, and reads sampled ids back one step late."""
+"""JaxExecutor: packs plans, dispatches compiled programs, and reads sampled ids back one step late.
 
+A step is two calls, a forward pass and a sampling of its logits, and a third if it admits requests. The
+device runs them in order, without the host in between::
+
+    host    pack, forward, admit, sample │ next plan ...         │ wait: ids
+    device         [ forward ................ ][ admit ][ sample ]──▶ copy of the ids
+"""
+
+import statistics
 import time
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from albireo_jax.core.plan import SampledTokens, StepPlan
+from albireo_jax.core.plan import SampledTokens, SlotParams, StepPlan
 from albireo_jax.nn.decoder import DecoderWeights
-from albireo_jax.runtime.batch import Bucket, choose_bucket, layout, pack
-from albireo_jax.runtime.compile import Progress, compile_buckets
-from albireo_jax.runtime.sample_stage import SamplingTimes, measure_sampling
+from albireo_jax.runtime.batch import (
+    ADMISSIONS,
+    SLOT_FIELDS,
+    Bucket,
+    choose_bucket,
+    layout,
+    pack,
+    pack_params,
+    pack_rows,
+)
+from albireo_jax.runtime.compile import Progress, compile_all
+from albireo_jax.runtime.sampling_stage import SampleOutput, admit, jit_sample, routes, slot_route
 from albireo_jax.runtime.state import DeviceState
-from albireo_jax.runtime.step import StepOutput, StepProgram, jit_step
+from albireo_jax.runtime.step import ForwardOutput, StepProgram, jit_forward
+from albireo_jax.sampling.routes import Route
+
+_ADMIT = "admit"
+_TIMED_REPEATS = 5
+_GREEDY_SLOT = SlotParams(
+    slot=0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, banned_until=0, stop_ids=()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """A sampling program: for so many rows, by this route. Not a tuple, which would equal some bucket."""
+
+    rows: int
+    route: Route
 
 
 class JaxStepHandle:
@@ -50,7 +85,7 @@ class JaxStepHandle:
 class JaxExecutor:
     """Runs plans on the devices of a mesh, in order; one thread calls it.
 
-    Holds the weights and the donated state. All buckets are compiled in `__init__`, so `dispatch`
+    Holds the weights and the donated state. All programs are compiled in `__init__`, so `dispatch`
     never compiles: an AOT executable refuses what it was not compiled for.
     """
 
@@ -64,37 +99,65 @@ class JaxExecutor:
         progress: Progress | None = None,
     ) -> None:
         self.program = program
-        self._state = state
+        self._cache, self._sampler = state
         self._buckets = buckets
         self.replace_weights(weights)
-        self._padding_slot = state.last_token_Z.shape[0] - 1
+        self._padding_slot = state.sampler.last_token_Z.shape[0] - 1
         self._replicated = NamedSharding(program.mesh, PartitionSpec())
         self._in_flight: deque[JaxStepHandle] = deque()
-        self._sampling: dict[int, SamplingTimes] = {}
-        self._is_drawn = np.zeros(self._padding_slot + 1, np.bool_)
-        self._compiled = compile_buckets(self.lower, buckets, progress=progress)
+        self._sampling_s: dict[Sampling, float] = {}
+        self._routes = routes(program)
+        self._slot_route = np.zeros(self._padding_slot + 1, np.int32)
+        samplings = [
+            Sampling(rows, route)
+            for rows in sorted({bucket.rows for bucket in buckets})
+            for route in self._routes
+        ]
+        self._compiled: dict[Bucket | Sampling | str, jax.stages.Compiled] = compile_all(
+            {_ADMIT: self._lower_admit}
+            | {bucket: partial(self.lower, bucket) for bucket in buckets}
+            | {sampling: partial(self.lower_sampling, sampling) for sampling in samplings},
+            progress=progress,
+        )
 
     def lower(self, bucket: Bucket) -> jax.stages.Lowered:
-        """The step program of a bucket, lowered for this engine's shapes and devices."""
+        """The forward program of a bucket, lowered for this engine's shapes and devices."""
         shape = layout(bucket, self.program.page_size)
-        buffer = jax.ShapeDtypeStruct((shape.num_words,), np.int32, sharding=self._replicated)
         weights = self._weights[bucket]
-        return jit_step(self.program, shape, weights).lower(weights, self._state, buffer)
+        forward = jit_forward(self.program, shape, weights)
+        return forward.lower(weights, self._cache, self._sampler.last_token_Z, self._ints(shape.num_words))
 
-    def compiled(self, bucket: Bucket) -> jax.stages.Compiled:
-        """The executable that serves `bucket`."""
-        return self._compiled[bucket]
+    def lower_sampling(self, sampling: Sampling) -> jax.stages.Lowered:
+        """A sampling program, lowered for this engine's shapes and devices."""
+        return jit_sample(self.program, sampling.route).lower(
+            self._sampler, self._logits(sampling.rows), self._ints(3 * sampling.rows)
+        )
+
+    def compiled(self, name: Bucket | Sampling) -> jax.stages.Compiled:
+        """The executable of a bucket's forward pass, or of a kind of sampling."""
+        return self._compiled[name]
 
     def dispatch(self, plan: StepPlan) -> JaxStepHandle:
         """Queue a step on the devices; returns before it has run."""
         self._look()
         bucket = choose_bucket(plan, self._buckets)
-        buffer = pack(plan, layout(bucket, self.program.page_size), padding_slot=self._padding_slot)
-        # The call itself transfers the buffer: a device_put before it costs 40 µs more, and its array takes
-        # a slower way into the executable.
-        output: StepOutput = self._compiled[bucket](self._weights[bucket], self._state, buffer)
-        self._state = output.state
-        handle = JaxStepHandle(output.id_R, plan.num_rows, sample_s=self._sampling_s(plan, bucket))
+        padding_slot = self._padding_slot
+        # The calls themselves transfer the buffers: a device_put before one costs 40 µs more, and its array
+        # takes a slower way into the executable.
+        forward: ForwardOutput = self._compiled[bucket](
+            self._weights[bucket],
+            self._cache,
+            self._sampler.last_token_Z,
+            pack(plan, layout(bucket, self.program.page_size), padding_slot=padding_slot),
+        )
+        self._cache = forward.cache
+        self._admit(plan.new_slots)
+        sampling = Sampling(bucket.rows, self._route(plan))
+        rows = pack_rows(plan, bucket.rows, padding_slot=padding_slot)
+        sampled: SampleOutput = self._compiled[sampling](self._sampler, forward.logits_RV, rows)
+        self._sampler = sampled.state
+        sample_s = self._sampling_s.get(sampling, 0.0)
+        handle = JaxStepHandle(sampled.id_R, plan.num_rows, sample_s=sample_s)
         self._look()
         self._in_flight.append(handle)
         return handle
@@ -108,19 +171,65 @@ class JaxExecutor:
         self._weights = {bucket: arranged[self.program.layer_loop(bucket)] for bucket in self._buckets}
 
     def measure_sampling(self) -> None:
-        """Time the sampling stage alone, so that later results tell it from the forward pass."""
-        self._sampling = measure_sampling(self.program, sorted({bucket.rows for bucket in self._buckets}))
+        """Time each sampling program alone, so that later results tell it from the forward pass.
 
-    def _sampling_s(self, plan: StepPlan, bucket: Bucket) -> float:
+        Call it before the first step: the rows that it samples are padding.
+        """
+        samplings = [name for name in self._compiled if isinstance(name, Sampling)]
+        for rows in dict.fromkeys(sampling.rows for sampling in samplings):
+            wanted = self._logits(rows)
+            logits_RV = _random_logits(wanted.shape, wanted.sharding)
+            for sampling in [name for name in samplings if name.rows == rows]:
+                self._sampling_s[sampling] = self._median_s(sampling, logits_RV)
+
+    def _median_s(self, sampling: Sampling, logits_RV: jax.Array) -> float:
+        """Median seconds of sampling rows that filter, or that are greedy where no others are served."""
+        drawn = {} if sampling.route is Route.GREEDY else {"temperature": 0.8, "top_p": 0.9}
+        self._admit((replace(_GREEDY_SLOT, slot=self._padding_slot, **drawn),))
+        times_s: list[float] = []
+        for _ in range(_TIMED_REPEATS + 1):
+            rows = np.full((3, sampling.rows), self._padding_slot, np.int32)
+            rows[2] = 0
+            started_s = time.perf_counter()
+            sampled: SampleOutput = self._compiled[sampling](self._sampler, logits_RV, rows.reshape(-1))
+            sampled.id_R.block_until_ready()
+            times_s.append(time.perf_counter() - started_s)
+            self._sampler = sampled.state
+        return statistics.median(times_s[1:])
+
+    def _route(self, plan: StepPlan) -> Route:
+        """The cheapest route that serves all rows of a step."""
         for params in plan.new_slots:
-            self._is_drawn[params.slot] = params.temperature > 0
-        if bucket.rows not in self._sampling:
-            return 0.0
-        times = self._sampling[bucket.rows]
-        return times.drawn_s if self._is_drawn[plan.slots].any() else times.greedy_s
+            self._slot_route[params.slot] = slot_route(params, self._routes)
+        wanted = self._slot_route[plan.slots[plan.samples]]
+        return Route(wanted.max()) if len(wanted) else self._routes[0]
+
+    def _admit(self, new_slots: Sequence[SlotParams]) -> None:
+        """Write the parameters of new slots, which the step's sampling reads."""
+        for first in range(0, len(new_slots), ADMISSIONS):
+            words = pack_params(new_slots[first : first + ADMISSIONS], padding_slot=self._padding_slot)
+            self._sampler = self._compiled[_ADMIT](self._sampler, words)
+
+    def _lower_admit(self) -> jax.stages.Lowered:
+        return admit.lower(self._sampler, self._ints(ADMISSIONS, 1 + SLOT_FIELDS))
+
+    def _ints(self, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, np.int32, sharding=self._replicated)
+
+    def _logits(self, rows: int) -> jax.ShapeDtypeStruct:
+        mesh = self.program.mesh
+        vocab = self.program.model.padded_vocab_size(mesh.size)
+        split = NamedSharding(mesh, PartitionSpec(None, self.program.axis))
+        return jax.ShapeDtypeStruct((rows, vocab), np.float32, sharding=split)
 
     def _look(self) -> None:
         while self._in_flight and self._in_flight[0].look():
             self._in_flight.popleft()
         for handle in self._in_flight:
             handle.look()
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _random_logits(shape: tuple[int, int], sharding: Sharding) -> jax.Array:
+    """Logits as peaked as a language model's."""
+    return jax.lax.with_sharding_constraint(4 * jax.random.normal(jax.random.key(0), shape), sharding)

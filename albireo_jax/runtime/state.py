@@ -1,4 +1,7 @@
-"""What lives on the device between steps, in one donated tuple of five arrays."""
+"""What lives on the device between steps, donated from each step to the next.
+
+Two tuples, one per stage that writes them: a forward pass replaces the cache, and sampling replaces the rest.
+"""
 
 from typing import NamedTuple
 
@@ -11,18 +14,33 @@ from jaxtyping import Array, Float, Int32
 from albireo_jax.runtime.batch import SLOT_FIELDS
 
 
-class DeviceState(NamedTuple):
-    """KV pages of all layers, and per slot: the last sampled token, the page table, sampling parameters.
+class CacheState(NamedTuple):
+    """What the forward pass writes: KV pages of all layers, and the page table of each slot.
 
-    Z slots: one per live request and a last one that padding writes to. M pages per request at most.
-    P pages, the null page first. F int32 words per slot, written by `batch.pack`.
+    P pages, the null page first; M pages per request at most; Z slots as in `SamplerState`.
     """
 
     k_LPSNK: Float[Array, "L P S N K"]
     v_LPSNK: Float[Array, "L P S N K"]
-    last_token_Z: Int32[Array, " Z"]
     page_table_ZM: Int32[Array, "Z M"]
+
+
+class SamplerState(NamedTuple):
+    """What sampling writes: per slot, the last sampled token and the sampling parameters.
+
+    Z slots: one per live request and a last one that padding writes to. F int32 words per slot, written
+    by `batch.pack_params`.
+    """
+
+    last_token_Z: Int32[Array, " Z"]
     params_ZF: Int32[Array, "Z F"]
+
+
+class DeviceState(NamedTuple):
+    """All that lives on the device between steps besides the weights."""
+
+    cache: CacheState
+    sampler: SamplerState
 
 
 class StateShape(NamedTuple):
@@ -37,10 +55,15 @@ class StateShape(NamedTuple):
     pages_per_slot: int
 
 
-def state_specs(axis: str) -> DeviceState:
-    """Partition of each array: pages by key/value head, the rest on every rank."""
+def cache_specs(axis: str) -> CacheState:
+    """Partition of the cache: pages by key/value head, the table on every rank."""
     kv = PartitionSpec(None, None, None, axis, None)
-    return DeviceState(kv, kv, *([PartitionSpec()] * 3))  # type: ignore[arg-type]
+    return CacheState(kv, kv, PartitionSpec())  # type: ignore[arg-type]
+
+
+def sampler_specs() -> SamplerState:
+    """Partition of the sampler's state: all of it on every rank."""
+    return SamplerState(PartitionSpec(), PartitionSpec())  # type: ignore[arg-type]
 
 
 def new_state(shape: StateShape, mesh: Mesh, *, axis: str, dtype: np.dtype) -> DeviceState:
@@ -49,12 +72,20 @@ def new_state(shape: StateShape, mesh: Mesh, *, axis: str, dtype: np.dtype) -> D
 
     def zeros() -> DeviceState:
         return DeviceState(
-            k_LPSNK=jnp.zeros(kv, dtype),
-            v_LPSNK=jnp.zeros(kv, dtype),
-            last_token_Z=jnp.zeros(shape.num_slots, jnp.int32),
-            page_table_ZM=jnp.zeros((shape.num_slots, shape.pages_per_slot), jnp.int32),
-            params_ZF=jnp.zeros((shape.num_slots, SLOT_FIELDS), jnp.int32),
+            CacheState(
+                k_LPSNK=jnp.zeros(kv, dtype),
+                v_LPSNK=jnp.zeros(kv, dtype),
+                page_table_ZM=jnp.zeros((shape.num_slots, shape.pages_per_slot), jnp.int32),
+            ),
+            SamplerState(
+                last_token_Z=jnp.zeros(shape.num_slots, jnp.int32),
+                params_ZF=jnp.zeros((shape.num_slots, SLOT_FIELDS), jnp.int32),
+            ),
         )
 
-    shardings = DeviceState(*(NamedSharding(mesh, spec) for spec in state_specs(axis)))  # type: ignore[arg-type]
+    def place(spec: PartitionSpec) -> NamedSharding:
+        return NamedSharding(mesh, spec)
+
+    specs = DeviceState(cache_specs(axis), sampler_specs())
+    shardings = jax.tree.map(place, specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
     return jax.jit(zeros, out_shardings=shardings)()

@@ -1,15 +1,12 @@
-"""The step program: admit, gather inputs, forward, sample, scatter; one `shard_map` over all of it.
+"""The forward program: page updates, gather inputs, forward, logits; one `shard_map` over all of it.
 
 ::
 
-    buffer ──unpack──▶ page updates, admissions ──▶ state
-                       token ids, rows ──▶ forward over all layers ──▶ last hidden of each row
-    state.last_token ──(TOKEN_ON_DEVICE)──┘                                  │
-          ▲                                                                  ▼
-          └──────────── ids ◀── sample (rows split over ranks) ◀── logits (vocabulary split)
+    buffer ──unpack──▶ page updates ──▶ cache
+                       token ids, rows ──▶ forward over all layers ──▶ last hidden of each row ──▶ logits
+    sampler.last_token ──(TOKEN_ON_DEVICE)──┘
 
-Only `last_token` depends on the previous step's sampling. The stages are composed here and nowhere
-else: a model knows no schedule, cache size or sampler, and the sampler knows no model.
+Only `last_token` depends on the previous step's sampling. A model knows no schedule, cache size or sampler.
 """
 
 from dataclasses import dataclass
@@ -27,17 +24,15 @@ from albireo_jax.core.plan import TOKEN_ON_DEVICE
 from albireo_jax.nn.decoder import DecoderWeights, LayerIndex, forward, logits, unstack, weight_specs
 from albireo_jax.ops.attention import paged_attention
 from albireo_jax.ops.kv_write import token_pages, write_kv
-from albireo_jax.runtime.batch import Bucket, BufferLayout, StepInputs, slot_fields, unpack
-from albireo_jax.runtime.state import DeviceState, state_specs
-from albireo_jax.sampling.sample import SamplerParams, sample
-from albireo_jax.sampling.sharded import sample_replicated, sample_sharded
+from albireo_jax.runtime.batch import Bucket, BufferLayout, StepInputs, unpack
+from albireo_jax.runtime.state import CacheState, cache_specs
 
 
-class StepOutput(NamedTuple):
-    """The state after a step, and one sampled id per row."""
+class ForwardOutput(NamedTuple):
+    """The cache after a step, and the logits of each row's last token, split over the vocabulary."""
 
-    state: DeviceState
-    id_R: Int32[Array, " R"]
+    cache: CacheState
+    logits_RV: Float[Array, "R V"]
 
 
 class LayerLoop(StrEnum):
@@ -102,55 +97,40 @@ class _Rows(NamedTuple):
     row_start_R1: Int32[Array, " R1"]
 
 
-def jit_step(program: StepProgram, layout: BufferLayout, weights: DecoderWeights) -> jax.stages.Wrapped:
-    """The jitted step of one bucket: (weights, state, buffer) -> StepOutput; donates the state.
+def jit_forward(program: StepProgram, layout: BufferLayout, weights: DecoderWeights) -> jax.stages.Wrapped:
+    """The jitted forward pass of a bucket: (weights, cache, last_token_Z, buffer) -> ForwardOutput.
 
-    `weights` only tells which fields there are.
+    Donates the cache. `weights` only tells which fields there are.
     """
-    specs = state_specs(program.axis)
+    specs = cache_specs(program.axis)
     body = jax.shard_map(
-        partial(_step, program, layout),
+        partial(_forward_step, program, layout),
         mesh=program.mesh,
-        in_specs=(weight_specs(weights), specs, PartitionSpec()),
-        out_specs=StepOutput(specs, PartitionSpec()),  # type: ignore[arg-type]
-        check_vma=False,  # ids are equal on all ranks by the final gather, which the checker cannot see
+        in_specs=(weight_specs(weights), specs, PartitionSpec(), PartitionSpec()),
+        out_specs=ForwardOutput(specs, PartitionSpec(None, program.axis)),  # type: ignore[arg-type]
     )
     return jax.jit(body, donate_argnums=(1,))
 
 
-def sample_rows(
-    program: StepProgram, logits_Rv: Float[Array, "R v"], params: SamplerParams
-) -> Int32[Array, " R"]:
-    """The sampling stage, inside the step's `shard_map`: vocabulary-sharded logits to one id per row."""
-    axis = program.collective_axis
-    if axis is None:
-        return sample(logits_Rv, params)
-    route = {SamplingMode.SHARDED: sample_sharded, SamplingMode.REPLICATED: sample_replicated}
-    return route[program.sampling](logits_Rv, params, axis=axis)
-
-
-def _step(
-    program: StepProgram, layout: BufferLayout, weights: DecoderWeights, state: DeviceState, buffer_W: Array
-) -> StepOutput:
-    inputs = unpack(buffer_W, layout)
-    state = _admit(state, inputs)
-    rows = _rows(inputs, layout)
-    token_T = _tokens(inputs, state, rows)
-    hidden_RD, state = _forward(program, weights, state, inputs, rows, token_T)
-    logits_Rv = logits(program.model, weights, hidden_RD, axis=program.collective_axis)
-    id_R = sample_rows(program, logits_Rv, _sampler_params(state, inputs))
-    padding_slot = state.last_token_Z.shape[0] - 1
-    slot_R = jnp.where(inputs.samples_R, inputs.slot_R, padding_slot)
-    return StepOutput(state._replace(last_token_Z=state.last_token_Z.at[slot_R].set(id_R)), id_R)
-
-
-def _admit(state: DeviceState, inputs: StepInputs) -> DeviceState:
-    """Write new page-table entries and the parameters of new slots."""
-    table_ZM = state.page_table_ZM.at[inputs.update_slot_U, inputs.update_column_U].set(inputs.update_page_U)
-    params_ZF = state.params_ZF
-    if inputs.new_slot_A.shape[0]:
-        params_ZF = params_ZF.at[inputs.new_slot_A].set(inputs.new_params_AF)
-    return state._replace(page_table_ZM=table_ZM, params_ZF=params_ZF)
+def _forward_step(
+    program: StepProgram,
+    layout: BufferLayout,
+    weights: DecoderWeights,
+    cache: CacheState,
+    last_token_Z: Int32[Array, " Z"],
+    buffer_W: Array,
+) -> ForwardOutput:
+    with jax.named_scope("inputs"):
+        inputs = unpack(buffer_W, layout)
+        table_ZM = cache.page_table_ZM.at[inputs.update_slot_U, inputs.update_column_U].set(
+            inputs.update_page_U
+        )
+        cache = cache._replace(page_table_ZM=table_ZM)
+        rows = _rows(inputs, layout)
+        token_T = _tokens(inputs, last_token_Z, rows)
+    hidden_RD, cache = _forward(program, weights, cache, inputs, rows, token_T)
+    with jax.named_scope("logits"):
+        return ForwardOutput(cache, logits(program.model, weights, hidden_RD, axis=program.collective_axis))
 
 
 def _rows(inputs: StepInputs, layout: BufferLayout) -> _Rows:
@@ -166,21 +146,21 @@ def _rows(inputs: StepInputs, layout: BufferLayout) -> _Rows:
     return _Rows(row_T, index_T + offset_R.at[row_T].get(mode="clip"), row_start_R1)
 
 
-def _tokens(inputs: StepInputs, state: DeviceState, rows: _Rows) -> Int32[Array, " T"]:
+def _tokens(inputs: StepInputs, last_token_Z: Int32[Array, " Z"], rows: _Rows) -> Int32[Array, " T"]:
     """Input ids, those that the host has not seen yet taken from the slots' last samples."""
-    last_T = state.last_token_Z[inputs.slot_R.at[rows.row_T].get(mode="clip")]
+    last_T = last_token_Z[inputs.slot_R.at[rows.row_T].get(mode="clip")]
     return jnp.where(inputs.token_T == TOKEN_ON_DEVICE, last_T, inputs.token_T)
 
 
 def _forward(
     program: StepProgram,
     weights: DecoderWeights,
-    state: DeviceState,
+    state: CacheState,
     inputs: StepInputs,
     rows: _Rows,
     token_T: Int32[Array, " T"],
-) -> tuple[Float[Array, "R D"], DeviceState]:
-    """Last hidden vector of each row, and the state with the step's keys and values in it."""
+) -> tuple[Float[Array, "R D"], CacheState]:
+    """Last hidden vector of each row, and the cache with the step's keys and values in it."""
     model = program.model
     page_table_RM = state.page_table_ZM[inputs.slot_R]
     pages = token_pages(page_table_RM, rows.row_T, rows.position_T, page_size=program.page_size)
@@ -218,17 +198,3 @@ def _forward(
     )
     last_R = jnp.maximum(rows.row_start_R1[1:] - 1, 0)
     return hidden_TD[last_R], state._replace(k_LPSNK=cache.k_LPSNK, v_LPSNK=cache.v_LPSNK)
-
-
-def _sampler_params(state: DeviceState, inputs: StepInputs) -> SamplerParams:
-    fields = slot_fields(state.params_ZF[inputs.slot_R])
-    return SamplerParams(
-        temperature_R=fields.temperature_R,
-        top_k_R=fields.top_k_R,
-        top_p_R=fields.top_p_R,
-        min_p_R=fields.min_p_R,
-        seed_R2=fields.seed_R2,
-        position_R=inputs.start_R + inputs.count_R,
-        banned_until_R=fields.banned_until_R,
-        stop_id_RB=fields.stop_id_RB,
-    )

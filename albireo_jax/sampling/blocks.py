@@ -36,9 +36,11 @@ def whole_rows(logits_RV: Float[Array, "R V"]) -> View:
 
 
 def peaks(value_RJW: Float[Array, "R J W"]) -> Float[Array, "R J"]:
-    """The maximum of each block."""
+    """The maximum of each block, infinite if a value in it is not a number."""
+    # A maximum on its own may pass over what is not a number: XLA does not promise which of two it takes.
+    number_RJW = jnp.where(jnp.isnan(value_RJW), np.float32(np.inf), value_RJW)
     # Without the barrier, XLA reads all values once more for the maximum of a row.
-    return lax.optimization_barrier(value_RJW.max(axis=2))
+    return lax.optimization_barrier(number_RJW.max(axis=2))
 
 
 def first_largest(

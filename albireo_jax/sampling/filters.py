@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from albireo_jax.sampling.blocks import wide
 
@@ -79,9 +79,23 @@ def scaled(logit_RJW: Float[Array, "R J W"], filters: RowFilters) -> Float[Array
     return (logit_RJW - wide(filters.max_R)) / wide(filters.temperature_R)
 
 
-def mass(logit_RJW: Float[Array, "R J W"], filters: RowFilters) -> Float[Array, " R"]:
+class Mass(NamedTuple):
+    """A sum of weights as two words, so that the sums of several views can still be added exactly."""
+
+    high_R: UInt32[Array, " R"]
+    low_R: UInt32[Array, " R"]
+
+
+def mass(logit_RJW: Float[Array, "R J W"], filters: RowFilters) -> Mass:
     """Sum of the weights of all tokens in view."""
-    return _sum(_weights(logit_RJW, filters))
+    return _words(_weights(logit_RJW, filters))
+
+
+def mass_value(total: Mass) -> Float[Array, " R"]:
+    """The exact sum, rounded to float32."""
+    carried_R = total.high_R + (total.low_R >> 16)
+    low_R = total.low_R & np.uint32(0xFFFF)
+    return carried_R.astype(jnp.float32) * np.float32(2**16) + low_R.astype(jnp.float32)
 
 
 def sieve(logit_RJW: Float[Array, "R J W"], filters: RowFilters, *, outside_R: Float[Array, " R"]) -> Sieve:
@@ -134,12 +148,13 @@ def _weights(logit_RJW: Float[Array, "R J W"], filters: RowFilters) -> Int32[Arr
 
 def _sum(weight_RJW: Int32[Array, "R J W"]) -> Float[Array, " R"]:
     """The exact integer sum, rounded to float32: monotone in every weight, whatever the order."""
+    return mass_value(_words(weight_RJW))
+
+
+def _words(weight_RJW: Int32[Array, "R J W"]) -> Mass:
     rows = weight_RJW.shape[0]
     group_RG = weight_RJW.reshape(rows, -1, _GROUP).sum(axis=2).astype(jnp.uint32)
-    high_R = (group_RG >> 16).sum(axis=1)
-    low_R = (group_RG & np.uint32(0xFFFF)).sum(axis=1)
-    carried_R = high_R + (low_R >> 16)
-    return carried_R.astype(jnp.float32) * np.float32(2**16) + (low_R & np.uint32(0xFFFF)).astype(jnp.float32)
+    return Mass((group_RG >> 16).sum(axis=1), (group_RG & np.uint32(0xFFFF)).sum(axis=1))
 
 
 def _top(

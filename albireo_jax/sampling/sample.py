@@ -25,53 +25,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int32, UInt32
+from jaxtyping import Array, Bool, Float, Int32
 
-from albireo_jax.sampling.blocks import BLOCK_TOKENS, View, first_largest, peaks, value_at, whole_rows, wide
-from albireo_jax.sampling.filters import (
-    MAX_VOCAB,
-    RowFilters,
-    Sieve,
-    is_filtered,
-    mass,
-    needs_mass,
-    passes,
-    scaled,
-    sieve,
+from albireo_jax.sampling.blocks import BLOCK_TOKENS, View, first_largest, peaks, whole_rows
+from albireo_jax.sampling.draw import (
+    NOT_FINITE,
+    Rows,
+    SamplerParams,
+    ban,
+    draw_through,
+    resolve,
+    scores,
 )
-from albireo_jax.sampling.noise import Words, gumbel
+from albireo_jax.sampling.filters import MAX_VOCAB, is_filtered, mass, mass_value, needs_mass, sieve
 
 _SHORT_LIST_BLOCKS = 64
 _CPU_TILE_TOKENS = 2**17
 _INF = np.float32(np.inf)
-_SMALLEST = np.finfo(np.float32).tiny
-
-
-class SamplerParams(NamedTuple):
-    """How each row's token is chosen, and at which position it will stand.
-
-    temperature 0 is greedy; top_k 0 keeps all; top_p 1 and min_p 0 filter nothing. `seed_R2` holds the high
-    and the low word of a 63-bit seed. At a position below `banned_until_R` the ids in `stop_id_RB`
-    (padded with -1) are never drawn.
-    """
-
-    temperature_R: Float[Array, " R"]
-    top_k_R: Int32[Array, " R"]
-    top_p_R: Float[Array, " R"]
-    min_p_R: Float[Array, " R"]
-    seed_R2: UInt32[Array, "R 2"]
-    position_R: Int32[Array, " R"]
-    banned_until_R: Int32[Array, " R"]
-    stop_id_RB: Int32[Array, "R B"]
-
-
-class _Rows(NamedTuple):
-    """The parameters of rows, neutral where a row is greedy."""
-
-    draws_R: Bool[Array, " R"]
-    filters: RowFilters
-    seed: Words
-    position_R: UInt32[Array, " R"]
 
 
 class _Tokens(NamedTuple):
@@ -79,14 +49,6 @@ class _Tokens(NamedTuple):
 
     id_R: Int32[Array, " R"]
     is_final_R: Bool[Array, " R"]
-
-
-class _Round(NamedTuple):
-    """Only logits above the floor are still in the draw; the last winner, and whether it passed."""
-
-    floor_R: Float[Array, " R"]
-    id_R: Int32[Array, " R"]
-    is_done_R: Bool[Array, " R"]
 
 
 _DrawFn: TypeAlias = Callable[[Int32[Array, " Q"]], _Tokens]
@@ -109,18 +71,17 @@ def sample(logits_RV: Float[Array, "R V"], params: SamplerParams) -> Int32[Array
 
     The noise is a function of seed, position and token id only, and so is the token of the row's logits
     and parameters only. Tokens below 2^-29 of the largest probability add nothing to the mass in 4.
-    Minus infinity is never drawn. A row whose largest logit is not finite is treated as greedy; its id means
-    nothing, but is one of the vocabulary.
+    Minus infinity is never drawn. A row whose largest logit is not finite gets NOT_FINITE.
     """
     vocab = logits_RV.shape[1]
     if vocab > MAX_VOCAB:
         raise ValueError(
             f"a vocabulary of {vocab} tokens is too large to sample from, the limit is {MAX_VOCAB}"
         )
-    view = whole_rows(_ban(logits_RV, params))
+    view = whole_rows(ban(logits_RV, params))
     peak_RJ = peaks(view.logit_RJW)
     greedy_R = first_largest(view.logit_RJW, view.first_RJ, peak_RJ=peak_RJ).id_R
-    resolved = _resolve(params, max_R=peak_RJ.max(axis=1), vocab=vocab)
+    resolved = resolve(params, max_R=peak_RJ.max(axis=1), vocab=vocab)
 
     def draw_rows() -> Int32[Array, " R"]:
         in_cache = partial(_draw_rows, tile_tokens=_CPU_TILE_TOKENS)
@@ -128,42 +89,12 @@ def sample(logits_RV: Float[Array, "R V"], params: SamplerParams) -> Int32[Array
         return lax.platform_dependent(view, resolved, peak_RJ, greedy_R, cpu=in_cache, default=at_once)
 
     id_R = lax.cond(resolved.draws_R.any(), draw_rows, lambda: greedy_R)
-    return jnp.clip(id_R, 0, vocab - 1)
-
-
-def _ban(logits_RV: Float[Array, "R V"], params: SamplerParams) -> Float[Array, "R V"]:
-    is_banned_RB = (params.position_R < params.banned_until_R)[:, None] & (params.stop_id_RB >= 0)
-    id_RB = jnp.where(is_banned_RB, params.stop_id_RB, logits_RV.shape[1])
-    row_R1 = jnp.arange(logits_RV.shape[0])[:, None]
-
-    def ban(_: Int32[Array, ""], logits_RV: Float[Array, "R V"]) -> Float[Array, "R V"]:
-        return logits_RV.at[row_R1, id_RB].set(-_INF, mode="drop")
-
-    # A loop of one turn or none: unlike a conditional, it leaves the logits where they are.
-    return lax.fori_loop(0, is_banned_RB.any().astype(jnp.int32), ban, logits_RV)
-
-
-def _resolve(params: SamplerParams, *, max_R: Float[Array, " R"], vocab: int) -> _Rows:
-    draws_R = (params.temperature_R > 0) & jnp.isfinite(max_R)
-    filters_top_k_R = draws_R & (params.top_k_R > 0) & (params.top_k_R < vocab)
-    return _Rows(
-        draws_R=draws_R,
-        filters=RowFilters(
-            temperature_R=jnp.where(draws_R, jnp.maximum(params.temperature_R, _SMALLEST), 1),
-            top_k_R=jnp.where(filters_top_k_R, params.top_k_R, 0),
-            top_p_R=jnp.where(draws_R, params.top_p_R, 1),
-            min_p_R=jnp.where(draws_R, params.min_p_R, 0),
-            max_R=jnp.where(draws_R, max_R, 0),
-            mass_R=jnp.zeros_like(max_R),
-        ),
-        seed=Words(params.seed_R2[:, 0], params.seed_R2[:, 1]),
-        position_R=params.position_R.astype(jnp.uint32),
-    )
+    return jnp.where(jnp.isfinite(peak_RJ.max(axis=1)), id_R, NOT_FINITE)
 
 
 def _draw_rows(
     view: View,
-    rows: _Rows,
+    rows: Rows,
     peak_RJ: Float[Array, "R J"],
     greedy_R: Int32[Array, " R"],
     *,
@@ -172,7 +103,7 @@ def _draw_rows(
     """Both stages, a tile of `tile_tokens` logits at a time; None: all rows at once."""
     filters = rows.filters
     mass_R = lax.cond(
-        needs_mass(filters).any(), lambda: mass(view.logit_RJW, filters), lambda: filters.mass_R
+        needs_mass(filters).any(), lambda: mass_value(mass(view.logit_RJW, filters)), lambda: filters.mass_R
     )
     rows = rows._replace(filters=filters._replace(mass_R=mass_R))
     tokens = _Tokens(greedy_R, ~rows.draws_R)
@@ -207,7 +138,7 @@ def _in_tiles(draw: _DrawFn, is_open_R: Bool[Array, " R"], tokens: _Tokens, *, t
 
 
 def _draw_short_lists(
-    view: View, rows: _Rows, peak_RJ: Float[Array, "R J"], row_Q: Int32[Array, " Q"]
+    view: View, rows: Rows, peak_RJ: Float[Array, "R J"], row_Q: Int32[Array, " Q"]
 ) -> _Tokens:
     """Draw from the blocks with the highest maxima; final where no token outside of them can be drawn."""
     own = _take(rows, row_Q)
@@ -215,18 +146,18 @@ def _draw_short_lists(
     logit_QMW = view.logit_RJW.at[row_Q[:, None], block_QM].get(mode="clip")
     sieved = sieve(logit_QMW, own.filters, outside_R=peak_QM.min(axis=1))
     first_QM = block_QM * BLOCK_TOKENS
-    id_Q = _draw_through(sieved, first_QM, _scores(View(logit_QMW, first_QM), own))
+    id_Q = draw_through(sieved, first_QM, scores(View(logit_QMW, first_QM), own))
     return _Tokens(id_Q, sieved.is_sure_R)
 
 
-def _draw_whole_rows(view: View, rows: _Rows, row_Q: Int32[Array, " Q"]) -> _Tokens:
+def _draw_whole_rows(view: View, rows: Rows, row_Q: Int32[Array, " Q"]) -> _Tokens:
     """Draw from all blocks."""
     own_view, own = _take(view, row_Q), _take(rows, row_Q)
-    score_QJW = _scores(own_view, own)
+    score_QJW = scores(own_view, own)
 
     def through_filters() -> Int32[Array, " Q"]:
         sieved = sieve(own_view.logit_RJW, own.filters, outside_R=jnp.full(row_Q.shape, -_INF))
-        return _draw_through(sieved, own_view.first_RJ, score_QJW)
+        return draw_through(sieved, own_view.first_RJ, score_QJW)
 
     def unfiltered() -> Int32[Array, " Q"]:
         return first_largest(score_QJW, own_view.first_RJ, peak_RJ=peaks(score_QJW)).id_R
@@ -242,38 +173,3 @@ def _take(tree: _Tree, row_Q: Int32[Array, " Q"]) -> _Tree:
         return array_R.at[row_Q].get(mode="clip")
 
     return jax.tree.map(take, tree)
-
-
-def _scores(view: View, rows: _Rows) -> Float[Array, "R J W"]:
-    """Scaled logits and noise."""
-    lane_W = jnp.arange(BLOCK_TOKENS, dtype=jnp.uint32)
-    id_RJW = view.first_RJ.astype(jnp.uint32)[:, :, None] + lane_W[None, None, :]
-    key = Words(wide(rows.seed.first), wide(rows.seed.second))
-    return scaled(view.logit_RJW, rows.filters) + gumbel(key, Words(wide(rows.position_R), id_RJW))
-
-
-def _draw_through(
-    sieved: Sieve, first_RJ: Int32[Array, "R J"], score_RJW: Float[Array, "R J W"]
-) -> Int32[Array, " R"]:
-    """The id of the largest score among the tokens that pass; means nothing where the sieve is not sure.
-
-    A winner that does not pass rules out all that is not above it, and the next round draws from the rest.
-    Top-p takes 1 + ln(1/p) rounds on average, whatever the vocabulary.
-    """
-
-    def draw(state: _Round) -> _Round:
-        is_above_RJW = sieved.logit_RJW > wide(state.floor_R)
-        above_RJW = jnp.where(is_above_RJW, score_RJW, -_INF)
-        best = first_largest(above_RJW, first_RJ, peak_RJ=peaks(above_RJW))
-        logit_R = value_at(sieved.logit_RJW, best)
-        # Nothing left above the floor would be our bug, or NaN; without this it would also be a hang.
-        is_done_R = state.is_done_R | passes(sieved, logit_R) | ~(logit_R > state.floor_R)
-        return _Round(
-            jnp.where(is_done_R, state.floor_R, logit_R),
-            best.id_R,  # of a row that is done, the same again
-            is_done_R,
-        )
-
-    rows = first_RJ.shape[0]
-    start = _Round(jnp.full(rows, -_INF), jnp.zeros(rows, jnp.int32), ~sieved.is_sure_R)
-    return lax.while_loop(lambda state: ~state.is_done_R.all(), draw, start).id_R

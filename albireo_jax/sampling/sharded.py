@@ -1,6 +1,6 @@
 """Sampling inside a `shard_map`: logits come split over the vocabulary, ids leave on every rank.
 
-*Sharded* divides the work by the number of ranks t: one all-to-all trades vocabulary shards for row
+*All-to-all* divides the work by the number of ranks t: one all-to-all trades vocabulary shards for row
 shards, each rank samples its R / t rows with the ordinary sampler, one all-gather returns the ids::
 
     R rows × V/t  ──all-to-all──▶  R/t rows × V  ──sample──▶  R/t ids  ──all-gather──▶  R ids
@@ -9,35 +9,43 @@ shards, each rank samples its R / t rows with the ordinary sampler, one all-gath
 function of its row only (`sampling.sample`), so both give the same ids, for any t.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, Shaped
 
-from albireo_jax.sampling.sample import SamplerParams, sample
+from albireo_jax.sampling.draw import SamplerParams
+from albireo_jax.sampling.sample import sample
 
 
-def sample_sharded(logits_Rv: Float[Array, "R v"], params: SamplerParams, *, axis: str) -> Int32[Array, " R"]:
+def sample_all_to_all(
+    logits_Rv: Float[Array, "R v"], params: SamplerParams, *, axis: str
+) -> Int32[Array, " R"]:
     """Ids of all rows on every rank, each row sampled on one; `axis` names the mesh axis.
 
     Shards follow each other in rank order. Rows are padded with greedy ones to a multiple of the ranks.
     """
-    ranks = lax.axis_size(axis)
-    if ranks == 1:
+    if lax.axis_size(axis) == 1:
         return sample(logits_Rv, params)
-    rows = logits_Rv.shape[0]
-    own_rows = -(-rows // ranks)
-    first = lax.axis_index(axis) * own_rows
+    padded_Rv = pad_rows(logits_Rv, axis=axis)
+    logits_rV = lax.all_to_all(padded_Rv, axis, split_axis=0, concat_axis=1, tiled=True)
+    id_r = sample(logits_rV, jax.tree.map(partial(own_rows, axis=axis), params))
+    return lax.all_gather(id_r, axis, tiled=True)[: logits_Rv.shape[0]]
 
-    def pad(array_R: Array) -> Array:
-        return jnp.pad(array_R, [(0, own_rows * ranks - rows)] + [(0, 0)] * (array_R.ndim - 1))
 
-    def own(array_R: Array) -> Array:
-        return lax.dynamic_slice_in_dim(pad(array_R), first, own_rows)
+def pad_rows(array_R: Shaped[Array, "R *any"], *, axis: str) -> Shaped[Array, "_ *any"]:
+    """Rows of zeros appended up to a multiple of the ranks."""
+    padding = -array_R.shape[0] % lax.axis_size(axis)
+    return jnp.pad(array_R, [(0, padding)] + [(0, 0)] * (array_R.ndim - 1))
 
-    logits_rV = lax.all_to_all(pad(logits_Rv), axis, split_axis=0, concat_axis=1, tiled=True)
-    id_r = sample(logits_rV, jax.tree.map(own, params))
-    return lax.all_gather(id_r, axis, tiled=True)[:rows]
+
+def own_rows(array_R: Shaped[Array, "R *any"], *, axis: str) -> Shaped[Array, "r *any"]:
+    """A rank's share of the padded rows."""
+    padded = pad_rows(array_R, axis=axis)
+    share = padded.shape[0] // lax.axis_size(axis)
+    return lax.dynamic_slice_in_dim(padded, lax.axis_index(axis) * share, share)
 
 
 def sample_replicated(

@@ -8,13 +8,17 @@ from hypothesis import strategies as st
 
 from albireo_jax.core.plan import SlotParams, StepPlan
 from albireo_jax.runtime.batch import (
+    ADMISSIONS,
     Bucket,
     bucket_grid,
     choose_bucket,
     layout,
     pack,
+    pack_params,
+    pack_rows,
     slot_fields,
     unpack,
+    unpack_rows,
 )
 
 MAX_ROWS = 12
@@ -38,6 +42,10 @@ def slot_params(draw: st.DrawFn, slot: int) -> SlotParams:
         banned_until=draw(st.integers(0, 1000)),
         stop_ids=tuple(draw(st.lists(st.integers(0, 1000), max_size=32))),
     )
+
+
+def _params_of(slots: list[int]) -> st.SearchStrategy[list[SlotParams]]:
+    return st.tuples(*(slot_params(slot) for slot in slots)).map(list)
 
 
 @st.composite
@@ -77,26 +85,35 @@ def test_unpacking_gives_back_the_plan(plan: StepPlan) -> None:
     np.testing.assert_array_equal(inputs.slot_R[:rows], plan.slots)
     np.testing.assert_array_equal(inputs.start_R[:rows], plan.starts)
     np.testing.assert_array_equal(inputs.count_R[:rows], plan.counts)
-    np.testing.assert_array_equal(inputs.samples_R[:rows], plan.samples)
     np.testing.assert_array_equal(inputs.update_slot_U[:updates], plan.update_slots)
     np.testing.assert_array_equal(inputs.update_column_U[:updates], plan.update_columns)
     np.testing.assert_array_equal(inputs.update_page_U[:updates], plan.update_pages)
     np.testing.assert_array_equal(inputs.slot_R[rows:], MAX_ROWS)
     assert not np.asarray(inputs.count_R[rows:]).any()
-    assert not np.asarray(inputs.samples_R[rows:]).any()
     np.testing.assert_array_equal(inputs.update_slot_U[updates:], MAX_ROWS)
     np.testing.assert_array_equal(inputs.update_page_U[updates:], 0)
-    np.testing.assert_array_equal(inputs.new_slot_A[len(plan.new_slots) :], MAX_ROWS)
 
 
 @settings(max_examples=60, deadline=None)
 @given(plans())
-def test_sampling_parameters_survive_to_the_bit(plan: StepPlan) -> None:
-    shape = layout(choose_bucket(plan, GRID), PAGE_SIZE)
-    inputs = unpack(jax.device_put(pack(plan, shape, padding_slot=MAX_ROWS)), shape)
-    fields = slot_fields(inputs.new_params_AF)
-    for row, params in enumerate(plan.new_slots):
-        assert int(inputs.new_slot_A[row]) == params.slot
+def test_sampling_learns_whose_tokens_stand_where(plan: StepPlan) -> None:
+    inputs = unpack_rows(jax.device_put(pack_rows(plan, MAX_ROWS, padding_slot=MAX_ROWS)))
+    rows = plan.num_rows
+    np.testing.assert_array_equal(inputs.slot_R[:rows], plan.slots)
+    np.testing.assert_array_equal(inputs.position_R[:rows], plan.starts + plan.counts)
+    np.testing.assert_array_equal(inputs.samples_R[:rows], plan.samples)
+    np.testing.assert_array_equal(inputs.slot_R[rows:], MAX_ROWS)
+    assert not np.asarray(inputs.samples_R[rows:]).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, MAX_ROWS - 1), unique=True, max_size=ADMISSIONS).flatmap(_params_of))
+def test_sampling_parameters_survive_to_the_bit(new_slots: list[SlotParams]) -> None:
+    words = pack_params(new_slots, padding_slot=MAX_ROWS)
+    np.testing.assert_array_equal(words[len(new_slots) :, 0], MAX_ROWS)
+    fields = slot_fields(jax.device_put(words[:, 1:]))
+    for row, params in enumerate(new_slots):
+        assert words[row, 0] == params.slot
         assert float(fields.temperature_R[row]) == params.temperature
         assert int(fields.top_k_R[row]) == params.top_k
         assert float(fields.top_p_R[row]) == params.top_p

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from albireo_jax.core.types import MAX_SEED, MAX_STOP_IDS
+from albireo_jax.sampling.draw import SamplerParams
 from albireo_jax.sampling.noise import Words, gumbel
-from albireo_jax.sampling.sample import SamplerParams
 
 INF = np.float32(np.inf)
 MAX_WEIGHT = np.float32(2**28 - 2**4)

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from sampling_lab import INF, noise_of, oracle, params_of, random_batch
 
-from albireo_jax.sampling.sharded import sample_replicated, sample_sharded
+from albireo_jax.sampling.sharded import sample_all_to_all, sample_replicated
 
 ROWS, VOCAB, TOKENS = 13, 1016, 1013  # 13 rows divide no number of ranks, 3 ids only pad the vocabulary
 KINDS = "all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute|collective-broadcast"
@@ -46,7 +46,7 @@ def collectives(program):
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
 def test_every_route_and_degree_gives_the_same_ids(ranks):
-    sharded, replicated = compiled(sample_sharded, ranks), compiled(sample_replicated, ranks)
+    sharded, replicated = compiled(sample_all_to_all, ranks), compiled(sample_replicated, ranks)
     for seed in range(20):
         logits, params = random_batch(seed, ROWS, VOCAB)
         logits[:, TOKENS:] = -INF
@@ -57,7 +57,7 @@ def test_every_route_and_degree_gives_the_same_ids(ranks):
 
 @pytest.mark.parametrize("ranks", [2, 8])
 def test_sharded_moves_the_logits_once_and_gathers_only_ids(ranks):
-    found = collectives(compiled(sample_sharded, ranks))
+    found = collectives(compiled(sample_all_to_all, ranks))
     own_rows = -(-ROWS // ranks)
     assert sorted(one.kind for one in found) == ["all-gather", "all-to-all"]
     by_kind = {one.kind: one.shape for one in found}
@@ -66,5 +66,5 @@ def test_sharded_moves_the_logits_once_and_gathers_only_ids(ranks):
 
 def test_replicated_gathers_the_logits_and_one_rank_needs_nothing():
     assert collectives(compiled(sample_replicated, 2)) == [("all-gather", f"f32[{ROWS},{VOCAB}]")]
-    for route in (sample_sharded, sample_replicated):
+    for route in (sample_all_to_all, sample_replicated):
         assert collectives(compiled(route, 1)) == []

@@ -1,0 +1,98 @@
+"""The sampling programs: what happens to a step's logits, from parameters in slots to the last token of each.
+
+They are apart from the forward pass, so that few of them serve all its buckets, and so that the host, which
+knows what the rows of a step ask for, picks the cheapest (`sampling.routes`)::
+
+    forward ──▶ logits, split over the vocabulary ──▶ sample (by route) ──▶ ids ──▶ last_token
+                                                           ▲
+    admit: parameters of new slots ──▶ params ─────────────┘
+
+Nothing here waits for the host, and nothing is compiled after the start.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int32
+
+from albireo_jax.core.config import SamplingMode
+from albireo_jax.core.plan import SlotParams
+from albireo_jax.runtime.batch import SampleInputs, slot_fields, unpack_rows
+from albireo_jax.runtime.state import SamplerState, sampler_specs
+from albireo_jax.runtime.step import StepProgram
+from albireo_jax.sampling.draw import SamplerParams
+from albireo_jax.sampling.routes import Route, route_of, sample_by
+
+
+class SampleOutput(NamedTuple):
+    """The sampler's state after a step, and one sampled id per row."""
+
+    state: SamplerState
+    id_R: Int32[Array, " R"]
+
+
+def routes(program: StepProgram) -> tuple[Route, ...]:
+    """The routes that an engine uses, cheapest first; the last one serves any rows."""
+    if program.mesh.size == 1:
+        return Route.GREEDY, Route.UNFILTERED, Route.ALL_TO_ALL
+    if program.sampling is SamplingMode.REPLICATED:
+        return (Route.REPLICATED,)
+    return Route.GREEDY, Route.UNFILTERED, Route.CANDIDATES, Route.ALL_TO_ALL
+
+
+def slot_route(params: SlotParams, usable: tuple[Route, ...]) -> Route:
+    """The cheapest of the usable routes that serves the row of a slot."""
+    wanted = route_of(
+        temperature=params.temperature, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p
+    )
+    return next(route for route in usable if route >= wanted)
+
+
+def jit_sample(program: StepProgram, route: Route) -> jax.stages.Wrapped:
+    """The jitted sampling of a step's rows: (state, logits_RV, buffer) -> SampleOutput; donates the state."""
+    body = jax.shard_map(
+        partial(_sample, program, route),
+        mesh=program.mesh,
+        in_specs=(sampler_specs(), PartitionSpec(None, program.axis), PartitionSpec()),
+        out_specs=SampleOutput(sampler_specs(), PartitionSpec()),  # type: ignore[arg-type]
+        check_vma=False,  # ids are equal on all ranks by the final gather, which the checker cannot see
+    )
+    return jax.jit(body, donate_argnums=(0,))
+
+
+@partial(jax.jit, donate_argnums=(0,))
+def admit(state: SamplerState, admission_AX: Int32[Array, "A X"]) -> SamplerState:
+    """The state with the parameters of new slots, as `batch.pack_params` wrote them."""
+    return state._replace(params_ZF=state.params_ZF.at[admission_AX[:, 0]].set(admission_AX[:, 1:]))
+
+
+def _sample(
+    program: StepProgram,
+    route: Route,
+    state: SamplerState,
+    logits_Rv: Float[Array, "R v"],
+    buffer_W: Int32[Array, " W"],
+) -> SampleOutput:
+    with jax.named_scope("sample"):
+        inputs = unpack_rows(buffer_W)
+        id_R = sample_by(route, logits_Rv, _sampler_params(state, inputs), axis=program.axis)
+        padding_slot = state.last_token_Z.shape[0] - 1
+        slot_R = jnp.where(inputs.samples_R, inputs.slot_R, padding_slot)
+        return SampleOutput(state._replace(last_token_Z=state.last_token_Z.at[slot_R].set(id_R)), id_R)
+
+
+def _sampler_params(state: SamplerState, inputs: SampleInputs) -> SamplerParams:
+    fields = slot_fields(state.params_ZF[inputs.slot_R])
+    return SamplerParams(
+        temperature_R=fields.temperature_R,
+        top_k_R=fields.top_k_R,
+        top_p_R=fields.top_p_R,
+        min_p_R=fields.min_p_R,
+        seed_R2=fields.seed_R2,
+        position_R=inputs.position_R,
+        banned_until_R=fields.banned_until_R,
+        stop_id_RB=fields.stop_id_RB,
+    )

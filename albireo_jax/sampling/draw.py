@@ -1,0 +1,129 @@
+"""Parts of every sampler: what a row asks for, its scores, and the draw through a sieve.
+
+A token's score is its logit over the temperature plus Gumbel noise, and the largest score wins. Both
+terms are functions of the row alone, so every way of finding the winner finds the same token.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32, UInt32
+
+from albireo_jax.sampling.blocks import View, first_largest, peaks, value_at, wide
+from albireo_jax.sampling.filters import RowFilters, Sieve, passes, scaled
+from albireo_jax.sampling.noise import Words, gumbel
+
+NOT_FINITE = -1
+"""Id of a row whose largest logit is infinite or not a number: such a row has no token."""
+
+_INF = np.float32(np.inf)
+_SMALLEST = np.finfo(np.float32).tiny
+
+
+class SamplerParams(NamedTuple):
+    """How each row's token is chosen, and at which position it will stand.
+
+    temperature 0 is greedy; top_k 0 keeps all; top_p 1 and min_p 0 filter nothing. `seed_R2` holds the high
+    and the low word of a 63-bit seed. At a position below `banned_until_R` the ids in `stop_id_RB`
+    (padded with -1) are never drawn.
+    """
+
+    temperature_R: Float[Array, " R"]
+    top_k_R: Int32[Array, " R"]
+    top_p_R: Float[Array, " R"]
+    min_p_R: Float[Array, " R"]
+    seed_R2: UInt32[Array, "R 2"]
+    position_R: Int32[Array, " R"]
+    banned_until_R: Int32[Array, " R"]
+    stop_id_RB: Int32[Array, "R B"]
+
+
+class Rows(NamedTuple):
+    """The parameters of rows, neutral where a row is greedy or has no token."""
+
+    draws_R: Bool[Array, " R"]
+    filters: RowFilters
+    seed: Words
+    position_R: UInt32[Array, " R"]
+
+
+class _Round(NamedTuple):
+    """Only logits above the floor are still in the draw; the last winner, and whether it passed."""
+
+    floor_R: Float[Array, " R"]
+    id_R: Int32[Array, " R"]
+    is_done_R: Bool[Array, " R"]
+
+
+def ban(
+    logits_RV: Float[Array, "R V"], params: SamplerParams, *, first: int | Int32[Array, ""] = 0
+) -> Float[Array, "R V"]:
+    """The logits without those of banned stop ids; `first` is the id of the first column."""
+    is_banned_RB = (params.position_R < params.banned_until_R)[:, None] & (params.stop_id_RB >= 0)
+    column_RB = params.stop_id_RB - first
+    # An index below 0 would count from the end.
+    is_banned_RB &= column_RB >= 0
+    column_RB = jnp.where(is_banned_RB, column_RB, logits_RV.shape[1])
+    row_R1 = jnp.arange(logits_RV.shape[0])[:, None]
+
+    def drop(_: Int32[Array, ""], logits_RV: Float[Array, "R V"]) -> Float[Array, "R V"]:
+        return logits_RV.at[row_R1, column_RB].set(-_INF, mode="drop")
+
+    # A loop of one turn or none: unlike a conditional, it leaves the logits where they are.
+    return lax.fori_loop(0, is_banned_RB.any().astype(jnp.int32), drop, logits_RV)
+
+
+def resolve(params: SamplerParams, *, max_R: Float[Array, " R"], vocab: int) -> Rows:
+    """What the rows ask for, given their largest logits, in terms of the samplers."""
+    draws_R = (params.temperature_R > 0) & jnp.isfinite(max_R)
+    filters_top_k_R = draws_R & (params.top_k_R > 0) & (params.top_k_R < vocab)
+    return Rows(
+        draws_R=draws_R,
+        filters=RowFilters(
+            temperature_R=jnp.where(draws_R, jnp.maximum(params.temperature_R, _SMALLEST), 1),
+            top_k_R=jnp.where(filters_top_k_R, params.top_k_R, 0),
+            top_p_R=jnp.where(draws_R, params.top_p_R, 1),
+            min_p_R=jnp.where(draws_R, params.min_p_R, 0),
+            max_R=jnp.where(draws_R, max_R, 0),
+            mass_R=jnp.zeros_like(max_R),
+        ),
+        seed=Words(params.seed_R2[:, 0], params.seed_R2[:, 1]),
+        position_R=params.position_R.astype(jnp.uint32),
+    )
+
+
+def scores(view: View, rows: Rows) -> Float[Array, "R J W"]:
+    """Scaled logits and noise."""
+    lane_W = jnp.arange(view.logit_RJW.shape[2], dtype=jnp.uint32)
+    id_RJW = view.first_RJ.astype(jnp.uint32)[:, :, None] + lane_W[None, None, :]
+    key = Words(wide(rows.seed.first), wide(rows.seed.second))
+    return scaled(view.logit_RJW, rows.filters) + gumbel(key, Words(wide(rows.position_R), id_RJW))
+
+
+def draw_through(
+    sieved: Sieve, first_RJ: Int32[Array, "R J"], score_RJW: Float[Array, "R J W"]
+) -> Int32[Array, " R"]:
+    """The id of the largest score among the tokens that pass; means nothing where the sieve is not sure.
+
+    A winner that does not pass rules out all that is not above it, and the next round draws from the rest.
+    Top-p takes 1 + ln(1/p) rounds on average, whatever the vocabulary.
+    """
+
+    def draw(state: _Round) -> _Round:
+        is_above_RJW = sieved.logit_RJW > wide(state.floor_R)
+        above_RJW = jnp.where(is_above_RJW, score_RJW, -_INF)
+        best = first_largest(above_RJW, first_RJ, peak_RJ=peaks(above_RJW))
+        logit_R = value_at(sieved.logit_RJW, best)
+        # Nothing left above the floor would be our bug, or NaN; without this it would also be a hang.
+        is_done_R = state.is_done_R | passes(sieved, logit_R) | ~(logit_R > state.floor_R)
+        return _Round(
+            jnp.where(is_done_R, state.floor_R, logit_R),
+            best.id_R,  # of a row that is done, the same again
+            is_done_R,
+        )
+
+    rows = first_RJ.shape[0]
+    start = _Round(jnp.full(rows, -_INF), jnp.zeros(rows, jnp.int32), ~sieved.is_sure_R)
+    return lax.while_loop(lambda state: ~state.is_done_R.all(), draw, start).id_R

@@ -1,0 +1,67 @@
+"""Which way a step's rows are sampled: the cheapest that serves them all.
+
+All ways draw the same token for a row (`sampling.draw`). They differ in what travels between the t ranks,
+for R rows of a vocabulary of V tokens:
+
+=============  ====================================  ==========================================
+route          rows that it serves                   bytes that a rank receives
+=============  ====================================  ==========================================
+GREEDY         temperature 0                         a few numbers per row
+UNFILTERED     and those without top-k, top-p, min-p  the same
+CANDIDATES     and those whose filters leave few      R (2 K + 1) words, or as ALL_TO_ALL if a
+                                                      row's candidates turn out not to suffice
+ALL_TO_ALL     any                                    R V / t words
+REPLICATED     any; the baseline                      R V words, and every rank samples all rows
+=============  ====================================  ==========================================
+
+On one device nothing travels, and the last three are one.
+"""
+
+from enum import IntEnum
+
+from jaxtyping import Array, Float, Int32
+
+from albireo_jax.sampling.best import sample_greedy, sample_unfiltered
+from albireo_jax.sampling.candidates import MAX_CANDIDATES, sample_candidates
+from albireo_jax.sampling.draw import SamplerParams
+from albireo_jax.sampling.sharded import sample_all_to_all, sample_replicated
+
+
+class Route(IntEnum):
+    """A way to sample, cheapest first: each serves what those before it serve."""
+
+    GREEDY = 0
+    UNFILTERED = 1
+    CANDIDATES = 2
+    ALL_TO_ALL = 3
+    REPLICATED = 4
+
+
+_SAMPLERS = {
+    Route.GREEDY: sample_greedy,
+    Route.UNFILTERED: sample_unfiltered,
+    Route.CANDIDATES: sample_candidates,
+    Route.ALL_TO_ALL: sample_all_to_all,
+    Route.REPLICATED: sample_replicated,
+}
+
+
+def route_of(*, temperature: float, top_k: int, top_p: float, min_p: float) -> Route:
+    """The cheapest route that serves a row."""
+    if temperature == 0:
+        return Route.GREEDY
+    if top_k == 0 and top_p == 1 and min_p == 0:
+        return Route.UNFILTERED
+    if top_k > MAX_CANDIDATES:
+        return Route.ALL_TO_ALL
+    return Route.CANDIDATES
+
+
+def sample_by(
+    route: Route, logits_Rv: Float[Array, "R v"], params: SamplerParams, *, axis: str
+) -> Int32[Array, " R"]:
+    """One id per row on every rank, NOT_FINITE for a row without a finite largest logit.
+
+    Inside a `shard_map` over `axis`: logits come split over the vocabulary in rank order.
+    """
+    return _SAMPLERS[route](logits_Rv, params, axis=axis)

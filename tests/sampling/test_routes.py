@@ -1,0 +1,124 @@
+"""Every route draws the token of the oracle, over every number of ranks, and moves what it says."""
+
+import re
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from sampling_lab import INF, Row, noise_of, oracle, params_of, random_batch
+
+from albireo_jax.sampling.blocks import BLOCK_TOKENS
+from albireo_jax.sampling.candidates import MAX_CANDIDATES
+from albireo_jax.sampling.draw import NOT_FINITE
+from albireo_jax.sampling.routes import Route, route_of, sample_by
+
+ROWS = 64
+SIZES = {"narrow": (1016, 1013), "wide": (40_000, 39_990)}
+"""Columns, some of which only pad the vocabulary, and tokens; of the wide one, candidates are a part."""
+
+
+def lowered(route, ranks, columns):
+    """A route over `ranks` virtual devices, logits split over the vocabulary."""
+    mesh = Mesh(np.array(jax.devices()[:ranks]), ("tp",), axis_types=(AxisType.Auto,))
+    by_vocab, everywhere = PartitionSpec(None, "tp"), PartitionSpec()
+    stage = jax.shard_map(
+        partial(sample_by, route, axis="tp"),
+        mesh=mesh,
+        in_specs=(by_vocab, everywhere),
+        out_specs=everywhere,
+        check_vma=False,
+    )
+    shardings = NamedSharding(mesh, by_vocab), NamedSharding(mesh, everywhere)
+    logits, params = random_batch(0, ROWS, columns)
+    return jax.jit(stage, in_shardings=shardings).lower(jnp.asarray(logits), params_of(params))
+
+
+@cache
+def compiled(route, ranks, columns):
+    return lowered(route, ranks, columns).compile()
+
+
+def served_by(route, row):
+    """The row, without what the route does not serve."""
+    if route is Route.GREEDY:
+        return row._replace(temperature=0.0)
+    if route is Route.UNFILTERED:
+        return row._replace(top_k=0, top_p=1.0, min_p=0.0)
+    return row
+
+
+@pytest.mark.parametrize("size", list(SIZES))
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+@pytest.mark.parametrize("route", [Route.GREEDY, Route.UNFILTERED, Route.CANDIDATES])
+def test_a_route_draws_the_token_of_the_oracle(route, ranks, size):
+    columns, tokens = SIZES[size]
+    program = compiled(route, ranks, columns)
+    for seed in range(6):
+        logits, params = random_batch((size == "wide", seed), ROWS, columns)
+        logits[:, tokens:] = -INF
+        rows = [served_by(route, row) for row in params]
+        want = [oracle(*each) for each in zip(logits, rows, noise_of(rows, columns), strict=True)]
+        np.testing.assert_array_equal(program(logits, params_of(rows)), want)
+
+
+@pytest.mark.parametrize("route", [Route.GREEDY, Route.UNFILTERED, Route.CANDIDATES, Route.ALL_TO_ALL])
+def test_ties_go_to_the_lowest_id_on_whichever_rank_it_is(route):
+    logits = np.full((ROWS, 1016), -1.0, np.float32)
+    draw = np.random.default_rng(0)
+    tied = [np.sort(draw.choice(1013, size=5, replace=False)) for _ in range(ROWS)]
+    for row, ids in enumerate(tied):
+        logits[row, ids] = 3.0
+    rows = [Row(temperature=0.0)] * ROWS
+    for ranks in (1, 2, 8):
+        got = compiled(route, ranks, 1016)(logits, params_of(rows))
+        np.testing.assert_array_equal(got, [ids[0] for ids in tied])
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+@pytest.mark.parametrize("route", list(Route))
+def test_a_row_that_is_not_finite_has_no_token_and_spoils_no_other(route, ranks):
+    logits, params = random_batch(3, ROWS, 1016)
+    rows = [served_by(route, row) for row in params]
+    program = compiled(route, ranks, 1016)
+    want = np.asarray(program(logits, params_of(rows)))
+    logits[3], logits[4] = np.nan, -INF
+    logits[5, 700], logits[6, 1] = np.nan, INF
+    got = np.asarray(program(logits, params_of(rows)))
+    np.testing.assert_array_equal(got[3:7], NOT_FINITE)
+    np.testing.assert_array_equal(np.delete(got, range(3, 7)), np.delete(want, range(3, 7)))
+
+
+def test_candidates_that_do_not_suffice_are_not_trusted():
+    """Flat rows have nuclei far wider than all candidates: the route must notice, for just one such row."""
+    logits = np.zeros((ROWS, 40_000), np.float32)
+    logits[:, 39_990:] = -INF
+    logits[1:, 7] = 40
+    rows = [Row(top_p=0.9, seed=seed) for seed in range(ROWS)]
+    want = [oracle(*each) for each in zip(logits, rows, noise_of(rows, 40_000), strict=True)]
+    assert want[0] != 7
+    assert want[1:] == [7] * (ROWS - 1)
+    np.testing.assert_array_equal(compiled(Route.CANDIDATES, 8, 40_000)(logits, params_of(rows)), want)
+
+
+def test_the_cheapest_route_is_chosen():
+    plain = {"temperature": 0.7, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    assert route_of(**{**plain, "temperature": 0.0, "top_p": 0.5}) is Route.GREEDY
+    assert route_of(**plain) is Route.UNFILTERED
+    assert route_of(**{**plain, "top_k": 50}) is Route.CANDIDATES
+    assert route_of(**{**plain, "min_p": 0.1}) is Route.CANDIDATES
+    assert route_of(**{**plain, "top_k": 1000}) is Route.ALL_TO_ALL
+
+
+def test_no_route_sorts_the_vocabulary():
+    for route in Route:
+        assert "stablehlo.sort" not in lowered(route, 8, 40_000).as_text()
+    widths = re.findall(
+        r"chlo.top_k\(.*tensor<\d+x(\d+)xf32> ->", lowered(Route.CANDIDATES, 8, 40_000).as_text()
+    )
+    blocks = -(-40_000 // 8 // BLOCK_TOKENS)
+    short_list = min(blocks, MAX_CANDIDATES) * BLOCK_TOKENS
+    everything = -(-40_000 // BLOCK_TOKENS)  # of the fallback, which looks for the best blocks of whole rows
+    assert {int(width) for width in widths} == {blocks, short_list, everything}
