@@ -1,17 +1,18 @@
 """A laboratory for the scheduler: run cases on the simulator and write down all that happens.
 
-A `Case` says which requests arrive before which step and which are aborted; a `House` says how the
-engine is built. `run` gives the `Journal` of what happened, in order.
+A `Case` says which requests arrive before which step, what they are bound to, and which are aborted; a
+`House` says how the engine is built. `run` gives the `Journal` of what happened, in order.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
 
 from albireo_jax.core.config import SchedulerConfig
+from albireo_jax.core.errors import ConstraintError
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.plan import StepPlan
+from albireo_jax.core.plan import NOT_FINITE, Int32s, SampledTokens, StepPlan
 from albireo_jax.core.types import Request, RequestOutput
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
@@ -46,21 +47,88 @@ class House:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bond:
+    """What a request is bound to, if anything.
+
+    With a `modulus` its tokens must follow a rule: modulo `modulus`, the next one is the last one plus 1, 2
+    or 3; after `max_length` tokens nothing may follow; after `fails_after` it is not known what may. Once
+    `breaks_after` tokens are sampled, the logits are not finite.
+    """
+
+    modulus: int = 0
+    max_length: int | None = None
+    fails_after: int | None = None
+    breaks_after: int | None = None
+
+    def allowed(self, tokens: tuple[int, ...]) -> list[int]:
+        """What may follow `tokens`."""
+        if len(tokens) == self.max_length:
+            return []
+        last = tokens[-1] if tokens else 0
+        nexts = {(last + step) % self.modulus for step in (1, 2, 3)}
+        return [token for token in range(VOCAB_SIZE) if token % self.modulus in nexts]
+
+
+FREE = Bond()
+
+
+class Rule:
+    """The `TokenConstraint` of a bond."""
+
+    def __init__(self, bond: Bond) -> None:
+        self.bond = bond
+        self.tokens: tuple[int, ...] = ()
+
+    def mask(self) -> Int32s:
+        if len(self.tokens) == self.bond.fails_after:
+            raise ConstraintError("the rule is too complex")
+        return mask_of(self.bond.allowed(self.tokens))
+
+    def advance(self, token_id: int) -> None:
+        assert token_id in self.bond.allowed(self.tokens)
+        self.tokens += (token_id,)
+
+
+def mask_of(tokens: list[int]) -> Int32s:
+    bits = np.zeros(-(-VOCAB_SIZE // 32) * 32, np.bool_)
+    bits[tokens] = True
+    return np.packbits(bits, bitorder="little").view(np.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Case:
-    """Requests in order of arrival, the step before which each arrives, and aborts (step, request)."""
+    """Requests in order of arrival, the step before which each arrives, and aborts (step, request).
+
+    `bonds` are those of the requests, in their order; none at all if it is empty.
+    """
 
     requests: tuple[Request, ...]
     arrivals: tuple[int, ...]
     aborts: tuple[tuple[int, int], ...] = ()
+    bonds: tuple[Bond, ...] = ()
+
+    def bond(self, request: Request) -> Bond:
+        return self.bonds[self.requests.index(request)] if self.bonds else FREE
+
+
+@dataclass(frozen=True)
+class Result:
+    """The tokens of this plan are on the host."""
+
+    plan: StepPlan
 
 
 @dataclass(kw_only=True)
 class Journal:
-    """All that was seen of a run: added requests, plans and outputs in order, and figures at the end."""
+    """All that was seen of a run, in order, and figures at the end.
+
+    A result comes before the outputs that it brings. `iterations` are the loop's, one for each plan.
+    """
 
     case: Case
     house: House
-    events: list[Request | StepPlan | RequestOutput] = field(default_factory=list)
+    events: list[Request | StepPlan | Result | RequestOutput] = field(default_factory=list)
+    iterations: list[int] = field(default_factory=list)
     stats: SchedulerStats | None = None
     stats_when_answered: SchedulerStats | None = None
 
@@ -77,15 +145,37 @@ class Journal:
 
 
 class Watched:
-    """An executor whose plans are written to a journal when they are dispatched."""
+    """An executor whose plans and results are written to a journal, and which breaks logits."""
 
     def __init__(self, executor, journal: Journal) -> None:
         self.executor = executor
         self.journal = journal
+        self.iteration = 0
+        case = journal.case
+        self.broken = {
+            (request.request_id, len(request.prompt_token_ids) + bond.breaks_after)
+            for request, bond in zip(case.requests, case.bonds, strict=False)
+            if bond.breaks_after is not None
+        }
 
     def dispatch(self, plan: StepPlan):
         self.journal.events.append(plan)
-        return self.executor.dispatch(plan)
+        self.journal.iterations.append(self.iteration)
+        return WatchedHandle(self, plan, self.executor.dispatch(plan))
+
+
+class WatchedHandle:
+    def __init__(self, watched: Watched, plan: StepPlan, handle) -> None:
+        self.watched = watched
+        self.plan = plan
+        self.handle = handle
+
+    def wait(self) -> SampledTokens:
+        sampled = self.handle.wait()
+        self.watched.journal.events.append(Result(self.plan))
+        positions = zip(self.plan.request_ids, (self.plan.starts + self.plan.counts).tolist(), strict=True)
+        finite = [position not in self.watched.broken for position in positions]
+        return replace(sampled, ids=np.where(finite, sampled.ids, NOT_FINITE).astype(np.int32))
 
 
 def _same(inner):
@@ -104,12 +194,15 @@ def run(case: Case, house: House, *, break_scheduler=_same, break_executor=_same
     loop = EngineLoop(scheduler, watched, depth=house.depth, timeline=Timeline(clock=clock))
     arriving = list(zip(case.arrivals, case.requests, strict=True))
     for step in range(MAX_STEPS):
+        watched.iteration = step
         if not arriving and not loop.has_work:
             break
         while arriving and arriving[0][0] <= step:
             request = arriving.pop(0)[1]
-            scheduler.add(request)
-            journal.events.append(request)
+            bond = case.bond(request)
+            bound = replace(request, constraint=Rule(bond)) if bond.modulus else request
+            ended = scheduler.add(bound)
+            journal.events += [request] if ended is None else [request, ended]
         for request in [case.requests[index] for at, index in case.aborts if at == step]:
             if (output := scheduler.abort(request.request_id)) is not None:
                 journal.events.append(output)
@@ -124,10 +217,23 @@ def run(case: Case, house: House, *, break_scheduler=_same, break_executor=_same
 
 
 @cache
-def alone(request: Request) -> tuple[int, ...]:
+def alone(request: Request, bond: Bond = FREE) -> tuple[int, ...]:
     """The tokens of a request that has the engine to itself, one step at a time, its prompt in one chunk."""
     house = House(depth=1, page_size=64, num_pages=1, max_rows=1, max_step_tokens=MAX_LEN)
-    return tuple(run(Case(requests=(request,), arrivals=(0,)), house).tokens(request))
+    return tuple(run(Case(requests=(request,), arrivals=(0,), bonds=(bond,)), house).tokens(request))
+
+
+def draw_bond(random: np.random.Generator) -> Bond:
+    """None for half of the requests, and a rule for most of the others."""
+    late = random.integers(0, 12, size=3).tolist()
+    if random.random() < 0.5:
+        return Bond(breaks_after=late[0]) if random.random() < 0.15 else FREE
+    return Bond(
+        modulus=int(random.integers(4, 9)),
+        max_length=late[0] if random.random() < 0.3 else None,
+        fails_after=late[1] if random.random() < 0.15 else None,
+        breaks_after=late[2] if random.random() < 0.1 else None,
+    )
 
 
 def draw_request(request_id: str, random: np.random.Generator) -> Request:

@@ -1,13 +1,23 @@
 """What must be true of every run of any scheduler: functions of a journal that raise AssertionError."""
 
-from sched_lab import Journal, alone
+from sched_lab import Bond, Journal, Result, alone, mask_of
 
-from albireo_jax.core.plan import NULL_PAGE
+from albireo_jax.core.plan import NULL_PAGE, StepPlan
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 
 
+def may_follow(request: Request, bond: Bond, tokens: list[int]) -> list[int]:
+    """What a bound request may say after `tokens`: what its rule allows, but no stop before min_tokens."""
+    banned = request.stop_ids if len(tokens) < request.min_tokens else ()
+    return [token for token in bond.allowed(tuple(tokens)) if token not in banned]
+
+
 def requests_finish(journal: Journal) -> None:
-    """Each ends once, at its length or at its first stop token but not before min_tokens; nothing follows."""
+    """Each ends once, and nothing follows.
+
+    It ends at its length, at its first stop token but not before min_tokens, where its rule allows nothing
+    more, or where its rule or its logits fail.
+    """
     aborted = {journal.case.requests[index].request_id for _, index in journal.case.aborts}
     for request in journal.case.requests:
         outputs = journal.outputs(request)
@@ -21,9 +31,14 @@ def requests_finish(journal: Journal) -> None:
             case FinishReason.LENGTH:
                 assert len(tokens) == request.max_tokens
                 assert not stops
-            case FinishReason.STOP:
+            case FinishReason.STOP if stops:
                 assert stops == [len(tokens) - 1]
                 assert request.min_tokens < len(tokens) <= request.max_tokens
+            case FinishReason.STOP:
+                assert not may_follow(request, journal.case.bond(request), tokens)
+            case FinishReason.ERROR:
+                bond = journal.case.bond(request)
+                assert len(tokens) in (bond.fails_after, bond.breaks_after)
             case reason:
                 assert reason is FinishReason.ABORT
                 assert request.request_id in aborted
@@ -40,15 +55,20 @@ def tokens_are_those_alone(journal: Journal) -> None:
     """Depth, memory, batch mates, chunks, preemption and others' aborts change no token."""
     for request in journal.case.requests:
         tokens = tuple(journal.tokens(request))
-        expected = alone(request)
+        expected = alone(request, journal.case.bond(request))
         if journal.outputs(request)[-1].finish_reason is FinishReason.ABORT:
             expected = expected[: len(tokens)]
         assert tokens == expected, request.request_id
 
 
 def order_is_fair(journal: Journal) -> None:
-    """A step computes the oldest requests that have something to compute; none is passed over."""
+    """A step computes the oldest requests that have something to compute; none is passed over.
+
+    A bound request has nothing to compute while a token of it is on its way.
+    """
     live: list[str] = []
+    awaited: dict[str, StepPlan] = {}
+    bound = {request.request_id for request in journal.case.requests if journal.case.bond(request).modulus}
     planned_all: set[str] = set()
     limits: dict[str, int] = {}
     for event in journal.events:
@@ -58,9 +78,13 @@ def order_is_fair(journal: Journal) -> None:
         elif isinstance(event, RequestOutput):
             if event.finish_reason is not None and event.request_id in live:
                 live.remove(event.request_id)
+        elif isinstance(event, Result):
+            awaited = {request_id: plan for request_id, plan in awaited.items() if plan is not event.plan}
         else:
-            waiting = [request_id for request_id in live if request_id not in planned_all]
+            held = awaited.keys() - {r for r, start in _starts(event) if start == 0}  # 0: it gave way
+            waiting = [request_id for request_id in live if request_id not in planned_all | held]
             assert list(event.request_ids) == waiting[: event.num_rows]
+            awaited |= {r: event for r, samples in _samples(event) if samples and r in bound}
             ends = (event.starts + event.counts).tolist()
             planned_all |= {r for r, end in zip(event.request_ids, ends, strict=True) if end == limits[r] - 1}
 
@@ -114,6 +138,82 @@ def nothing_is_wasted(journal: Journal) -> None:
             assert computed[request.request_id] == len(request.prompt_token_ids) + request.max_tokens - 1
 
 
+def masks_follow_tokens(journal: Journal) -> None:
+    """A bound row that samples has the mask of all its tokens, which are all known; no other row has one."""
+    requests = {request.request_id: request for request in journal.case.requests}
+    said: dict[str, list[int]] = {request_id: [] for request_id in requests}
+    for event in journal.events:
+        if isinstance(event, RequestOutput) and event.token_id is not None:
+            said[event.request_id].append(event.token_id)
+        elif isinstance(event, StepPlan):
+            masks: dict[int, list[int]] = {}
+            for row, (request_id, samples) in enumerate(_samples(event)):
+                request, tokens = requests[request_id], said[request_id]
+                bond = journal.case.bond(request)
+                if samples and bond.modulus:
+                    position = len(request.prompt_token_ids) + len(tokens)
+                    assert event.starts[row] + event.counts[row] == position
+                    masks[int(event.slots[row])] = mask_of(may_follow(request, bond, tokens)).tolist()
+            assert event.mask_slots.tolist() == list(masks)
+            assert event.masks.tolist() == list(masks.values())
+
+
+def answers_follow_rules(journal: Journal) -> None:
+    """Each token of a bound request is one that its rule allows there."""
+    for request in journal.case.requests:
+        bond, tokens = journal.case.bond(request), journal.tokens(request)
+        if bond.modulus:
+            assert all(token in may_follow(request, bond, tokens[:i]) for i, token in enumerate(tokens))
+
+
+def errors_are_counted(journal: Journal) -> None:
+    """A request whose logits are not finite ends with an error and without a token, and is counted."""
+    broken = 0
+    for request in journal.case.requests:
+        bond, output = journal.case.bond(request), journal.outputs(request)[-1]
+        sampled = len(journal.tokens(request))
+        if output.finish_reason is FinishReason.ERROR and sampled == bond.breaks_after != bond.fails_after:
+            assert output.token_id is None
+            broken += 1
+    assert journal.stats is not None
+    assert journal.stats.nonfinite == broken
+
+
+def no_row_is_delayed(journal: Journal) -> None:
+    """Without preemption, a row that decodes is in every step, but for one that awaits its token."""
+    assert journal.stats is not None
+    if journal.stats.preemptions:
+        return
+    decoding: dict[str, int] = {}
+    awaited: dict[str, StepPlan] = {}
+    limits = {r.request_id: len(r.prompt_token_ids) + r.max_tokens for r in journal.case.requests}
+    bonds = {request.request_id: journal.case.bond(request) for request in journal.case.requests}
+    for event in journal.events:
+        if isinstance(event, RequestOutput):
+            if event.finish_reason is not None:
+                decoding.pop(event.request_id, None)
+        elif isinstance(event, Result):
+            awaited = {request_id: plan for request_id, plan in awaited.items() if plan is not event.plan}
+        elif isinstance(event, StepPlan):
+            assert decoding.keys() - awaited.keys() <= set(event.request_ids)
+            ends = (event.starts + event.counts).tolist()
+            for (request_id, samples), end in zip(_samples(event), ends, strict=True):
+                assert request_id not in awaited
+                if samples and end < limits[request_id] - 1:
+                    decoding[request_id] = end
+                    awaited |= {request_id: event} if bonds[request_id].modulus else {}
+                else:
+                    decoding.pop(request_id, None)
+
+
+def _starts(plan: StepPlan) -> list[tuple[str, int]]:
+    return list(zip(plan.request_ids, plan.starts.tolist(), strict=True))
+
+
+def _samples(plan: StepPlan) -> list[tuple[str, bool]]:
+    return list(zip(plan.request_ids, plan.samples.tolist(), strict=True))
+
+
 LAWS = (
     requests_finish,
     nothing_leaks,
@@ -122,4 +222,8 @@ LAWS = (
     budgets_hold,
     pages_are_exact,
     nothing_is_wasted,
+    masks_follow_tokens,
+    answers_follow_rules,
+    errors_are_counted,
+    no_row_is_delayed,
 )

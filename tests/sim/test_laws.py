@@ -1,10 +1,12 @@
-"""The laws of scheduling hold on the simulator, whatever arrives, is aborted, and does not fit."""
+"""The laws of scheduling hold on the simulator, whatever arrives, is bound, is aborted, and does not fit."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sched_lab import MAX_LEN, Case, House, draw_request, run
+from sched_lab import FREE, MAX_LEN, Case, House, Journal, draw_bond, draw_request, run
 from sched_laws import LAWS
 
 
@@ -15,10 +17,12 @@ def cases(draw) -> Case:
         for index in range(draw(st.integers(1, 7)))
     ]
     count = len(requests)
+    bound = draw(st.integers(0, 200))
+    bonds = [draw_bond(np.random.default_rng((bound, index))) if bound else FREE for index in range(count)]
     arrivals = sorted(draw(st.lists(st.integers(0, 15), min_size=count, max_size=count)))
     aborts = draw(st.lists(st.tuples(st.integers(0, 25), st.integers(0, count - 1)), max_size=3))
     aborts = [(step, index) for step, index in aborts if step >= arrivals[index]]
-    return Case(requests=tuple(requests), arrivals=tuple(arrivals), aborts=tuple(aborts))
+    return Case(requests=tuple(requests), arrivals=tuple(arrivals), aborts=tuple(aborts), bonds=tuple(bonds))
 
 
 @st.composite
@@ -39,3 +43,35 @@ def houses(draw) -> House:
 @given(case=cases(), house=houses())
 def test_law_holds(law, case: Case, house: House) -> None:
     law(run(case, house))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(case=cases(), depth=st.integers(1, 4))
+def test_free_rows_run_as_if_there_were_no_bound_ones(case: Case, depth: int) -> None:
+    """Given pages and a budget for all, each step of theirs is in the same iteration of the loop."""
+    house = House(depth=depth, page_size=4, num_pages=200, max_rows=8, max_step_tokens=200)
+    bonds = [replace(case.bond(request), breaks_after=None) for request in case.requests]
+    requests = [
+        request if bond.modulus else replace(request, stop_ids=(), min_tokens=0)
+        for request, bond in zip(case.requests, bonds, strict=True)
+    ]
+    mixed = Case(requests=tuple(requests), arrivals=case.arrivals, bonds=tuple(bonds))
+    free = [index for index, bond in enumerate(bonds) if not bond.modulus]
+    pure = Case(
+        requests=tuple(requests[index] for index in free),
+        arrivals=tuple(case.arrivals[index] for index in free),
+    )
+    assert rows_of(run(pure, house), pure) == rows_of(run(mixed, house), pure)
+
+
+def rows_of(journal: Journal, case: Case) -> list[tuple[str, int, int, int]]:
+    """The rows of the requests of `case`: iteration, start and count."""
+    wanted = {request.request_id for request in case.requests}
+    return [
+        (request_id, iteration, start, count)
+        for iteration, plan in zip(journal.iterations, journal.plans, strict=True)
+        for request_id, start, count in zip(
+            plan.request_ids, plan.starts.tolist(), plan.counts.tolist(), strict=True
+        )
+        if request_id in wanted
+    ]

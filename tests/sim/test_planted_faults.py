@@ -2,7 +2,8 @@
 
 A fault is a thin wrapper around the scheduler or the executor: what passes between them and the loop is
 changed as a bug would change it. In all cases more requests arrive than there are rows, and in the small
-house there are too few pages for the rows.
+house there are too few pages for the rows. Faults that have to do with constraints and broken logits are
+planted in cases that have them.
 """
 
 from dataclasses import replace
@@ -11,10 +12,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from sched_lab import MAX_LEN, Case, House, Journal, draw_request, run
+from sched_lab import MAX_LEN, Case, House, Journal, Rule, draw_bond, draw_request, run
 from sched_laws import (
     LAWS,
+    answers_follow_rules,
     budgets_hold,
+    errors_are_counted,
+    masks_follow_tokens,
+    no_row_is_delayed,
     nothing_is_wasted,
     nothing_leaks,
     order_is_fair,
@@ -23,7 +28,7 @@ from sched_laws import (
     tokens_are_those_alone,
 )
 
-from albireo_jax.core.plan import StepPlan
+from albireo_jax.core.plan import NOT_FINITE, StepPlan
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched.scheduler import Scheduler
 
@@ -38,6 +43,14 @@ def crowded_cases() -> tuple[Case, ...]:
         return Case(requests=requests, arrivals=tuple(range(8)), aborts=((4, 1), (9, 3), (12, 7)))
 
     return tuple(case(np.random.default_rng(seed)) for seed in range(6))
+
+
+@cache
+def bound_cases() -> tuple[Case, ...]:
+    def bound(case: Case, random: np.random.Generator) -> Case:
+        return replace(case, bonds=tuple(draw_bond(random) for _ in case.requests))
+
+    return tuple(bound(case, np.random.default_rng(seed)) for seed, case in enumerate(crowded_cases()))
 
 
 class Faulty:
@@ -189,6 +202,61 @@ def one_token_more(real: Scheduler, request: Request) -> None:
     real.add(replace(request, max_tokens=request.max_tokens + 1))
 
 
+def row_left_out(real: Scheduler) -> StepPlan | None:
+    """The oldest row is forgotten in some steps."""
+    if real._steps % 5 != 4 or len(real._running) < 2:
+        return real.plan()
+    oldest, real._running = real._running[:1], real._running[1:]
+    plan = real.plan()
+    real._running = np.concatenate((oldest, real._running))
+    return plan
+
+
+def constraint_dropped(real: Scheduler, request: Request) -> RequestOutput | None:
+    return real.add(replace(request, constraint=None))
+
+
+def rule_changed(real: Scheduler, request: Request) -> RequestOutput | None:
+    if not isinstance(request.constraint, Rule):
+        return real.add(request)
+    bond = request.constraint.bond
+    return real.add(replace(request, constraint=Rule(replace(bond, modulus=bond.modulus + 1))))
+
+
+def failure_passed_over(real: Scheduler, request: Request) -> RequestOutput | None:
+    if not isinstance(request.constraint, Rule):
+        return real.add(request)
+    return real.add(replace(request, constraint=Rule(replace(request.constraint.bond, fails_after=None))))
+
+
+def end_passed_over(real: Scheduler, request: Request) -> RequestOutput | None:
+    if not isinstance(request.constraint, Rule):
+        return real.add(request)
+    return real.add(replace(request, constraint=Rule(replace(request.constraint.bond, max_length=None))))
+
+
+def masks_of_rows_that_have_none(plan: StepPlan) -> StepPlan:
+    return replace(plan, mask_slots=plan.slots, masks=np.full((plan.num_rows, 1), -1 >> 9, np.int32))
+
+
+def broken_logits_taken_for_a_token(real: Scheduler, plan: StepPlan, sampled) -> list[RequestOutput]:
+    free = ~np.isin(plan.slots, plan.mask_slots)
+    return real.commit(plan, replace(sampled, ids=np.where(free, np.maximum(sampled.ids, 0), sampled.ids)))
+
+
+def error_not_counted(real: Scheduler, plan: StepPlan, sampled) -> list[RequestOutput]:
+    outputs = real.commit(plan, sampled)
+    real._nonfinite = 0
+    return outputs
+
+
+def all_rows_broken_by_one(real: Scheduler, plan: StepPlan, sampled) -> list[RequestOutput]:
+    broken = (sampled.ids == NOT_FINITE).any()
+    return real.commit(
+        plan, replace(sampled, ids=np.full_like(sampled.ids, NOT_FINITE)) if broken else sampled
+    )
+
+
 FAULTS = {
     "page_update_lost": (with_plans(page_update_lost), (tokens_are_those_alone, pages_are_exact)),
     "page_given_early": (with_plans(page_given_early), (pages_are_exact,)),
@@ -209,7 +277,30 @@ FAULTS = {
     "stop_ids_forgotten": (with_calls(add=stop_ids_forgotten), (requests_finish, tokens_are_those_alone)),
     "one_token_more": (with_calls(add=one_token_more), (requests_finish, budgets_hold, nothing_is_wasted)),
 }
-PAIRS = [(fault, law) for fault, (_, laws) in FAULTS.items() for law in laws]
+BOUND_FAULTS = {
+    "row_left_out": (with_calls(plan=row_left_out), (no_row_is_delayed, order_is_fair)),
+    "constraint_dropped": (
+        with_calls(add=constraint_dropped),
+        (masks_follow_tokens, answers_follow_rules, tokens_are_those_alone),
+    ),
+    "rule_changed": (
+        with_calls(add=rule_changed),
+        (masks_follow_tokens, answers_follow_rules, tokens_are_those_alone),
+    ),
+    "failure_passed_over": (with_calls(add=failure_passed_over), (tokens_are_those_alone,)),
+    "end_passed_over": (with_calls(add=end_passed_over), (answers_follow_rules, tokens_are_those_alone)),
+    "masks_of_rows_that_have_none": (with_plans(masks_of_rows_that_have_none), (masks_follow_tokens,)),
+    "broken_logits_taken_for_a_token": (
+        with_calls(commit=broken_logits_taken_for_a_token),
+        (tokens_are_those_alone,),
+    ),
+    "error_not_counted": (with_calls(commit=error_not_counted), (errors_are_counted,)),
+    "all_rows_broken_by_one": (
+        with_calls(commit=all_rows_broken_by_one),
+        (tokens_are_those_alone, requests_finish, errors_are_counted),
+    ),
+}
+PAIRS = [(fault, law) for fault, (_, laws) in (FAULTS | BOUND_FAULTS).items() for law in laws]
 
 
 def breaks(law, journal: Journal) -> bool:
@@ -221,8 +312,9 @@ def breaks(law, journal: Journal) -> bool:
 
 
 @pytest.mark.parametrize("house", [SMALL, ROOMY])
-def test_without_a_fault_all_laws_hold(house: House) -> None:
-    journals = [run(case, house) for case in crowded_cases()]
+@pytest.mark.parametrize("cases", [crowded_cases, bound_cases])
+def test_without_a_fault_all_laws_hold(cases, house: House) -> None:
+    journals = [run(case, house) for case in cases()]
     assert not [law for law in LAWS for journal in journals if breaks(law, journal)]
     preempted = [journal.stats.preemptions > 0 for journal in journals]
     assert any(preempted) == (house is SMALL)
@@ -230,10 +322,9 @@ def test_without_a_fault_all_laws_hold(house: House) -> None:
 
 @pytest.mark.parametrize(("fault", "law"), PAIRS, ids=[f"{fault}-{law.__name__}" for fault, law in PAIRS])
 def test_fault_is_caught(fault: str, law) -> None:
-    run_with_fault, _ = FAULTS[fault]
-    assert any(
-        breaks(law, run_with_fault(case, house)) for case in crowded_cases() for house in (SMALL, ROOMY)
-    )
+    run_with_fault, _ = (FAULTS | BOUND_FAULTS)[fault]
+    cases = bound_cases() if fault in BOUND_FAULTS else crowded_cases()
+    assert any(breaks(law, run_with_fault(case, house)) for case in cases for house in (SMALL, ROOMY))
 
 
 def test_every_law_has_a_fault() -> None:
