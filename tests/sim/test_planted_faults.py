@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from sched_lab import MAX_LEN, Case, House, Journal, Rule, draw_bond, draw_request, run
+from sched_lab import MAX_LEN, VOCAB_SIZE, Bond, Case, House, Journal, Rule, draw_bond, draw_request, run
 from sched_laws import (
     LAWS,
     answers_follow_rules,
@@ -48,7 +48,8 @@ def crowded_cases() -> tuple[Case, ...]:
 @cache
 def bound_cases() -> tuple[Case, ...]:
     def bound(case: Case, random: np.random.Generator) -> Case:
-        return replace(case, bonds=tuple(draw_bond(random) for _ in case.requests))
+        failing = Bond(modulus=5, fails_after=int(random.integers(4)))
+        return replace(case, bonds=(failing, *(draw_bond(random) for _ in case.requests[1:])))
 
     return tuple(bound(case, np.random.default_rng(seed)) for seed, case in enumerate(crowded_cases()))
 
@@ -236,7 +237,13 @@ def end_passed_over(real: Scheduler, request: Request) -> RequestOutput | None:
 
 
 def masks_of_rows_that_have_none(plan: StepPlan) -> StepPlan:
-    return replace(plan, mask_slots=plan.slots, masks=np.full((plan.num_rows, 1), -1 >> 9, np.int32))
+    free = np.setdiff1d(plan.slots, plan.mask_slots)
+    masks = np.full((len(free), 1), 2**VOCAB_SIZE - 1, np.int32)
+    return replace(
+        plan,
+        mask_slots=np.concatenate((plan.mask_slots, free)),
+        masks=np.concatenate((plan.masks.reshape(-1, 1), masks)),
+    )
 
 
 def broken_logits_taken_for_a_token(real: Scheduler, plan: StepPlan, sampled) -> list[RequestOutput]:
@@ -251,10 +258,9 @@ def error_not_counted(real: Scheduler, plan: StepPlan, sampled) -> list[RequestO
 
 
 def all_rows_broken_by_one(real: Scheduler, plan: StepPlan, sampled) -> list[RequestOutput]:
-    broken = (sampled.ids == NOT_FINITE).any()
-    return real.commit(
-        plan, replace(sampled, ids=np.full_like(sampled.ids, NOT_FINITE)) if broken else sampled
-    )
+    if (sampled.ids == NOT_FINITE).any():
+        sampled = replace(sampled, ids=np.full_like(sampled.ids, NOT_FINITE))
+    return real.commit(plan, sampled)
 
 
 FAULTS = {
