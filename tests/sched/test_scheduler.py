@@ -6,7 +6,7 @@ import pytest
 
 from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.plan import TOKEN_ON_DEVICE, SampledTokens, StepPlan
+from albireo_jax.core.plan import TOKEN_ON_DEVICE, SampledTokens, SlotParams, StepPlan
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched.scheduler import Scheduler
 
@@ -128,11 +128,29 @@ def test_sampling_parameters_go_with_the_first_step_of_an_admission() -> None:
     engine.add(request("a", 3, temperature=0.5, top_k=7, top_p=0.9, min_p=0.1, seed=11, stop_ids=(STOP_ID,)))
     engine.add(request("b", 2, min_tokens=2, stop_ids=(STOP_ID, 8)))
     first = planned(engine)
-    assert [dataclasses.astuple(params)[1:] for params in first.new_slots] == [
-        (0.5, 7, 0.9, 0.1, 11, 3, ()),
-        (0.0, 0, 1.0, 0.0, 0, 4, (STOP_ID, 8)),
-    ]
-    assert [params.slot for params in first.new_slots] == first.slots.tolist()
+    slots = first.slots.tolist()
+    assert first.new_slots == (
+        SlotParams(
+            slot=slots[0],
+            temperature=0.5,
+            top_k=7,
+            top_p=0.9,
+            min_p=0.1,
+            seed=11,
+            banned_until=3,
+            stop_ids=(),
+        ),
+        SlotParams(
+            slot=slots[1],
+            temperature=0.0,
+            top_k=0,
+            top_p=1.0,
+            min_p=0.0,
+            seed=0,
+            banned_until=4,
+            stop_ids=(STOP_ID, 8),
+        ),
+    )
     assert planned(engine).new_slots == ()
 
 

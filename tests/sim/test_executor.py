@@ -110,6 +110,21 @@ def test_stop_ids_are_not_sampled_below_banned_until() -> None:
         assert sample(executor(), plan([5, 6], pages=(1,), new=params)) == expected
 
 
+def test_a_masked_row_samples_what_its_mask_allows() -> None:
+    allowed = [3, 31, 32, 49]
+    bits = np.zeros(64, np.bool_)
+    bits[allowed] = True
+    masks = np.packbits(bits, bitorder="little").view(np.int32)[None]
+    seen: set[int] = set()
+    for last in range(20):
+        step = plan([5, last], slot=2, pages=(1,), new=PARAMS)
+        masked = dataclasses.replace(step, mask_slots=np.array([2], np.int32), masks=masks)
+        seen.add(sample(executor(), masked))
+        others = dataclasses.replace(step, mask_slots=np.array([1], np.int32), masks=masks)
+        assert sample(executor(), others) == sample(executor(), step)
+    assert seen == set(allowed)
+
+
 def test_steps_follow_each_other_on_the_clock() -> None:
     clock = Clock()
     sim = executor(clock)

@@ -1,0 +1,206 @@
+"""Rows with a constraint: masks, holding, ends and failures, step by step."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from albireo_jax.core.config import SchedulerConfig
+from albireo_jax.core.errors import ConstraintError
+from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.plan import NOT_FINITE, Int32s, SampledTokens, StepPlan
+from albireo_jax.core.types import FinishReason, Request
+from albireo_jax.sched.scheduler import Scheduler
+
+EOS = 39
+
+
+class Script:
+    """A constraint that allows what each entry lists, one entry per token, the last for all after it.
+
+    None raises.
+    """
+
+    def __init__(self, *steps: Sequence[int] | None) -> None:
+        self.steps = list(steps)
+        self.taken: list[int] = []
+
+    def mask(self) -> Int32s:
+        allowed = self.next()
+        if allowed is None:
+            raise ConstraintError("too complex")
+        return mask_of(*allowed)
+
+    def next(self) -> Sequence[int] | None:
+        return self.steps[min(len(self.taken), len(self.steps) - 1)]
+
+    def advance(self, token_id: int) -> None:
+        self.taken.append(token_id)
+
+
+def mask_of(*token_ids: int) -> Int32s:
+    words = np.zeros(2, np.uint32)
+    for token_id in token_ids:
+        words[token_id // 32] |= np.uint32(1 << token_id % 32)
+    return words.view(np.int32)
+
+
+def scheduler(**config: int) -> Scheduler:
+    limits = EngineLimits(max_model_len=64, vocab_size=40, num_pages=config.pop("num_pages", 64), page_size=4)
+    return Scheduler(SchedulerConfig(**{"max_rows": 4, "max_step_tokens": 16} | config), limits)
+
+
+def request(request_id: str, script: Script | None = None, **fields) -> Request:
+    values = {"prompt_token_ids": (1, 2, 3), "max_tokens": 8, "stop_ids": (EOS,)} | fields
+    return Request(request_id=request_id, constraint=script, **values)
+
+
+def planned(engine: Scheduler) -> StepPlan:
+    plan = engine.plan()
+    engine.check_invariants()
+    assert plan is not None
+    return plan
+
+
+def commit(engine: Scheduler, plan: StepPlan, *ids: int):
+    return engine.commit(plan, SampledTokens(ids=np.array(ids, np.int32), finished_s=0.0))
+
+
+def test_a_constrained_row_is_held_until_its_token_is_known_and_no_other_row_is() -> None:
+    engine = scheduler()
+    script = Script((5, 33), (6,), (7,))
+    engine.add(request("free"))
+    engine.add(request("bound", script))
+    first, second = planned(engine), planned(engine)
+    assert (first.request_ids, second.request_ids) == (("free", "bound"), ("free",))
+    assert first.mask_slots.tolist() == first.slots[1:].tolist()
+    assert first.masks.tolist() == [mask_of(5, 33).tolist()]
+    assert (second.mask_slots.size, second.masks.size) == (0, 0)
+    assert commit(engine, first, 1, 33) == [("free", 1, None), ("bound", 33, None)]
+    third, fourth = planned(engine), planned(engine)
+    assert (third.request_ids, fourth.request_ids) == (("free", "bound"), ("free",))
+    assert third.masks.tolist() == [mask_of(6).tolist()]
+    assert third.starts.tolist() == [4, 3]
+    assert script.taken == [33]
+
+
+def test_a_prompt_in_chunks_has_a_mask_with_its_last_chunk_only() -> None:
+    engine = scheduler(max_step_tokens=4)
+    engine.add(request("bound", Script((5,), (6,)), prompt_token_ids=tuple(range(10))))
+    assert [planned(engine).mask_slots.size for _ in range(3)] == [0, 0, 1]
+    assert engine.plan() is None
+
+
+def test_the_end_is_an_ordinary_stop_token() -> None:
+    engine = scheduler()
+    script = Script((5,), (EOS,))
+    engine.add(request("bound", script))
+    assert commit(engine, planned(engine), 5) == [("bound", 5, None)]
+    assert commit(engine, planned(engine), EOS) == [("bound", EOS, FinishReason.STOP)]
+    assert script.taken == [5]
+
+
+def test_a_request_ends_with_the_token_after_which_nothing_may_follow() -> None:
+    engine = scheduler()
+    engine.add(request("bound", Script((5,), ()), stop_ids=()))
+    assert commit(engine, planned(engine), 5) == [("bound", 5, FinishReason.STOP)]
+    assert not engine.has_work
+
+
+def test_stop_tokens_are_no_part_of_the_mask_before_min_tokens() -> None:
+    engine = scheduler()
+    engine.add(request("bound", Script((5, EOS), (6, EOS), (7, EOS)), min_tokens=2))
+    masks = []
+    for token_id in (5, 6, 7):
+        plan = planned(engine)
+        masks += plan.masks.tolist()
+        commit(engine, plan, token_id)
+        if token_id == 7:
+            break
+    assert masks == [mask_of(5).tolist(), mask_of(6).tolist(), mask_of(7, EOS).tolist()]
+
+
+def test_an_answer_that_is_complete_before_min_tokens_ends() -> None:
+    engine = scheduler()
+    engine.add(request("bound", Script((5,), (EOS,)), min_tokens=4))
+    assert commit(engine, planned(engine), 5) == [("bound", 5, FinishReason.STOP)]
+
+
+@pytest.mark.parametrize(("script", "reason"), [(Script(()), "stop"), (Script(None), "error")])
+def test_a_request_that_may_say_nothing_ends_when_it_is_added(script: Script, reason: str) -> None:
+    engine = scheduler()
+    assert engine.add(request("bound", script)) == ("bound", None, FinishReason(reason))
+    assert not engine.has_work
+    assert engine.add(request("bound", Script((5,)))) is None
+
+
+def test_a_constraint_that_fails_ends_its_request_and_no_other() -> None:
+    engine = scheduler()
+    engine.add(request("bound", Script((5,), None)))
+    engine.add(request("other", Script((6,), (7,))))
+    assert commit(engine, planned(engine), 5, 6) == [("bound", 5, FinishReason.ERROR), ("other", 6, None)]
+    assert planned(engine).request_ids == ("other",)
+
+
+def test_a_token_that_the_mask_forbids_is_a_bug() -> None:
+    engine = scheduler()
+    engine.add(request("bound", Script((5,))))
+    with pytest.raises(AssertionError, match="request bound: token 4 was sampled and is not allowed"):
+        commit(engine, planned(engine), 4)
+
+
+def test_the_last_token_is_checked_too() -> None:
+    engine = scheduler()
+    engine.add(request("bound", Script((5,)), max_tokens=1))
+    plan = planned(engine)
+    with pytest.raises(AssertionError, match="not allowed"):
+        commit(engine, plan, 4)
+
+
+def test_a_preempted_row_keeps_its_constraint_and_what_it_took_in() -> None:
+    engine = scheduler(num_pages=3, max_rows=2)
+    script = Script((5,), (6,), (7,), (8,), (9,))
+    engine.add(request("old", stop_ids=()))
+    engine.add(request("bound", script, max_tokens=5))
+    commit(engine, planned(engine), 1, 5)
+    in_flight = [planned(engine)]
+    assert in_flight[0].request_ids == ("old", "bound")
+    while engine.stats().preemptions == 0:
+        in_flight.append(planned(engine))
+        assert len(in_flight) < 10
+        assert in_flight[-1].request_ids == ("old",)
+    assert commit(engine, in_flight.pop(0), 1, 6) == [("old", 1, None)]  # what it said in flight is dropped
+    said: list[int] = []
+    for _ in range(20):
+        if (plan := engine.plan()) is not None:
+            in_flight.append(plan)
+        if not in_flight:
+            break
+        plan = in_flight.pop(0)
+        ids = [script.next()[0] if request_id == "bound" else 1 for request_id in plan.request_ids]
+        said += [o.token_id for o in commit(engine, plan, *ids) if o.request_id == "bound"]
+        engine.check_invariants()
+    assert said == [6, 7, 8, 9]
+    assert script.taken == [5, 6, 7, 8]
+
+
+def test_logits_that_are_not_finite_end_their_row_with_an_error() -> None:
+    engine = scheduler()
+    for name in ("a", "b", "last"):
+        engine.add(request(name, max_tokens=1 if name == "last" else 8, stop_ids=(EOS,)))
+    first, second = planned(engine), planned(engine)
+    assert commit(engine, first, 1, NOT_FINITE, NOT_FINITE) == [
+        ("a", 1, None),
+        ("b", None, FinishReason.ERROR),
+        ("last", None, FinishReason.ERROR),
+    ]
+    engine.check_invariants()
+    assert commit(engine, second, 2, 3) == [("a", 2, None)]
+    assert engine.stats().nonfinite == 2
+
+
+def test_a_bound_row_whose_logits_are_not_finite_ends_too() -> None:
+    engine = scheduler()
+    engine.add(request("bound", Script((5,))))
+    assert commit(engine, planned(engine), NOT_FINITE) == [("bound", None, FinishReason.ERROR)]
+    assert engine.stats().nonfinite == 1
