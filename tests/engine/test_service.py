@@ -3,12 +3,15 @@
 import random
 import threading
 from collections import Counter
+from dataclasses import replace
 from queue import SimpleQueue
 
+import numpy as np
 import pytest
 from engine_lab import LIMITS, sim_loop, tokens_alone
 
-from albireo_jax.core.errors import EngineDeadError
+from albireo_jax.core.errors import ConstraintError, EngineDeadError
+from albireo_jax.core.plan import Int32s
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.engine.service import EngineService, ServiceState
 
@@ -59,6 +62,31 @@ def _start(**loop_options: int) -> tuple[EngineService, _Collector]:
     service, collector = EngineService(sim_loop(**loop_options), LIMITS), _Collector()
     service.start(collector.deliver)
     return service, collector
+
+
+class _Mute:
+    """A constraint that fails at once, or allows nothing."""
+
+    def __init__(self, *, fails: bool) -> None:
+        self._fails = fails
+
+    def mask(self) -> Int32s:
+        if self._fails:
+            raise ConstraintError("too complex")
+        return np.zeros(-(-LIMITS.vocab_size // 32), np.int32)
+
+    def advance(self, token_id: int) -> None:
+        raise AssertionError(f"token {token_id} was not allowed")
+
+
+@pytest.mark.parametrize(("fails", "reason"), [(True, FinishReason.ERROR), (False, FinishReason.STOP)])
+def test_a_request_that_ends_as_it_is_added_is_answered(fails: bool, reason: FinishReason) -> None:
+    service, collector = _start()
+    service.submit(replace(_request("mute"), constraint=_Mute(fails=fails)), _request("other"))
+    collector.wait_for_end(2)
+    service.stop()
+    assert collector.ends() == {"mute": reason, "other": FinishReason.LENGTH}
+    assert collector.tokens("mute") == []
 
 
 def test_many_threads_get_the_tokens_they_get_alone() -> None:
