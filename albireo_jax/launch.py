@@ -27,6 +27,7 @@ from albireo_jax.nn.sharding import TP, make_mesh
 from albireo_jax.runtime.batch import bucket_grid
 from albireo_jax.runtime.compile import Progress, use_persistent_cache
 from albireo_jax.runtime.executor import JaxExecutor
+from albireo_jax.runtime.rules_stage import RulesShape, new_rules
 from albireo_jax.runtime.state import StateShape, new_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram
 from albireo_jax.sched.scheduler import Scheduler
@@ -185,13 +186,19 @@ def _executor(
         sampling=config.sampling,
         layers=_layer_loop(model, mesh),
     )
+    num_slots = config.scheduler.max_rows + 1
+    rules = RulesShape(
+        num_slots=num_slots,
+        padded_vocab=model.padded_vocab_size(config.parallel.tp),
+        max_len=sizes.limits.max_model_len,
+    )
     shape = StateShape(
         num_layers=model.num_layers,
         num_pages=sizes.memory.num_pages + 1,
         page_size=config.cache.page_size,
         num_kv_heads=model.kv_heads_at(config.parallel.tp),
         head_dim=model.head_dim,
-        num_slots=config.scheduler.max_rows + 1,
+        num_slots=num_slots,
         pages_per_slot=-(-sizes.limits.max_model_len // config.cache.page_size),
     )
     return JaxExecutor(
@@ -204,6 +211,8 @@ def _executor(
             # XLA multiplies one bfloat16 row on a CPU by a naive loop, 7 to 10 times slower than two rows.
             min_rows=2 if _is_cpu(mesh) and dtype is Dtype.BFLOAT16 else 1,
         ),
+        rules=new_rules(rules, mesh, axis=TP),
+        max_len=rules.max_len,
         progress=progress,
     )
 

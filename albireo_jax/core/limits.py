@@ -42,7 +42,8 @@ class EngineLimits:
                 f"{num_prompt_tokens} prompt tokens and max_tokens {request.max_tokens} need {length} tokens "
                 f"of KV cache, it holds {self.num_pages * self.page_size}"
             )
-        for token in (*request.prompt_token_ids, *request.stop_ids):
+        named = request.rules.token_ids if request.rules is not None else ()
+        for token in (*request.prompt_token_ids, *request.stop_ids, *named):
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
 

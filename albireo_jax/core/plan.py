@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from albireo_jax.core.rules import TokenRules
+
 TOKEN_ON_DEVICE = -1
 """Stands for a token that the device sampled last for the row's slot and the host need not know."""
 
@@ -25,11 +27,23 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SlotRules:
+    """The rules of a request that is admitted to a slot, and the tokens that they start from.
+
+    `token_ids` are the prompt and what is known of the answer, which begins at `prompt_len`.
+    """
+
+    rules: TokenRules
+    token_ids: Int32s
+    prompt_len: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SlotParams:
     """Sampling parameters that a step writes into a slot before its row is computed.
 
     `banned_until` is the first position (tokens before it, prompt included) at which the ids in
-    `stop_ids` may be sampled; a position below it never yields one.
+    `stop_ids` may be sampled; a position below it never yields one. A slot that gets masks has `rules` too.
     """
 
     slot: int
@@ -40,6 +54,7 @@ class SlotParams:
     seed: int
     banned_until: int
     stop_ids: tuple[int, ...]
+    rules: SlotRules | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

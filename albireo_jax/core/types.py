@@ -1,11 +1,13 @@
 """What a caller asks for and what comes back: requests, sampling parameters, outputs."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 from albireo_jax.core.plan import TokenConstraint
+from albireo_jax.core.rules import TokenRules
 
 MAX_STOP_IDS = 32
 """Stop ids that a row can hold on the device, where they are held back until `min_tokens`."""
@@ -50,8 +52,9 @@ class SamplingParams:
     """How the tokens of a request are chosen and when it ends.
 
     temperature 0 is greedy; top_k 0 and -1 mean the whole vocabulary; top_p 1 and min_p 0 filter nothing.
-    `max_tokens` None generates until the model's length limit. A request without a seed gets one
-    at the door, so that its tokens still do not depend on batch, depth or preemption.
+    The penalties, `logit_bias` (token id to what is added to its logit), `allowed_token_ids` and `bad_words`
+    are those of `core.rules`. `max_tokens` None generates until the model's length limit. A request without
+    a seed gets one at the door, so that its tokens still do not depend on batch, depth or preemption.
     `shown_tokens` are special tokens whose text is given although `skip_special_tokens` hides the others.
     Raises ValueError naming the value and the limit.
     """
@@ -62,6 +65,12 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -76,6 +85,9 @@ class SamplingParams:
         """Refuse what no sampler can do."""
         object.__setattr__(self, "stop", _strings("stop", self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "bad_words", _strings("bad_words", self.bad_words))
+        if self.allowed_token_ids is not None:
+            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
         object.__setattr__(self, "top_k", 0 if self.top_k == -1 else self.top_k)
         _check_int("max_tokens", self.max_tokens, low=1)
         _check_int("min_tokens", self.min_tokens, low=0)
@@ -85,6 +97,18 @@ class SamplingParams:
         _check_float("temperature", self.temperature, low=0.0, high=100.0)
         _check_float("top_p", self.top_p, low=0.0, high=1.0, open_low=True)
         _check_float("min_p", self.min_p, low=0.0, high=1.0)
+        _check_float("repetition_penalty", self.repetition_penalty, low=0.0, high=100.0, open_low=True)
+        _check_float("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
+        _check_float("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
+        for token, bias in (self.logit_bias or {}).items():
+            _check_int("logit_bias", token, low=0)
+            _check_float(f"logit_bias of token {token}", bias, low=-100.0, high=100.0)
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise ValueError("allowed_token_ids is empty, at least 1 token must be allowed")
+        for token in self.allowed_token_ids or ():
+            _check_int("allowed_token_ids", token, low=0)
+        if self.allowed_token_ids is not None and self.structured is not None:
+            raise ValueError("allowed_token_ids cannot be combined with structured output")
         for token in self.stop_token_ids:
             _check_int("stop_token_ids", token, low=0)
         if len(self.stop_token_ids) > MAX_STOP_IDS:
@@ -114,6 +138,7 @@ class Request:
     min_p: float = 0.0
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
+    rules: TokenRules | None = None
     constraint: TokenConstraint | None = None
     arrived_s: float = 0.0
 

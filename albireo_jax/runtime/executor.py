@@ -31,9 +31,11 @@ from albireo_jax.runtime.batch import (
     pack_rows,
 )
 from albireo_jax.runtime.compile import Progress, compile_all
+from albireo_jax.runtime.ruled_rows import RuledRows, RuleProgram
 from albireo_jax.runtime.sampling_stage import SampleOutput, admit, jit_sample, routes, slot_route
 from albireo_jax.runtime.state import DeviceState
 from albireo_jax.runtime.step import ForwardOutput, StepProgram, jit_forward
+from albireo_jax.sampling.logits import Rules
 from albireo_jax.sampling.routes import Route
 
 _ADMIT = "admit"
@@ -96,6 +98,8 @@ class JaxExecutor:
         state: DeviceState,
         *,
         buckets: tuple[Bucket, ...],
+        rules: Rules,
+        max_len: int,
         progress: Progress | None = None,
     ) -> None:
         self.program = program
@@ -104,6 +108,7 @@ class JaxExecutor:
         self.replace_weights(weights)
         self._padding_slot = state.sampler.last_token_Z.shape[0] - 1
         self._replicated = NamedSharding(program.mesh, PartitionSpec())
+        self._ruled = RuledRows(program, rules, max_len=max_len)
         self._in_flight: deque[JaxStepHandle] = deque()
         self._sampling_s: dict[Sampling, float] = {}
         self._routes = routes(program)
@@ -113,12 +118,14 @@ class JaxExecutor:
             for rows in sorted({bucket.rows for bucket in buckets})
             for route in self._routes
         ]
-        self._compiled: dict[Bucket | Sampling | str, jax.stages.Compiled] = compile_all(
+        self._compiled: dict[Bucket | Sampling | RuleProgram | str, jax.stages.Compiled] = compile_all(
             {_ADMIT: self._lower_admit}
+            | self._ruled.programs([sampling.rows for sampling in samplings])
             | {bucket: partial(self.lower, bucket) for bucket in buckets}
             | {sampling: partial(self.lower_sampling, sampling) for sampling in samplings},
             progress=progress,
         )
+        self._ruled.use(self._compiled)
 
     def lower(self, bucket: Bucket) -> jax.stages.Lowered:
         """The forward program of a bucket, lowered for this engine's shapes and devices."""
@@ -152,10 +159,13 @@ class JaxExecutor:
         )
         self._cache = forward.cache
         self._admit(plan.new_slots)
+        ruled = self._ruled.prepare(plan)
+        logits_RV = self._ruled.apply(ruled, forward.logits_RV)
         sampling = Sampling(bucket.rows, self._route(plan))
         rows = pack_rows(plan, bucket.rows, padding_slot=padding_slot)
-        sampled: SampleOutput = self._compiled[sampling](self._sampler, forward.logits_RV, rows)
+        sampled: SampleOutput = self._compiled[sampling](self._sampler, logits_RV, rows)
         self._sampler = sampled.state
+        self._ruled.note(ruled, sampled.id_R)
         sample_s = self._sampling_s.get(sampling, 0.0)
         handle = JaxStepHandle(sampled.id_R, plan.num_rows, sample_s=sample_s)
         self._look()

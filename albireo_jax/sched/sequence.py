@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from albireo_jax.core.plan import Int32s, SlotParams
+from albireo_jax.core.plan import Int32s, SlotParams, SlotRules
+from albireo_jax.core.rules import NO_RULES
 from albireo_jax.core.types import FinishReason, Request
 from albireo_jax.sched.constraints import ConstrainedAnswer
 
@@ -60,6 +61,17 @@ class Sequence:
             seed=request.seed,
             banned_until=len(request.prompt_token_ids) + request.min_tokens,
             stop_ids=request.stop_ids if request.min_tokens else (),
+            rules=self._rules(),
+        )
+
+    def _rules(self) -> SlotRules | None:
+        request = self.request
+        if request.rules is None and request.constraint is None:
+            return None
+        return SlotRules(
+            rules=request.rules or NO_RULES,
+            token_ids=self.known_ids,
+            prompt_len=len(request.prompt_token_ids),
         )
 
 

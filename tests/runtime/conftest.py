@@ -19,6 +19,7 @@ from albireo_jax.nn.shapes import weight_shapes
 from albireo_jax.nn.sharding import TP, make_mesh, named_sharding
 from albireo_jax.runtime.batch import bucket_grid
 from albireo_jax.runtime.executor import JaxExecutor
+from albireo_jax.runtime.rules_stage import RulesShape, new_rules
 from albireo_jax.runtime.state import StateShape, new_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram
 from albireo_jax.sched.scheduler import Scheduler
@@ -120,7 +121,19 @@ def _executor(shape: EngineShape) -> JaxExecutor:
     grid = bucket_grid(shape.max_rows, shape.max_step_tokens)
     largest = (max(bucket for bucket in grid if bucket.is_decode), max(grid))
     buckets = grid if shape.all_buckets else largest
-    return JaxExecutor(program, model.weights(), state, buckets=buckets)
+    rules = RulesShape(
+        num_slots=sizes.num_slots,
+        padded_vocab=MODEL.padded_vocab_size(shape.tp),
+        max_len=MODEL.max_position,
+    )
+    return JaxExecutor(
+        program,
+        model.weights(),
+        state,
+        buckets=buckets,
+        rules=new_rules(rules, model.mesh, axis=TP),
+        max_len=rules.max_len,
+    )
 
 
 def small_engine(shape: EngineShape) -> SmallEngine:

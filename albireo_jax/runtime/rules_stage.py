@@ -1,0 +1,214 @@
+"""The programs for rows with rules: what they write, what they change in logits, and how they are fed.
+
+::
+
+    admission of a slot with rules ──▶ admit ──┐
+    masks of the step's plan ────────▶ mask ───┼──▶ rules ──▶ apply ──▶ logits ──▶ sample ──▶ ids
+                                               │                                               │
+                                               └───────────────◀── note ◀──────────────────────┘
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int32
+from numpy.typing import NDArray
+
+from albireo_jax.core.plan import SlotRules, StepPlan
+from albireo_jax.core.rules import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED_TOKENS
+from albireo_jax.runtime.step import StepProgram
+from albireo_jax.sampling.logits import MASK_BITS, Rules, apply_rules, note_tokens
+
+MASKS = 8
+"""Masks that are written at once."""
+
+_HEAD = 6 + MAX_BAD_WORD_TOKENS
+_BIASED_AT = _HEAD
+_BIAS_AT = _BIASED_AT + MAX_BIASED_TOKENS
+_BAD_WORDS_AT = _BIAS_AT + MAX_BIASED_TOKENS
+_MASK_AT = _BAD_WORDS_AT + MAX_BAD_WORDS * MAX_BAD_WORD_TOKENS
+
+
+class RulesShape(NamedTuple):
+    """Slots (the padding slot included), tokens of the padded vocabulary, longest sequence."""
+
+    num_slots: int
+    padded_vocab: int
+    max_len: int
+
+    @property
+    def mask_words(self) -> int:
+        """X: words of a mask over the vocabulary."""
+        return -(-self.padded_vocab // MASK_BITS)
+
+    @property
+    def admission_words(self) -> int:
+        """Length of the buffer that admits one slot."""
+        return _MASK_AT + self.mask_words + self.max_len
+
+
+def rules_specs(axis: str) -> Rules:
+    """Partition of the rules: counts by vocabulary, the rest on every rank."""
+    return Rules(PartitionSpec(None, axis), *([PartitionSpec()] * 6))  # type: ignore[arg-type]
+
+
+def new_rules(shape: RulesShape, mesh: Mesh, *, axis: str) -> Rules:
+    """Rules of all slots that change nothing, made on the devices of `mesh`."""
+    slots, words, length = shape.num_slots, shape.mask_words, MAX_BAD_WORD_TOKENS
+
+    def neutral() -> Rules:
+        return Rules(
+            seen_Zv=jnp.zeros((slots, shape.padded_vocab), jnp.int32),
+            mask_ZX=jnp.full((slots, words), -1, jnp.int32),
+            biased_ZB=jnp.full((slots, MAX_BIASED_TOKENS), -1, jnp.int32),
+            bias_ZB=jnp.zeros((slots, MAX_BIASED_TOKENS), jnp.float32),
+            bad_word_ZHY=jnp.full((slots, MAX_BAD_WORDS, length), -1, jnp.int32),
+            recent_ZY=jnp.full((slots, length), -1, jnp.int32),
+            penalty_Z3=jnp.broadcast_to(jnp.asarray([1.0, 0.0, 0.0], jnp.float32), (slots, 3)),
+        )
+
+    def place(spec: PartitionSpec) -> NamedSharding:
+        return NamedSharding(mesh, spec)
+
+    shardings = jax.tree.map(place, rules_specs(axis), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+    return jax.jit(neutral, out_shardings=shardings)()
+
+
+def pack_rules(slot: int, given: SlotRules, shape: RulesShape) -> NDArray[np.int32]:
+    """A fresh buffer with the rules of one slot."""
+    rules, answer = given.rules, given.token_ids[given.prompt_len :][-MAX_BAD_WORD_TOKENS:]
+    words = np.full(shape.admission_words, -1, np.int32)
+    words[_BIAS_AT:_BAD_WORDS_AT] = 0
+    words[:3] = slot, given.prompt_len, len(given.token_ids)
+    penalties = rules.repetition_penalty, rules.presence_penalty, rules.frequency_penalty
+    words[3:6] = np.array(penalties, np.float32).view(np.int32)
+    words[_HEAD - len(answer) : _HEAD] = answer
+    for index, (token_id, bias) in enumerate(rules.logit_bias):
+        words[_BIASED_AT + index] = token_id
+        words[_BIAS_AT + index] = np.float32(bias).view(np.int32)
+    bad_words = words[_BAD_WORDS_AT:_MASK_AT].reshape(MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS)
+    for row, word in zip(bad_words, rules.bad_words, strict=False):
+        row[-len(word) :] = word
+    if rules.allowed_token_ids:
+        words[_MASK_AT : _MASK_AT + shape.mask_words] = _mask(rules.allowed_token_ids, shape.mask_words)
+    tokens_at = _MASK_AT + shape.mask_words
+    words[tokens_at : tokens_at + len(given.token_ids)] = given.token_ids
+    return words
+
+
+def pack_masks(plan: StepPlan, first: int, shape: RulesShape) -> NDArray[np.int32]:
+    """A fresh array [MASKS, 1 + X]: slots and masks of the plan from its mask `first` on."""
+    words = np.zeros((MASKS, 1 + shape.mask_words), np.int32)
+    words[:, 0] = shape.num_slots  # no slot: what is written there is dropped
+    slots, masks = plan.mask_slots[first : first + MASKS], plan.masks[first : first + MASKS]
+    words[: len(slots), 0] = slots
+    words[: len(slots), 1 : 1 + masks.shape[1]] = masks
+    return words
+
+
+def jit_admit_rules(program: StepProgram, shape: RulesShape) -> jax.stages.Wrapped:
+    """(rules, buffer of `pack_rules`) -> rules; donates the rules."""
+    return _jit(program, partial(_admit, shape, program.axis), specs=(PartitionSpec(),))
+
+
+def jit_masks(program: StepProgram) -> jax.stages.Wrapped:
+    """(rules, array of `pack_masks`) -> rules; donates the rules."""
+
+    def write(rules: Rules, word_CX: Int32[Array, "C X"]) -> Rules:
+        return rules._replace(mask_ZX=rules.mask_ZX.at[word_CX[:, 0]].set(word_CX[:, 1:], mode="drop"))
+
+    return _jit(program, write, specs=(PartitionSpec(),))
+
+
+def jit_note(program: StepProgram) -> jax.stages.Wrapped:
+    """(rules, slot_R, id_R) -> rules; a slot past the last one is no row's. Donates the rules."""
+
+    def note(rules: Rules, slot_R: Int32[Array, " R"], id_R: Int32[Array, " R"]) -> Rules:
+        return note_tokens(rules, slot_R, id_R, first=_first(rules, program.axis))
+
+    return _jit(program, note, specs=(PartitionSpec(), PartitionSpec()))
+
+
+def jit_apply(program: StepProgram) -> jax.stages.Wrapped:
+    """(rules, slot_R, logits_RV) -> logits_RV, split over the vocabulary; donates the logits."""
+
+    def change(rules: Rules, slot_R: Int32[Array, " R"], logits_Rv: Float[Array, "R v"]) -> Array:
+        return apply_rules(logits_Rv, rules, slot_R, first=_first(rules, program.axis))
+
+    split = PartitionSpec(None, program.axis)
+    body = jax.shard_map(
+        change,
+        mesh=program.mesh,
+        in_specs=(rules_specs(program.axis), PartitionSpec(), split),
+        out_specs=split,
+        check_vma=False,
+    )
+    return jax.jit(body, donate_argnums=(2,))
+
+
+def _jit(program: StepProgram, body: object, *, specs: Sequence[PartitionSpec]) -> jax.stages.Wrapped:
+    own = rules_specs(program.axis)
+    mapped = jax.shard_map(
+        body,  # type: ignore[arg-type]
+        mesh=program.mesh,
+        in_specs=(own, *specs),
+        out_specs=own,  # type: ignore[arg-type]
+        check_vma=False,
+    )
+    return jax.jit(mapped, donate_argnums=(0,))
+
+
+def _admit(shape: RulesShape, axis: str, rules: Rules, word_W: Int32[Array, " W"]) -> Rules:
+    slot, prompt_len, length = word_W[0], word_W[1], word_W[2]
+    tokens_at = _MASK_AT + shape.mask_words
+    seen_v = _seen(word_W[tokens_at:], prompt_len, length, like=rules.seen_Zv, axis=axis)
+    bad_words = word_W[_BAD_WORDS_AT:_MASK_AT].reshape(MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS)
+    return Rules(
+        seen_Zv=rules.seen_Zv.at[slot].set(seen_v),
+        mask_ZX=rules.mask_ZX.at[slot].set(word_W[_MASK_AT:tokens_at]),
+        biased_ZB=rules.biased_ZB.at[slot].set(word_W[_BIASED_AT:_BIAS_AT]),
+        bias_ZB=rules.bias_ZB.at[slot].set(_floats(word_W[_BIAS_AT:_BAD_WORDS_AT])),
+        bad_word_ZHY=rules.bad_word_ZHY.at[slot].set(bad_words),
+        recent_ZY=rules.recent_ZY.at[slot].set(word_W[6:_HEAD]),
+        penalty_Z3=rules.penalty_Z3.at[slot].set(_floats(word_W[3:6])),
+    )
+
+
+def _seen(
+    token_M: Int32[Array, " M"],
+    prompt_len: Int32[Array, ""],
+    length: Int32[Array, ""],
+    *,
+    like: Int32[Array, "Z v"],
+    axis: str,
+) -> Int32[Array, " v"]:
+    """Counts of the known tokens, as in `Rules.seen_Zv`."""
+    count = like.shape[1]
+    column_M = token_M - lax.axis_index(axis) * count
+    position_M = jnp.arange(len(token_M))
+    is_own_M = (column_M >= 0) & (column_M < count) & (position_M < length)
+    column_M = jnp.where(is_own_M, column_M, count)
+    in_prompt_M = position_M < prompt_len
+    zeros_v = jnp.zeros(count, jnp.int32)
+    answered_v = zeros_v.at[column_M].add(jnp.where(in_prompt_M, 0, 2), mode="drop")
+    return answered_v | zeros_v.at[column_M].max(in_prompt_M.astype(jnp.int32), mode="drop")
+
+
+def _first(rules: Rules, axis: str) -> Int32[Array, ""]:
+    return lax.axis_index(axis) * rules.seen_Zv.shape[1]
+
+
+def _floats(word_X: Int32[Array, " X"]) -> Float[Array, " X"]:
+    return lax.bitcast_convert_type(word_X, jnp.float32)
+
+
+def _mask(token_ids: Sequence[int], num_words: int) -> NDArray[np.int32]:
+    bits = np.zeros(num_words * MASK_BITS, np.bool_)
+    bits[list(token_ids)] = True
+    return np.packbits(bits, bitorder="little").view(np.int32)
