@@ -88,7 +88,8 @@ class Scheduler:
         self._table = SlotTable(config.max_rows, max_len=limits.max_sequence_len, page_size=limits.page_size)
         self._free_slots = list(range(config.max_rows - 1, -1, -1))
         self._live: dict[str, Sequence] = {}
-        self._is_stop_id = np.zeros(limits.vocab_size, np.bool_)  # of any request so far
+        self._may_end = np.zeros(limits.vocab_size + 1, np.bool_)  # ids that stop any request so far
+        self._may_end[NOT_FINITE] = True  # the last entry
         self._waiting: deque[Sequence] = deque()
         self._running: Int32s = np.zeros(0, np.int32)  # slots, oldest request first
         self._epoch = NOT_ADMITTED
@@ -137,7 +138,7 @@ class Scheduler:
                 return RequestOutput(request.request_id, None, reason)
             self._num_constrained += 1
         self._live[request.request_id] = sequence
-        self._is_stop_id[list(request.stop_ids)] = True
+        self._may_end[list(request.stop_ids)] = True
         self._waiting.append(sequence)
         return None
 
@@ -169,7 +170,7 @@ class Scheduler:
         ends = starts + counts
         samples = ends == table.length[rows]
         updates = _join(new_pages)
-        masks = self._masks(rows[samples])
+        masks = self._masks(rows[samples]) if self._num_constrained else _NO_MASKS
         step_plan = StepPlan(
             step=self._steps,
             request_ids=tuple(table.request_id[rows].tolist()),
@@ -203,7 +204,7 @@ class Scheduler:
         token_ids: list[int | None] = sampled.ids.tolist()
         reasons: list[FinishReason | None] = [None] * plan.num_rows
         to_check = plan.samples & ~advanced  # no longer in the slot: finishing, preempted or gone
-        to_check[advanced] = self._is_stop_id[ids] | (ids == NOT_FINITE)
+        to_check[advanced] = self._may_end[ids]
         if self._num_constrained:
             to_check[advanced] |= table.constrained[slots]
         ended: list[int] = []
@@ -273,8 +274,6 @@ class Scheduler:
 
     def _masks(self, sampling: Int32s) -> _Masks:
         """The masks of those of the `sampling` rows that have a constraint."""
-        if not self._num_constrained:
-            return _NO_MASKS
         slots = sampling[self._table.constrained[sampling]]
         answers = [self._live[request_id].answer for request_id in self._table.request_id[slots].tolist()]
         words = [answer.mask for answer in answers if answer is not None]
