@@ -8,6 +8,7 @@ that it did not survive. What runs there is this file alone: it imports nothing 
 """
 
 import contextlib
+import json
 import pickle
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def compile_grammar(trie: llguidance.LLTokenizer, grammar: str) -> llguidance.LL
     limits = llguidance.LLParserLimits(
         initial_lexer_fuel=500_000,
         step_lexer_fuel=50_000,
-        step_max_items=10_000,
+        step_max_items=5_000,
         max_lexer_states=50_000,
         max_grammar_size=100_000,
         verbose_errors=False,
@@ -92,6 +93,7 @@ class GrammarTrial:
         self._vocabulary = vocabulary
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._end = weakref.finalize(self, _nothing)
 
     def check(self, grammar: str) -> str | None:
         """What is wrong with `grammar`, in llguidance's words, or None.
@@ -113,7 +115,8 @@ class GrammarTrial:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        weakref.finalize(self, _stop, process)
+        self._end()  # of the process before
+        self._end = weakref.finalize(self, _stop, process)
         if _ask(process, vars(self._vocabulary), limit_s=_START_S) != _SURVIVED:
             _stop(process)
             raise RuntimeError("the process that tries grammars does not start")
@@ -129,12 +132,19 @@ def _ask(process: subprocess.Popen[bytes], message: object, *, limit_s: float) -
     try:
         pickle.dump(message, process.stdin)
         process.stdin.flush()
-        return pickle.load(process.stdout)
-    except (EOFError, OSError, pickle.UnpicklingError):
-        _stop(process)
-        return None
+        answer = process.stdout.readline()
+    except OSError:
+        answer = b""
     finally:
         timer.cancel()
+    if not answer.endswith(b"\n"):
+        _stop(process)
+        return None
+    return json.loads(answer)
+
+
+def _nothing() -> None:
+    """What there is to end before the first process."""
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -159,8 +169,7 @@ def _serve() -> None:
                 trie, answer = Vocabulary(**message).trie(), _SURVIVED
             else:
                 answer = _try(trie, message)
-            pickle.dump(answer, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
+            print(json.dumps(answer), flush=True)  # noqa: T201
 
 
 def _try(trie: llguidance.LLTokenizer, grammar: str) -> str:
