@@ -28,7 +28,7 @@ from albireo_jax.serving.events import (
 )
 from albireo_jax.serving.schemas_chat import ChatBody
 from albireo_jax.serving.served import Engine, Format
-from albireo_jax.serving.turns import Heading, callers_fault, check_model, usage
+from albireo_jax.serving.turns import Heading, callers_fault, check_model, prepare, usage
 
 _CHUNK = "chat.completion.chunk"
 
@@ -48,6 +48,7 @@ async def create_chat_completion(
     heading = Heading.new("chatcmpl", engine.served_name)
     with callers_fault(ChatBody):
         asked = await ask(engine.tokenizer, format, body)
+        await prepare(engine.frontend, asked.params)
         turn = engine.frontend.stream_async([asked.prompt_ids], asked.params)
 
     def last_event(num_generated: int) -> bytes:

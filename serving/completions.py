@@ -11,7 +11,7 @@ from albireo_jax.serving.body import body_docs, json_body
 from albireo_jax.serving.events import ChoiceEvents, EventStream, event, read_to_end, turn_events
 from albireo_jax.serving.schemas import CompletionBody
 from albireo_jax.serving.served import Engine
-from albireo_jax.serving.turns import Heading, callers_fault, check_model, encode, usage
+from albireo_jax.serving.turns import Heading, callers_fault, check_model, encode, prepare, usage
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -32,6 +32,7 @@ async def create_completion(
         prompts = body.prompts()
         special = body.add_special_tokens is not False
         prompt_ids = [await encode(engine.frontend, prompt, add_special_tokens=special) for prompt in prompts]
+        await prepare(engine.frontend, params)
         turn = engine.frontend.stream_async(prompt_ids, params)
     echoes = [_text(engine, prompt) if body.echo else "" for prompt in prompts for _ in range(params.n)]
     num_prompt_tokens = sum(map(len, prompt_ids))

@@ -13,16 +13,10 @@ MAX_CHOICES = 1024
 """Prompts times n of one body."""
 
 REFUSED: Refused = {
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
     "use_beam_search": (False,),
     "prompt_logprobs": (),
     "truncate_prompt_tokens": (),
-    "allowed_token_ids": ([],),
-    "bad_words": ([],),
     "logits_processors": ([],),
     "priority": (0,),
     "return_token_ids": (False,),
@@ -57,6 +51,12 @@ class SamplingBody(StructuredBody):
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
     seed: int | None = None
     stop: StopStrings | None = None
     stop_token_ids: list[int] | None = None
@@ -82,6 +82,8 @@ class SamplingBody(StructuredBody):
             raise ValueError(f"stop has {len(self.stop)} strings, the limit is {MAX_STOP_STRINGS}")
         given: dict[str, Any] = {"max_tokens": default_max_tokens}
         given |= {name: value for name, value in self if name in _SAMPLING_FIELDS and value is not None}
+        if self.logit_bias:
+            given["logit_bias"] = {_token_id(key): bias for key, bias in self.logit_bias.items()}
         return SamplingParams(**given, structured=self.structured())
 
 
@@ -93,6 +95,11 @@ _SAMPLING_FIELDS = (
     "top_p",
     "top_k",
     "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "allowed_token_ids",
+    "bad_words",
     "seed",
     "stop",
     "stop_token_ids",
@@ -140,3 +147,10 @@ class DetokenizeBody(Wire):
 
     model: str | None = None
     tokens: list[int]
+
+
+def _token_id(key: str) -> int:
+    """A token id written as a key of a JSON object."""
+    if not (key.isascii() and key.isdigit()):
+        raise ValueError(f"logit_bias must map token ids to numbers, got the key {key!r:.50}")
+    return int(key)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
 
+from albireo_jax.core.types import SamplingParams
 from albireo_jax.engine.frontend import Frontend, Prompt
 from albireo_jax.serving.errors import ApiError, bad_request
 from albireo_jax.serving.wire import Wire
@@ -62,6 +63,12 @@ async def encode(frontend: Frontend, prompt: Prompt, *, add_special_tokens: bool
     return await aside(
         _num_characters(prompt), lambda: frontend.encode(prompt, add_special_tokens=add_special_tokens)
     )
+
+
+async def prepare(frontend: Frontend, params: SamplingParams) -> None:
+    """Have another thread compile the grammar that `params` ask for, if they do. Raises ValueError."""
+    if params.structured is not None:
+        await asyncio.to_thread(frontend.prepare, params)
 
 
 async def aside(num_characters: int, work: Callable[[], _Result]) -> _Result:

@@ -9,9 +9,7 @@ behind, neither here nor in the engine.
 """
 
 import asyncio
-import itertools
 import operator
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +17,10 @@ from typing import Any, TypeGuard
 
 from albireo_jax.core.errors import EngineDeadError
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.types import MAX_SEED, Request, RequestOutput, SamplingParams
+from albireo_jax.core.types import RequestOutput, SamplingParams
 from albireo_jax.engine.detokenize import Detokenizer
 from albireo_jax.engine.metrics import RequestMetrics
+from albireo_jax.engine.requests import RequestWriter
 from albireo_jax.engine.service import EngineService
 from albireo_jax.engine.tokenizer import Tokenizer
 from albireo_jax.engine.turns import (
@@ -58,11 +57,8 @@ class Frontend:
         self.metrics = RequestMetrics()
         self._service = service
         self._tokenizer = tokenizer
-        self._limits = limits
-        # A tokenizer may know more tokens than the model, which then never samples them.
-        self._eos_token_ids = tuple(token_id for token_id in eos_token_ids if token_id < limits.vocab_size)
+        self._requests = RequestWriter(tokenizer, limits, eos_token_ids=eos_token_ids, clock=clock)
         self._clock = clock
-        self._next_id = itertools.count()
         self._lock = threading.Lock()  # guards the replacing of _doors
         self._doors: tuple[Door, ...] = ()
         service.start(self._deliver)
@@ -85,6 +81,13 @@ class Frontend:
             raise ValueError(
                 f"a prompt is a text, token ids or chat messages, got {prompt!r:.100}"
             ) from error
+
+    def prepare(self, params: SamplingParams) -> None:
+        """Do ahead what may take seconds, a grammar's compilation; else the call that opens the turn does it.
+
+        Raises ValueError for a grammar that is malformed or too complex.
+        """
+        self._requests.prepare(params)
 
     def generate(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]
@@ -130,39 +133,10 @@ class Frontend:
         choices: list[Choice] = []
         for prompt, prompt_params in zip(prompts, each, strict=True):
             token_ids = self.encode(prompt)
-            for request in self._requests(token_ids, prompt_params):
+            for request in self._requests.write(token_ids, prompt_params):
                 detokenizer = Detokenizer(self._tokenizer, prompt_params, prompt_token_ids=token_ids)
                 choices.append(Choice(index=len(choices), request=request, detokenizer=detokenizer))
         return choices
-
-    def _requests(self, token_ids: tuple[int, ...], params: SamplingParams) -> list[Request]:
-        """The n requests of a prompt, their seeds one after the other."""
-        max_tokens = self._limits.resolve_max_tokens(len(token_ids), params.max_tokens)
-        if params.min_tokens > max_tokens:
-            raise ValueError(
-                f"min_tokens {params.min_tokens} exceeds the {max_tokens} tokens left beside the prompt"
-            )
-        stop_ids = (
-            params.stop_token_ids if params.ignore_eos else (*self._eos_token_ids, *params.stop_token_ids)
-        )
-        seed = random.randint(0, MAX_SEED) if params.seed is None else params.seed
-        arrived_s = self._clock()
-        return [
-            Request(
-                request_id=f"r{next(self._next_id)}",
-                prompt_token_ids=token_ids,
-                max_tokens=max_tokens,
-                min_tokens=params.min_tokens,
-                temperature=params.temperature,
-                top_k=params.top_k,
-                top_p=params.top_p,
-                min_p=params.min_p,
-                seed=(seed + sample) % (MAX_SEED + 1),
-                stop_ids=tuple(dict.fromkeys(stop_ids)),
-                arrived_s=arrived_s,
-            )
-            for sample in range(params.n)
-        ]
 
     def _open(self, choices: Sequence[Choice], turn: SyncTurn | AsyncTurn, door: Door) -> None:
         if not choices:

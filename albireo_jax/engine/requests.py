@@ -1,0 +1,102 @@
+"""From a prompt's token ids and sampling parameters to the requests that the engine takes."""
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+
+from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.rules import NO_RULES, TokenRules
+from albireo_jax.core.types import MAX_SEED, Request, SamplingParams
+from albireo_jax.engine.grammar import Grammar, GrammarCompiler
+from albireo_jax.engine.tokenizer import Tokenizer
+
+
+class RequestWriter:
+    """Writes requests under ids of their own; any thread may call it. `clock` gives their arrivals."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        limits: EngineLimits,
+        *,
+        eos_token_ids: Sequence[int],
+        clock: Callable[[], float],
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._limits = limits
+        # A tokenizer may know more tokens than the model, which then never samples them.
+        self._eos_token_ids = tuple(token_id for token_id in eos_token_ids if token_id < limits.vocab_size)
+        self._clock = clock
+        self._next_id = itertools.count()
+        self._grammars: GrammarCompiler | None = None
+        if self._eos_token_ids:
+            self._grammars = GrammarCompiler(
+                tokenizer, vocab_size=limits.vocab_size, eos_token_ids=self._eos_token_ids
+            )
+
+    def prepare(self, params: SamplingParams) -> None:
+        """Compile the grammar that `params` ask for, so that `write` finds it; may take seconds.
+
+        Raises ValueError for one that is malformed or too complex.
+        """
+        self._grammar(params)
+
+    def write(self, token_ids: tuple[int, ...], params: SamplingParams) -> list[Request]:
+        """The n requests of a prompt, their seeds one after the other. Raises ValueError."""
+        max_tokens = self._limits.resolve_max_tokens(len(token_ids), params.max_tokens)
+        if params.min_tokens > max_tokens:
+            raise ValueError(
+                f"min_tokens {params.min_tokens} exceeds the {max_tokens} tokens left beside the prompt"
+            )
+        stop_ids = (
+            params.stop_token_ids if params.ignore_eos else (*self._eos_token_ids, *params.stop_token_ids)
+        )
+        seed = random.randint(0, MAX_SEED) if params.seed is None else params.seed
+        arrived_s = self._clock()
+        grammar, rules = self._grammar(params), self._rules(params)
+        return [
+            Request(
+                request_id=f"r{next(self._next_id)}",
+                prompt_token_ids=token_ids,
+                max_tokens=max_tokens,
+                min_tokens=params.min_tokens,
+                temperature=float(params.temperature),
+                top_k=params.top_k,
+                top_p=float(params.top_p),
+                min_p=float(params.min_p),
+                seed=(seed + sample) % (MAX_SEED + 1),
+                stop_ids=tuple(dict.fromkeys(stop_ids)),
+                rules=rules,
+                constraint=None if grammar is None else grammar.constraint(ignore_eos=params.ignore_eos),
+                arrived_s=arrived_s,
+            )
+            for sample in range(params.n)
+        ]
+
+    def _grammar(self, params: SamplingParams) -> Grammar | None:
+        if params.structured is None:
+            return None
+        if self._grammars is None:
+            raise ValueError("structured output needs an end-of-sequence id, the model has none")
+        return self._grammars.compile(params.structured)
+
+    def _rules(self, params: SamplingParams) -> TokenRules | None:
+        """The rules of `params` in token ids; None if they change nothing."""
+        words = (ids for word in params.bad_words for ids in self._spellings(word))
+        rules = TokenRules(
+            repetition_penalty=float(params.repetition_penalty),
+            presence_penalty=float(params.presence_penalty),
+            frequency_penalty=float(params.frequency_penalty),
+            logit_bias=tuple((token_id, float(bias)) for token_id, bias in (params.logit_bias or {}).items()),
+            allowed_token_ids=params.allowed_token_ids or (),
+            bad_words=tuple(dict.fromkeys(words)),
+        )
+        return None if rules == NO_RULES else rules
+
+    def _spellings(self, word: str) -> list[tuple[int, ...]]:
+        """Token ids of a word at the beginning of a text, and behind a space."""
+        bare = word.lstrip(" ")
+        if not bare:
+            raise ValueError(f"bad_words holds {word!r}, which is nothing but spaces")
+        texts = (bare, f" {bare}")
+        return [tuple(self._tokenizer.encode(text, add_special_tokens=False)) for text in texts]
