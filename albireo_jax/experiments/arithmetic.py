@@ -1,7 +1,7 @@
 """How much a compiled program computes: elementary operations of each instruction, read from its text.
 
 XLA's own `cost_analysis` counts the body of a loop once and the dearest branch of a conditional, whatever
-runs. Here the operations are those of one run of one instruction, to be multiplied by how often it ran.
+runs. Here each instruction counts as often as it ran, which the caller knows, from `traces` for one.
 
 An elementwise operation counts 1 for each element of its result, on floats, integers or truth values, a
 logarithm no more than an addition. A reduction counts what it applies once for each element it reads; a sort
