@@ -95,8 +95,9 @@ def _candidates(view: View, peak_RJ: Float[Array, "R J"], *, num_tokens: int) ->
     id_RX = jnp.where(index_RMW < num_tokens, id_RMW, _NO_ID).reshape(num_rows, -1)
     count = min(MAX_CANDIDATES, logit_RX.shape[1])
     logit_RK, index_RK = lax.top_k(logit_RX, count)
+    least_R = logit_RK.min(axis=1)  # the last one: but a slice makes XLA sort everything on a CPU
     holds_all = count == blocks * BLOCK_TOKENS
-    outside_R = jnp.full_like(logit_RK[:, -1], -_INF) if holds_all else logit_RK[:, -1]
+    outside_R = jnp.full_like(least_R, -_INF) if holds_all else least_R
     return _Candidates(logit_RK, jnp.take_along_axis(id_RX, index_RK, axis=1), outside_R)
 
 
