@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from albireo_jax.core.config import Dtype, EngineConfig, ModelConfig
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.memory import MemoryPlan, plan_memory
+from albireo_jax.core.memory import MemoryPlan, plan_memory, rules_bytes
 from albireo_jax.core.model_files import find_model
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.loop import EngineLoop
@@ -144,12 +144,13 @@ def _sizes(config: EngineConfig, model: ModelConfig, *, budget_bytes: int, dtype
     page_size = config.cache.page_size
     max_model_len = resolve_max_model_len(config, model)
     useful_pages = config.scheduler.max_rows * -(-max_model_len // page_size)
+    counts_bytes = rules_bytes(model, tp=config.parallel.tp, num_slots=config.scheduler.max_rows + 1)
     memory = plan_memory(
         model,
         tp=config.parallel.tp,
         page_size=page_size,
         dtype=dtype,
-        budget_bytes=budget_bytes,
+        budget_bytes=budget_bytes - counts_bytes,
         max_pages=config.cache.num_pages or useful_pages,
     )
     if config.cache.num_pages is not None and memory.num_pages < config.cache.num_pages:

@@ -41,6 +41,11 @@ def page_bytes(model: ModelConfig, *, tp: int, page_size: int, dtype: Dtype) -> 
     return 2 * model.num_layers * page_size * kv_heads * model.head_dim * dtype.num_bytes
 
 
+def rules_bytes(model: ModelConfig, *, tp: int, num_slots: int) -> int:
+    """Bytes on one of `tp` ranks of what penalties count per slot; the other rules take a few KB a slot."""
+    return num_slots * model.padded_vocab_size(tp) // tp * 4
+
+
 def plan_memory(
     model: ModelConfig,
     *,

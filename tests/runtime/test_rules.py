@@ -1,4 +1,4 @@
-"""Requests with rules through the whole engine: what a dense model and a plain loop say, whoever is beside."""
+"""Requests with rules through the whole engine: what a dense model and a plain loop say, in any company."""
 
 from collections.abc import Callable
 from dataclasses import replace

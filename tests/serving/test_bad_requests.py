@@ -102,7 +102,6 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str | None, str]] = [
     (COMPLETIONS, _with(frequency_penalty=False), "frequency_penalty", "valid number"),
     (COMPLETIONS, _with(repetition_penalty=0), "repetition_penalty", "must be in (0, 100], got 0"),
     (COMPLETIONS, _with(allowed_token_ids=[]), "allowed_token_ids", "at least 1 token"),
-    (COMPLETIONS, _with(allowed_token_ids=[-1]), "allowed_token_ids", "must be at least 0, got -1"),
     (COMPLETIONS, _with(bad_words=["  "]), "bad_words", "nothing but spaces"),
     (
         COMPLETIONS,
@@ -110,7 +109,6 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str | None, str]] = [
         "bad_words",
         "the limit is 64",
     ),
-    (COMPLETIONS, _with(bad_words=["nonsense " * 30]), "bad_words", "the limit is 8"),
     (COMPLETIONS, _with(response_format="json"), "response_format", "object"),
     (COMPLETIONS, _with(response_format={"type": "xml"}), "response_format.type", "'json_schema'"),
     (COMPLETIONS, _with(guided_json=[1]), "guided_json", "must be a JSON schema"),
@@ -279,13 +277,8 @@ def test_values_that_ask_for_nothing_are_accepted(engine: Lab) -> None:
         "guided_json": None,
         "logprobs": None,
         "best_of": 1,
-        "suffix": None,
-        "temperature": None,
-        "max_tokens": None,
         "stop": None,
         "stream": None,
-        "model": None,
-        "unheard_of": {"a": 1},
     }
 
     async def work(client: httpx.AsyncClient) -> None:
