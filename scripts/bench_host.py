@@ -14,7 +14,7 @@ from albireo_jax.core.plan import StepPlan
 from albireo_jax.experiments.bench import host_series
 from albireo_jax.experiments.host_bench import HostBench, bench_host
 from albireo_jax.experiments.records import Record, cpu_device, write_record
-from albireo_jax.runtime.batch import bucket_grid, choose_bucket, layout, pack
+from albireo_jax.runtime.batch import bucket_grid, choose_bucket, layout, pack, pack_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,7 +35,9 @@ def packed_steps(rows: list[int], steps: int) -> HostBench:
     buckets = bucket_grid(max_rows, 2 * max_rows)
 
     def pack_plan(plan: StepPlan) -> object:
-        return pack(plan, layout(choose_bucket(plan, buckets), page_size), padding_slot=max_rows)
+        bucket = choose_bucket(plan, buckets)
+        forward = pack(plan, layout(bucket, page_size), padding_slot=max_rows)
+        return forward, pack_rows(plan, bucket.rows, padding_slot=max_rows)
 
     return bench_host(rows, pack=pack_plan, steps=steps)
 

@@ -101,9 +101,14 @@ def host(model: flags.NoModel = None, *, rows: flags.Rows = None, steps: flags.S
 
 def _packer(max_rows: int) -> "Callable[[StepPlan], object]":
     """Packs plans of up to `max_rows` rows as the executor does."""
-    from albireo_jax.runtime.batch import bucket_grid, choose_bucket, layout, pack
+    from albireo_jax.runtime.batch import bucket_grid, choose_bucket, layout, pack, pack_rows
 
     page_size = CacheConfig().page_size
     buckets = bucket_grid(max_rows, 2 * max_rows)
-    layouts = {bucket: layout(bucket, page_size) for bucket in buckets}
-    return lambda plan: pack(plan, layouts[choose_bucket(plan, buckets)], padding_slot=max_rows)
+
+    def pack_plan(plan: "StepPlan") -> object:
+        bucket = choose_bucket(plan, buckets)
+        forward = pack(plan, layout(bucket, page_size), padding_slot=max_rows)
+        return forward, pack_rows(plan, bucket.rows, padding_slot=max_rows)
+
+    return pack_plan

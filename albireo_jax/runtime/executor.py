@@ -1,7 +1,7 @@
 """JaxExecutor: packs plans, dispatches compiled programs, and reads sampled ids back one step late.
 
-A step is two calls, a forward pass and a sampling of its logits, and a third if it admits requests. The
-device runs them in order, without the host in between::
+A step is two calls, a forward pass and a sampling of its logits; a third, if it admits requests; and those of
+`ruled_rows` if any of its rows has rules. The device runs them in order, without the host in between::
 
     host    pack, forward, admit, sample │ next plan ...         │ wait: ids
     device         [ forward ................ ][ admit ][ sample ]──▶ copy of the ids
@@ -191,6 +191,7 @@ class JaxExecutor:
             logits_RV = _random_logits(wanted.shape, wanted.sharding)
             for sampling in [name for name in samplings if name.rows == rows]:
                 self._sampling_s[sampling] = self._median_s(sampling, logits_RV)
+        self._admit((replace(_GREEDY_SLOT, slot=self._padding_slot),))
 
     def _median_s(self, sampling: Sampling, logits_RV: jax.Array) -> float:
         """Median seconds of sampling rows that filter, or that are greedy where no others are served."""

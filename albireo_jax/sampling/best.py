@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from albireo_jax.sampling.blocks import View, first_largest, peaks, whole_rows, wide
+from albireo_jax.sampling.blocks import View, first_largest, logit_peaks, peaks, whole_rows, wide
 from albireo_jax.sampling.draw import NOT_FINITE, Rows, SamplerParams, ban, resolve, scores
 
 _NO_ID = np.iinfo(np.int32).max
@@ -28,7 +28,7 @@ class _Best(NamedTuple):
 def sample_greedy(logits_Rv: Float[Array, "R v"], params: SamplerParams, *, axis: str) -> Int32[Array, " R"]:
     """The token of each row as if its temperature were 0: the largest logit, the lowest id on ties."""
     view = own_view(logits_Rv, params, axis=axis)
-    peak_RJ = peaks(view.logit_RJW)
+    peak_RJ = logit_peaks(view.logit_RJW)
     return _compare(_own_best(view.logit_RJW, view, peak_RJ), max_R=largest(peak_RJ, axis=axis), axis=axis)
 
 
@@ -37,7 +37,7 @@ def sample_unfiltered(
 ) -> Int32[Array, " R"]:
     """The token of each row as if it had no top-k, top-p or min-p; greedy where the temperature is 0."""
     view = own_view(logits_Rv, params, axis=axis)
-    peak_RJ = peaks(view.logit_RJW)
+    peak_RJ = logit_peaks(view.logit_RJW)
     max_R = largest(peak_RJ, axis=axis)
     rows = resolve(params, max_R=max_R, vocab=logits_Rv.shape[1] * lax.axis_size(axis))
     return best(view, rows, peak_RJ, max_R=max_R, axis=axis)

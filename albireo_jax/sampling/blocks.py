@@ -36,11 +36,19 @@ def whole_rows(logits_RV: Float[Array, "R V"]) -> View:
 
 
 def peaks(value_RJW: Float[Array, "R J W"]) -> Float[Array, "R J"]:
-    """The maximum of each block, infinite if a value in it is not a number."""
-    # A maximum on its own may pass over what is not a number: XLA does not promise which of two it takes.
-    number_RJW = jnp.where(jnp.isnan(value_RJW), np.float32(np.inf), value_RJW)
+    """The maximum of each block of numbers."""
     # Without the barrier, XLA reads all values once more for the maximum of a row.
-    return lax.optimization_barrier(number_RJW.max(axis=2))
+    return lax.optimization_barrier(value_RJW.max(axis=2))
+
+
+def logit_peaks(logit_RJW: Float[Array, "R J W"]) -> Float[Array, "R J"]:
+    """The maximum of each block, infinite if a logit in it is not a number.
+
+    A maximum alone passes over what is not a number (XLA's on a CPU does). A sum does not, and takes a fourth
+    of the time of testing each logit. Half of a mean is a sum that cannot overflow.
+    """
+    is_number_RJ = ~jnp.isnan((logit_RJW * np.float32(0.5 / BLOCK_TOKENS)).sum(axis=2))
+    return jnp.where(is_number_RJ, peaks(logit_RJW), np.float32(np.inf))
 
 
 def first_largest(

@@ -22,7 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from albireo_jax.sampling.best import best, largest, own_view
-from albireo_jax.sampling.blocks import BLOCK_TOKENS, View, peaks
+from albireo_jax.sampling.blocks import BLOCK_TOKENS, View, logit_peaks
 from albireo_jax.sampling.draw import Rows, SamplerParams, draw_through, resolve, scores
 from albireo_jax.sampling.filters import Mass, is_filtered, mass, mass_value, needs_mass, sieve
 from albireo_jax.sampling.sharded import own_rows, pad_rows, sample_all_to_all
@@ -57,7 +57,7 @@ def sample_candidates(
     """Ids of all rows on every rank, from candidates where they suffice for every row that filters."""
     vocab = logits_Rv.shape[1] * lax.axis_size(axis)
     view = own_view(logits_Rv, params, axis=axis)
-    peak_RJ = peaks(view.logit_RJW)
+    peak_RJ = logit_peaks(view.logit_RJW)
     max_R = largest(peak_RJ, axis=axis)
     rows = resolve(params, max_R=max_R, vocab=vocab)
     asked = _Asked(params, max_R, _mass(view, rows, axis=axis))

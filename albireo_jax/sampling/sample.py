@@ -27,7 +27,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
-from albireo_jax.sampling.blocks import BLOCK_TOKENS, View, first_largest, peaks, whole_rows
+from albireo_jax.sampling.blocks import BLOCK_TOKENS, View, first_largest, logit_peaks, peaks, whole_rows
 from albireo_jax.sampling.draw import (
     NOT_FINITE,
     Rows,
@@ -79,7 +79,7 @@ def sample(logits_RV: Float[Array, "R V"], params: SamplerParams) -> Int32[Array
             f"a vocabulary of {vocab} tokens is too large to sample from, the limit is {MAX_VOCAB}"
         )
     view = whole_rows(ban(logits_RV, params))
-    peak_RJ = peaks(view.logit_RJW)
+    peak_RJ = logit_peaks(view.logit_RJW)
     greedy_R = first_largest(view.logit_RJW, view.first_RJ, peak_RJ=peak_RJ).id_R
     resolved = resolve(params, max_R=peak_RJ.max(axis=1), vocab=vocab)
 
