@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 
 from albireo_jax.core.types import MAX_SEED, MAX_STOP_IDS
 from albireo_jax.sampling.draw import SamplerParams
@@ -13,6 +14,7 @@ from albireo_jax.sampling.noise import Words, gumbel
 
 INF = np.float32(np.inf)
 MAX_WEIGHT = np.float32(2**28 - 2**4)
+_MIN_EXPECTED = 5
 
 
 class Row(NamedTuple):
@@ -134,3 +136,25 @@ def random_batch(seed, rows, vocab):
     rng = np.random.default_rng(seed)
     logits = np.stack([random_logits(rng, vocab) for _ in range(rows)])
     return logits, [random_row(rng, vocab) for _ in range(rows)]
+
+
+def p_value(ids, probability):
+    """How likely draws from the distribution are to be as far from it as these: Pearson's chi-squared test.
+
+    Rare tokens share bins, in which at least 5 draws are expected. A token of no probability has p-value 0.
+    """
+    count = np.bincount(ids, minlength=len(probability))
+    if count[probability == 0].any():
+        return 0.0
+    falling = np.argsort(-probability)[: np.count_nonzero(probability)]
+    expected = probability[falling] * len(ids)
+    # A bin is full once it expects enough; the rest at the end joins the last full one.
+    bins, filled = np.zeros(len(falling), np.int64), 0.0
+    for i, value in enumerate(expected[:-1]):
+        filled += value
+        is_full = filled >= _MIN_EXPECTED
+        bins[i + 1] = bins[i] + is_full
+        filled = 0.0 if is_full else filled
+    if filled + expected[-1] < _MIN_EXPECTED:
+        bins[bins == bins[-1]] -= 1
+    return scipy.stats.chisquare(np.bincount(bins, count[falling]), np.bincount(bins, expected)).pvalue

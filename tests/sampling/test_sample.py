@@ -5,8 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
-from sampling_lab import INF, Row, allowed, noise_of, oracle, params_of, random_batch
+from sampling_lab import INF, Row, allowed, noise_of, oracle, p_value, params_of, random_batch
 
 import albireo_jax.sampling.sample as sample_module
 from albireo_jax.core.types import MAX_SEED
@@ -131,43 +130,6 @@ def test_seeds_and_positions_that_differ_in_any_word_draw_differently():
             assert same == 1 if a == b else same < 0.05, (a, b)
 
 
-def chi_squared(drawn, probability):
-    """P-value of the draws under the distribution, tokens expected fewer than 5 times taken together."""
-    count = np.bincount(drawn, minlength=len(probability)).astype(float)
-    assert count[probability == 0].sum() == 0
-    expected = probability * len(drawn)
-    rare = expected < 5
-    count, expected = (np.append(values[~rare], values[rare].sum()) for values in (count, expected))
-    kept = expected > 0
-    return scipy.stats.chisquare(
-        count[kept], expected[kept] * (count[kept].sum() / expected[kept].sum())
-    ).pvalue
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        Row(),
-        Row(temperature=0.5),
-        Row(temperature=1.7, top_k=10),
-        Row(top_p=0.8),
-        Row(min_p=0.1),
-        Row(temperature=1.3, top_k=40, top_p=0.9, min_p=0.05),
-    ],
-    ids=lambda row: f"t{row.temperature}-k{row.top_k}-p{row.top_p}-m{row.min_p}",
-)
-def test_draws_follow_the_distribution(row):
-    rng = np.random.default_rng(4)
-    logits = (rng.normal(size=SHORT) * 1.5).astype(np.float32)
-    drawn = [
-        ids(np.tile(logits, (512, 1)), [row._replace(seed=seed, position=i) for i in range(512)])
-        for seed in range(100)
-    ]
-    scaled, keep = allowed(logits, row)
-    probability = np.where(keep, np.exp(scaled.astype(np.float64)), 0)
-    assert chi_squared(np.concatenate(drawn), probability / probability.sum()) > 1e-3
-
-
 def test_draws_from_a_short_list_follow_the_distribution():
     row = Row(temperature=0.9, top_p=0.9)
     logits = (-1.5 * np.log(1 + np.random.default_rng(5).permutation(WIDE))).astype(np.float32)
@@ -178,7 +140,7 @@ def test_draws_from_a_short_list_follow_the_distribution():
     scaled, keep = allowed(logits, row)
     assert 10 < keep.sum() < 64  # so that 64 blocks of the vocabulary hold them all
     probability = np.where(keep, np.exp(scaled.astype(np.float64)), 0)
-    assert chi_squared(np.concatenate(drawn), probability / probability.sum()) > 1e-3
+    assert p_value(np.concatenate(drawn), probability / probability.sum()) > 1e-3
 
 
 def test_bans_do_not_copy_the_logits():
