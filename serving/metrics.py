@@ -1,6 +1,6 @@
-"""GET /metrics: requests, pages, latencies and the task table, as Prometheus text."""
+"""GET /metrics: requests, pages, latencies, ways to sample and the task table, as Prometheus text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry
@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from albireo_jax.engine.metrics import HistogramSnapshot, MetricsSnapshot
-from albireo_jax.engine.timeline import TaskTable
+from albireo_jax.engine.timeline import RouteTotals, TaskTable
 from albireo_jax.sched.scheduler import SchedulerStats
 from albireo_jax.serving.served import Engine, ServedEngine
 
@@ -35,6 +35,7 @@ class _EngineCollector(Collector):
         """All families."""
         yield from _scheduler_families(self._engine.service.stats())
         yield from _request_families(self._engine.frontend.metrics.snapshot())
+        yield from _sampling_families(self._engine.timeline.routes())
         yield from _task_families(self._engine.timeline.table())
 
 
@@ -48,6 +49,11 @@ def _scheduler_families(stats: SchedulerStats) -> Iterator[Metric]:
     yield GaugeMetricFamily("albireo_kv_pages", "KV pages in all", value=stats.num_pages)
     yield CounterMetricFamily("albireo_steps", "Steps planned", value=stats.steps)
     yield CounterMetricFamily("albireo_preemptions", "Requests that gave way", value=stats.preemptions)
+    yield CounterMetricFamily(
+        "albireo_nonfinite_rows",
+        "Rows whose logits were not finite, which ended their requests",
+        value=stats.nonfinite,
+    )
 
 
 def _request_families(snapshot: MetricsSnapshot) -> Iterator[Metric]:
@@ -70,6 +76,22 @@ def _histogram(name: str, documentation: str, snapshot: HistogramSnapshot) -> Me
     buckets = [(str(bound), count) for bound, count in zip(snapshot.bounds, snapshot.cumulative, strict=True)]
     buckets.append(("+Inf", snapshot.count))
     return HistogramMetricFamily(name, documentation, buckets=buckets, sum_value=snapshot.sum)
+
+
+def _sampling_families(routes: Mapping[str, RouteTotals]) -> Iterator[Metric]:
+    steps = CounterMetricFamily(
+        "albireo_sampling_steps", "Steps by the route that sampled their rows", labels=["route"]
+    )
+    moved = CounterMetricFamily(
+        "albireo_sampling_wire_bytes",
+        "Bytes that each rank received to sample them; fallbacks of candidates are not included",
+        labels=["route"],
+    )
+    for route, totals in routes.items():
+        steps.add_metric([route], totals.steps)
+        moved.add_metric([route], totals.wire_bytes)
+    yield steps
+    yield moved
 
 
 def _task_families(table: TaskTable) -> Iterator[Metric]:

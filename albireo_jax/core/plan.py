@@ -112,11 +112,15 @@ class SampledTokens:
 
     `finished_s` is when the device ended the step, on the clock of `time.perf_counter` (or the
     simulator's); `sample_s` is the part of the step spent sampling, 0 where it was never measured.
+    `route` names the way in which it sampled, "" where an executor has but one, and `wire_bytes` are what each
+    rank received for it, as far as the host can know.
     """
 
     ids: Int32s
     finished_s: float
     sample_s: float = 0.0
+    route: str = ""
+    wire_bytes: int = 0
 
 
 class TokenConstraint(Protocol):

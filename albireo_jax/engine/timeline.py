@@ -86,6 +86,14 @@ class TaskTable:
         return self.between_s + sum(task.exposed_s for task in self.tasks)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteTotals:
+    """Steps that were sampled in one way, and the bytes that each rank received for it."""
+
+    steps: int = 0
+    wire_bytes: int = 0
+
+
 class _Record(NamedTuple):
     plan_s: float
     dispatch_s: float
@@ -98,27 +106,35 @@ class _Record(NamedTuple):
 
 
 class Timeline:
-    """Stamps of the last `capacity` committed steps; under a microsecond a stamp, so it is always on.
+    """Stamps of the last `capacity` committed steps, and totals of all of them by their way to sample.
+
+    A stamp takes under a microsecond, so it is always on.
 
     `clock` gives seconds and is the one that `SampledTokens.finished_s` is read from. The engine thread
-    records; any thread may ask for the table.
+    records; any thread may ask for the table and the totals.
     """
 
     def __init__(self, *, capacity: int = 4096, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
         self._records: deque[_Record] = deque(maxlen=capacity)
         self._deliveries: deque[tuple[float, float]] = deque(maxlen=capacity)
+        self._routes: dict[str, RouteTotals] = {}
 
     def record(self, stamps: StepStamps, sampled: SampledTokens, *, commit_s: float) -> None:
         """Keep a step whose commit began at `commit_s` and ends now."""
         self._records.append(_Record(*stamps, sampled.finished_s, sampled.sample_s, commit_s, self.clock()))
+        if sampled.route:
+            before = self._routes.get(sampled.route, RouteTotals())
+            self._routes[sampled.route] = RouteTotals(
+                steps=before.steps + 1, wire_bytes=before.wire_bytes + sampled.wire_bytes
+            )
 
     def record_delivery(self, begin_s: float, end_s: float) -> None:
         """Keep an interval in which outputs were handed to their requests; it counts as T5."""
         self._deliveries.append((begin_s, end_s))
 
     def clear(self) -> None:
-        """Forget all steps, for instance those of a warm-up."""
+        """Forget the stamps of all steps, for instance those of a warm-up."""
         self._records.clear()
         self._deliveries.clear()
 
@@ -126,6 +142,10 @@ class Timeline:
         """The task table of the recorded steps; all zeros before the second of them."""
         # One step copies a deque of immutable records whole while the engine thread appends to it.
         return _task_table(list(self._records), list(self._deliveries))
+
+    def routes(self) -> dict[str, RouteTotals]:
+        """Totals since the start, of each route that a step has taken."""
+        return self._routes.copy()  # one step, as above
 
 
 def render(table: TaskTable) -> str:

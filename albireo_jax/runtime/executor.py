@@ -36,7 +36,7 @@ from albireo_jax.runtime.sampling_stage import SampleOutput, admit, jit_sample, 
 from albireo_jax.runtime.state import DeviceState
 from albireo_jax.runtime.step import ForwardOutput, StepProgram, jit_forward
 from albireo_jax.sampling.logits import Rules
-from albireo_jax.sampling.routes import Route
+from albireo_jax.sampling.routes import Route, wire_bytes
 
 _ADMIT = "admit"
 _TIMED_REPEATS = 5
@@ -53,6 +53,15 @@ class Sampling:
     route: Route
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingCost:
+    """What a sampling program costs a step; seconds are 0 until they were measured."""
+
+    route: str
+    wire_bytes: int
+    seconds: float = 0.0
+
+
 class JaxStepHandle:
     """A step on the device. Its end is known exactly if the host waited for it.
 
@@ -60,10 +69,10 @@ class JaxStepHandle:
     running (the executor looks at each dispatch and wait): exposed time is never understated.
     """
 
-    def __init__(self, ids: jax.Array, num_rows: int, *, sample_s: float) -> None:
+    def __init__(self, ids: jax.Array, num_rows: int, *, sampling: SamplingCost) -> None:
         self._ids = ids
         self._num_rows = num_rows
-        self._sample_s = sample_s
+        self._sampling = sampling
         self._seen_running_s = time.perf_counter()
         self._ended = False
         ids.copy_to_host_async()
@@ -81,7 +90,13 @@ class JaxStepHandle:
         ended_before = self.look()
         ids = np.asarray(self._ids)[: self._num_rows]
         finished_s = self._seen_running_s if ended_before else time.perf_counter()
-        return SampledTokens(ids=ids, finished_s=finished_s, sample_s=self._sample_s)
+        return SampledTokens(
+            ids=ids,
+            finished_s=finished_s,
+            sample_s=self._sampling.seconds,
+            route=self._sampling.route,
+            wire_bytes=self._sampling.wire_bytes,
+        )
 
 
 class JaxExecutor:
@@ -110,7 +125,6 @@ class JaxExecutor:
         self._replicated = NamedSharding(program.mesh, PartitionSpec())
         self._ruled = RuledRows(program, rules, max_len=max_len)
         self._in_flight: deque[JaxStepHandle] = deque()
-        self._sampling_s: dict[Sampling, float] = {}
         self._routes = routes(program)
         self._slot_route = np.zeros(self._padding_slot + 1, np.int32)
         samplings = [
@@ -118,6 +132,7 @@ class JaxExecutor:
             for rows in sorted({bucket.rows for bucket in buckets})
             for route in self._routes
         ]
+        self._costs = {sampling: self._cost(sampling) for sampling in samplings}
         self._compiled: dict[Bucket | Sampling | RuleProgram | str, jax.stages.Compiled] = compile_all(
             {_ADMIT: self._lower_admit}
             | self._ruled.programs([sampling.rows for sampling in samplings])
@@ -166,8 +181,7 @@ class JaxExecutor:
         sampled: SampleOutput = self._compiled[sampling](self._sampler, logits_RV, rows)
         self._sampler = sampled.state
         self._ruled.note(ruled, sampled.id_R)
-        sample_s = self._sampling_s.get(sampling, 0.0)
-        handle = JaxStepHandle(sampled.id_R, plan.num_rows, sample_s=sample_s)
+        handle = JaxStepHandle(sampled.id_R, plan.num_rows, sampling=self._costs[sampling])
         self._look()
         self._in_flight.append(handle)
         return handle
@@ -190,8 +204,14 @@ class JaxExecutor:
             wanted = self._logits(rows)
             logits_RV = _random_logits(wanted.shape, wanted.sharding)
             for sampling in [name for name in samplings if name.rows == rows]:
-                self._sampling_s[sampling] = self._median_s(sampling, logits_RV)
+                seconds = self._median_s(sampling, logits_RV)
+                self._costs[sampling] = replace(self._costs[sampling], seconds=seconds)
         self._admit((replace(_GREEDY_SLOT, slot=self._padding_slot),))
+
+    def _cost(self, sampling: Sampling) -> SamplingCost:
+        rows, columns = self._logits(sampling.rows).shape
+        moved = wire_bytes(sampling.route, rows=rows, columns=columns, ranks=self.program.mesh.size)
+        return SamplingCost(route=sampling.route.name.lower(), wire_bytes=moved)
 
     def _median_s(self, sampling: Sampling, logits_RV: jax.Array) -> float:
         """Median seconds of sampling rows that filter, or that are greedy where no others are served."""

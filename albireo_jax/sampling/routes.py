@@ -22,6 +22,7 @@ from enum import IntEnum
 from jaxtyping import Array, Float, Int32
 
 from albireo_jax.sampling.best import sample_greedy, sample_unfiltered
+from albireo_jax.sampling.blocks import BLOCK_TOKENS
 from albireo_jax.sampling.candidates import MAX_CANDIDATES, sample_candidates
 from albireo_jax.sampling.draw import SamplerParams
 from albireo_jax.sampling.sharded import sample_all_to_all, sample_replicated
@@ -37,6 +38,7 @@ class Route(IntEnum):
     REPLICATED = 4
 
 
+_WORD_BYTES = 4
 _SAMPLERS = {
     Route.GREEDY: sample_greedy,
     Route.UNFILTERED: sample_unfiltered,
@@ -55,6 +57,31 @@ def route_of(*, temperature: float, top_k: int, top_p: float, min_p: float) -> R
     if top_k > MAX_CANDIDATES:
         return Route.ALL_TO_ALL
     return Route.CANDIDATES
+
+
+def wire_bytes(route: Route, *, rows: int, columns: int, ranks: int) -> int:
+    """Bytes that a rank receives to sample a step's rows, ids included: the results of its collectives.
+
+    `columns` are those of the logits over all ranks. Of CANDIDATES, the masses that rows with top-p need are
+    included, and the fallback is not: only the device knows of it, and it costs as much again as ALL_TO_ALL.
+    """
+    if ranks == 1:
+        return 0
+    padded_rows = -(-rows // ranks) * ranks
+    own_columns = columns // ranks
+    match route:
+        case Route.GREEDY:
+            words = 2 * rows
+        case Route.UNFILTERED:
+            words = 3 * rows
+        case Route.CANDIDATES:
+            sent = min(MAX_CANDIDATES, -(-own_columns // BLOCK_TOKENS) * BLOCK_TOKENS)
+            words = 5 * rows + padded_rows * (2 * sent + 1) + padded_rows
+        case Route.ALL_TO_ALL:
+            words = padded_rows * own_columns + padded_rows
+        case Route.REPLICATED:
+            words = rows * columns
+    return _WORD_BYTES * words
 
 
 def sample_by(
