@@ -112,8 +112,8 @@ class SampledTokens:
 
     `finished_s` is when the device ended the step, on the clock of `time.perf_counter` (or the
     simulator's); `sample_s` is the part of the step spent sampling, 0 where it was never measured.
-    `route` names the way in which its rows were sampled, "" where the executor has no routes; `wire_bytes` are
-    what each rank received for it, as far as the host can know.
+    `route` names the way in which its rows were sampled, "" where the executor has no routes; `wire_bytes`
+    are what each rank received for it, as far as the host can know.
     """
 
     ids: Int32s
