@@ -2,6 +2,7 @@
 
 import re
 from functools import cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,18 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from sampling_lab import INF, Row, noise_of, oracle, params_of, random_batch
 
+from albireo_jax.experiments.collectives import collectives
+from albireo_jax.experiments.hlo import parse
 from albireo_jax.sampling.blocks import BLOCK_TOKENS
 from albireo_jax.sampling.candidates import MAX_CANDIDATES
 from albireo_jax.sampling.draw import NOT_FINITE
-from albireo_jax.sampling.routes import Route, route_of, sample_by
+from albireo_jax.sampling.routes import Route, route_of, sample_by, wire_bytes
 
-ROWS = 64
+ROWS = 61  # which divides no number of ranks
 SIZES = {"narrow": (1016, 1013), "wide": (40_000, 39_990)}
 """Columns, some of which only pad the vocabulary, and tokens; of the wide one, candidates are a part."""
+LAYOUTS = [(1, "narrow"), (2, "narrow"), (4, "narrow"), (8, "narrow"), (8, "wide")]
+"""Ranks and sizes; over 8 ranks, the candidates of the narrow one are all of its tokens."""
 
 
 def lowered(route, ranks, columns):
@@ -50,19 +55,32 @@ def served_by(route, row):
     return row
 
 
-@pytest.mark.parametrize(
-    ("ranks", "size"), [(1, "narrow"), (2, "narrow"), (4, "narrow"), (8, "narrow"), (8, "wide")]
-)
-@pytest.mark.parametrize("route", [Route.GREEDY, Route.UNFILTERED, Route.CANDIDATES])
-def test_a_route_draws_the_token_of_the_oracle(route, ranks, size):
+class Answered(NamedTuple):
+    """Rows, and their tokens by the oracle."""
+
+    logits: np.ndarray
+    rows: list[Row]
+    ids: list[int]
+
+
+@cache
+def answered(route, size, seed):
+    """Random rows that the route serves; the dearest routes serve what candidates do."""
     columns, tokens = SIZES[size]
-    program = compiled(route, ranks, columns)
+    logits, params = random_batch((size == "wide", seed), ROWS, columns)
+    logits[:, tokens:] = -INF
+    rows = [served_by(route, row) for row in params]
+    ids = [oracle(*each) for each in zip(logits, rows, noise_of(rows, columns), strict=True)]
+    return Answered(logits, rows, ids)
+
+
+@pytest.mark.parametrize(("ranks", "size"), LAYOUTS)
+@pytest.mark.parametrize("route", list(Route))
+def test_a_route_draws_the_token_of_the_oracle(route, ranks, size):
+    program = compiled(route, ranks, SIZES[size][0])
     for seed in range(6):
-        logits, params = random_batch((size == "wide", seed), ROWS, columns)
-        logits[:, tokens:] = -INF
-        rows = [served_by(route, row) for row in params]
-        want = [oracle(*each) for each in zip(logits, rows, noise_of(rows, columns), strict=True)]
-        np.testing.assert_array_equal(program(logits, params_of(rows)), want)
+        batch = answered(min(route, Route.CANDIDATES), size, seed)
+        np.testing.assert_array_equal(program(batch.logits, params_of(batch.rows)), batch.ids)
 
 
 @pytest.mark.parametrize("route", [Route.GREEDY, Route.UNFILTERED, Route.CANDIDATES, Route.ALL_TO_ALL])
@@ -102,6 +120,25 @@ def test_candidates_that_do_not_suffice_are_not_trusted():
     assert want[0] != 7
     assert want[1:] == [7] * (ROWS - 1)
     np.testing.assert_array_equal(compiled(Route.CANDIDATES, 8, 40_000)(logits, params_of(rows)), want)
+
+
+@pytest.mark.parametrize(("ranks", "size"), LAYOUTS[1:])
+@pytest.mark.parametrize("route", list(Route))
+def test_a_route_moves_the_bytes_that_it_says(route, ranks, size):
+    columns, _ = SIZES[size]
+    said = partial(wire_bytes, rows=ROWS, columns=columns, ranks=ranks)
+    sent = collectives(parse(compiled(route, ranks, columns).as_text()))
+    fallback = {one.within for one in sent if one.within and one.kind == "all-to-all"}
+    assert len(fallback) == (route is Route.CANDIDATES)
+    assert sum(one.result_bytes for one in sent if one.within not in fallback) == said(route)
+    in_fallback = sum(one.result_bytes for one in sent if one.within in fallback)
+    assert in_fallback == (said(Route.ALL_TO_ALL) if fallback else 0)
+
+
+@pytest.mark.parametrize("route", [Route.GREEDY, Route.UNFILTERED, Route.ALL_TO_ALL, Route.REPLICATED])
+def test_one_rank_moves_nothing(route):
+    assert collectives(parse(compiled(route, 1, 1016).as_text())) == ()
+    assert wire_bytes(route, rows=ROWS, columns=1016, ranks=1) == 0
 
 
 def test_the_cheapest_route_is_chosen():
