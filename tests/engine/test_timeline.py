@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from albireo_jax.core.plan import SampledTokens
-from albireo_jax.engine.timeline import StepStamps, TaskTable, Timeline, render
+from albireo_jax.engine.timeline import RouteTotals, StepStamps, TaskTable, Timeline, render
 
 PLAN_S, DISPATCH_S, COMMIT_S, DELIVER_S, WAKE_S = 0.004, 0.003, 0.002, 0.001, 0.0005
 
@@ -142,6 +142,20 @@ def test_only_the_latest_steps_are_kept_and_clear_forgets_them() -> None:
     assert timeline.table().wall_s == pytest.approx(3.0)
     timeline.clear()
     assert timeline.table().wall_s == 0
+
+
+def test_totals_by_route_are_of_all_steps_since_the_start() -> None:
+    timeline = Timeline(capacity=2, clock=ManualClock())
+    for route, wire_bytes in (("greedy", 10), ("", 0), ("candidates", 500), ("greedy", 20), ("greedy", 0)):
+        sampled = SampledTokens(ids=None, finished_s=0.0, route=route, wire_bytes=wire_bytes)
+        timeline.record(StepStamps(0.0, 0.0, 0.0, False), sampled, commit_s=0.0)
+    expected = {
+        "greedy": RouteTotals(steps=3, wire_bytes=30),
+        "candidates": RouteTotals(steps=1, wire_bytes=500),
+    }
+    assert timeline.routes() == expected
+    timeline.clear()
+    assert timeline.routes() == expected
 
 
 def test_the_text_shows_each_task_and_what_of_it_was_exposed() -> None:

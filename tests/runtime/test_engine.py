@@ -1,4 +1,4 @@
-"""Tokens of the real data plane: equal to the dense model's, and free of tp, depth, batch and preemption."""
+"""The real data plane: tokens free of tp, depth, batch and preemption, and steps counted by their routes."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +10,11 @@ import pytest
 
 from albireo_jax.core.config import SamplingMode
 from albireo_jax.core.types import Request
+from albireo_jax.experiments.collectives import collectives
+from albireo_jax.experiments.hlo import parse
+from albireo_jax.runtime.executor import Sampling
 from albireo_jax.runtime.step import LayerLoop
+from albireo_jax.sampling.routes import Route
 
 Build = Callable[..., Any]
 
@@ -111,3 +115,56 @@ def test_new_weights_serve_without_a_new_engine(engine: Build) -> None:
     small.executor.replace_weights(weights)
     assert changed != before
     assert small.run([request]) == before
+
+
+GREEDY, UNFILTERED = {"temperature": 0.0}, {"temperature": 0.9}
+TOP_K, WIDE_TOP_K = {"temperature": 0.9, "top_k": 5}, {"temperature": 0.9, "top_k": 1000}
+
+
+def steps_by_route(small: Any, *rows: tuple[int, dict[str, float]]) -> dict[str, int]:
+    """Of an engine's whole life, after requests that begin together, each of so many tokens."""
+    requests = [
+        Request(request_id=f"r{i}", prompt_token_ids=(i, 3), max_tokens=tokens, seed=i, **params)
+        for i, (tokens, params) in enumerate(rows)
+    ]
+    small.run(requests)
+    totals = small.loop.timeline.routes()
+    assert sum(one.steps for one in totals.values()) == small.loop.scheduler.stats().steps
+    return {route: one.steps for route, one in totals.items()}
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_steps_count_under_the_route_that_their_rows_need(engine: Build, depth: int) -> None:
+    def steps(*rows: tuple[int, dict[str, float]]) -> dict[str, int]:
+        return steps_by_route(engine(tp=4, depth=depth), *rows)
+
+    assert steps((7, GREEDY), (4, GREEDY)) == {"greedy": 7}
+    assert steps((7, GREEDY), (4, UNFILTERED)) == {"unfiltered": 4, "greedy": 3}
+    assert steps((7, GREEDY), (4, TOP_K)) == {"candidates": 4, "greedy": 3}
+    assert steps((7, GREEDY), (4, TOP_K), (2, WIDE_TOP_K), (6, UNFILTERED)) == {
+        "all_to_all": 2,
+        "candidates": 2,
+        "unfiltered": 2,
+        "greedy": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("tp", "sampling", "route"),
+    [
+        (1, SamplingMode.SHARDED, Route.ALL_TO_ALL),
+        (4, SamplingMode.SHARDED, Route.CANDIDATES),
+        (4, SamplingMode.SHARDED, Route.GREEDY),
+        (4, SamplingMode.REPLICATED, Route.REPLICATED),
+    ],
+)
+def test_bytes_are_those_of_the_compiled_program(
+    engine: Build, tp: int, sampling: SamplingMode, route: Route
+) -> None:
+    small = engine(tp=tp, sampling=sampling)
+    assert steps_by_route(small, (6, GREEDY if route is Route.GREEDY else TOP_K)) == {route.name.lower(): 6}
+    sent = collectives(parse(small.executor.compiled(Sampling(8, route)).as_text()))
+    fallback = {one.within for one in sent if one.within and one.kind == "all-to-all"}
+    moved = sum(one.result_bytes for one in sent if one.within not in fallback)
+    assert small.loop.timeline.routes()[route.name.lower()].wire_bytes == 6 * moved
+    assert (moved > 0) == (tp > 1)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
@@ -98,19 +99,22 @@ def sim_loop(
     depth: int = 2,
     fail_at: int | None = None,
     clock: Callable[[], float] | None = None,
+    wrap: Callable[[Executor], Executor] | None = None,
 ) -> EngineLoop:
-    """The shipped scheduler and loop on a simulated device, which raises at step `fail_at`."""
+    """The shipped scheduler and loop on a simulated device (in `wrap`), which raises at step `fail_at`."""
     config = SchedulerConfig(max_rows=max_rows, max_step_tokens=max_step_tokens, depth=depth)
     sim_clock = Clock()
     executor: Executor = SimExecutor(limits, max_rows=max_rows, cost=lambda _: 1e-3, clock=sim_clock)
     if fail_at is not None:
         executor = FailingExecutor(executor, fail_at=fail_at)
+    if wrap is not None:
+        executor = wrap(executor)
     timeline = Timeline(clock=clock or sim_clock)
     return EngineLoop(Scheduler(config, limits), executor, depth=depth, timeline=timeline)
 
 
 @contextmanager
-def lab(limits: EngineLimits = LIMITS, **loop_options: int | None) -> Iterator[Lab]:
+def lab(limits: EngineLimits = LIMITS, **loop_options: Any) -> Iterator[Lab]:
     """A running simulated engine."""
     loop = sim_loop(limits, **loop_options)
     tokenizer = tiny_tokenizer()

@@ -1,13 +1,16 @@
 """/metrics is Prometheus text whose figures agree with what was served."""
 
 import asyncio
+from dataclasses import replace
 
 import httpx
+import numpy as np
 from engine_lab import Lab, lab
 from http_lab import in_process
 from prometheus_client.parser import text_string_to_metric_families
 
 from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.plan import NOT_FINITE, Executor, SampledTokens, StepHandle, StepPlan
 from albireo_jax.serving.app import create_app
 
 TASKS = ("T1", "T2", "T3", "T4", "T5")
@@ -22,6 +25,31 @@ async def _samples(client: httpx.AsyncClient) -> dict[tuple[str, ...], float]:
         for family in text_string_to_metric_families(answer.text)
         for sample in family.samples
     }
+
+
+class _TwoRoutes:
+    """Samples by two routes in turn; the logits of step `broken_at` are not finite."""
+
+    def __init__(self, inner: Executor, *, broken_at: int) -> None:
+        self._inner = inner
+        self._broken_at = broken_at
+
+    def dispatch(self, plan: StepPlan) -> StepHandle:
+        sampled = self._inner.dispatch(plan).wait()
+        if plan.step == self._broken_at:
+            sampled = replace(sampled, ids=np.full_like(sampled.ids, NOT_FINITE))
+        odd = plan.step % 2
+        return _Known(replace(sampled, route=("greedy", "candidates")[odd], wire_bytes=(3, 1000)[odd]))
+
+
+class _Known:
+    """A step whose result is there."""
+
+    def __init__(self, sampled: SampledTokens) -> None:
+        self._sampled = sampled
+
+    def wait(self) -> SampledTokens:
+        return self._sampled
 
 
 def _scrape(engine: Lab, *bodies: dict[str, object]) -> dict[tuple[str, ...], float]:
@@ -80,3 +108,22 @@ def test_preemptions_are_counted() -> None:
         samples = _scrape(engine, *[body] * 4)
     assert samples["albireo_preemptions_total",] > 0
     assert samples["albireo_requests_finished_total", "length"] == 4
+
+
+def test_steps_and_bytes_are_counted_by_the_route_that_sampled() -> None:
+    body = {"prompt": "x", "max_tokens": 9, "ignore_eos": True}
+    with lab(depth=1, wrap=lambda inner: _TwoRoutes(inner, broken_at=-1)) as engine:
+        samples = _scrape(engine, body)
+    steps = {key[1]: value for key, value in samples.items() if key[0] == "albireo_sampling_steps_total"}
+    assert sum(steps.values()) == samples["albireo_steps_total",] == 9
+    assert steps == {"greedy": 5, "candidates": 4}
+    assert samples["albireo_sampling_wire_bytes_total", "greedy"] == 5 * 3
+    assert samples["albireo_sampling_wire_bytes_total", "candidates"] == 4 * 1000
+    assert samples["albireo_nonfinite_rows_total",] == 0
+
+
+def test_rows_that_are_not_finite_are_counted() -> None:
+    with lab(wrap=lambda inner: _TwoRoutes(inner, broken_at=0)) as engine:
+        samples = _scrape(engine, {"prompt": "x", "max_tokens": 9, "n": 2})
+    assert samples["albireo_nonfinite_rows_total",] == 2
+    assert samples["albireo_requests_finished_total", "error"] == 2
