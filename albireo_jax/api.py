@@ -9,6 +9,7 @@ from albireo_jax.core.config import (
     CacheConfig,
     Dtype,
     EngineConfig,
+    KvDtype,
     ParallelConfig,
     SamplingMode,
     SchedulerConfig,
@@ -56,6 +57,7 @@ class LLM:
         max_step_tokens: int = 512,
         num_pages: int | None = None,
         page_size: int = 16,
+        kv_cache_dtype: str = "auto",
         depth: int = 2,
         sampling: str = "sharded",
         measure_sampling: bool = False,
@@ -67,7 +69,7 @@ class LLM:
             max_model_len=max_model_len,
             sampling=SamplingMode(sampling),
             parallel=ParallelConfig(tp=tp, virtual_devices=virtual_devices),
-            cache=CacheConfig(page_size=page_size, num_pages=num_pages),
+            cache=CacheConfig(page_size=page_size, num_pages=num_pages, kv_dtype=KvDtype(kv_cache_dtype)),
             scheduler=SchedulerConfig(max_rows=max_rows, max_step_tokens=max_step_tokens, depth=depth),
         )
         self.engine: Engine = launch(config, progress=progress, measure_sampling=measure_sampling)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import psutil
 from jax.sharding import Mesh
 
@@ -151,6 +150,7 @@ def _sizes(config: EngineConfig, model: ModelConfig, *, budget_bytes: int, dtype
         page_size=page_size,
         dtype=dtype,
         budget_bytes=budget_bytes - counts_bytes,
+        kv_dtype=config.cache.kv_dtype,
         max_pages=config.cache.num_pages or useful_pages,
     )
     if config.cache.num_pages is not None and memory.num_pages < config.cache.num_pages:
@@ -205,7 +205,7 @@ def _executor(
     return JaxExecutor(
         program,
         decoder.weights(),
-        new_state(shape, mesh, axis=TP, dtype=np.dtype(dtype.value)),
+        new_state(shape, mesh, axis=TP, kv_dtype=config.cache.kv_dtype.resolve(dtype)),
         buckets=bucket_grid(
             config.scheduler.max_rows,
             config.scheduler.max_step_tokens,

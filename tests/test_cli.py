@@ -10,8 +10,8 @@ from albireo_jax.cli import main
 from albireo_jax.cli.config_file import read_flags
 
 ENGINE_FLAGS = (
-    "config tp virtual-devices dtype max-model-len max-rows max-step-tokens num-pages page-size depth "
-    "sampling"
+    "config tp virtual-devices dtype max-model-len max-rows max-step-tokens num-pages page-size "
+    "kv-cache-dtype depth sampling"
 )
 SERVE_FLAGS = "served-model-name host port api-key tool-call-parser reasoning-parser"
 
@@ -136,7 +136,7 @@ def test_flags_from_a_file_and_the_command_line_wins(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("max_row: 5", "unknown key 'max_row'; known are api-key, depth, dtype, host, max-model-len"),
+        ("max_row: 5", "unknown key 'max_row'; known are api-key, depth, dtype, host, kv-cache-dtype"),
         ("config: other.yaml", "unknown key 'config'"),
         ("tp: two", "--tp"),
         ("tp: 2.5", "--tp"),

@@ -16,6 +16,7 @@ from albireo_jax.core.config import (
     CacheConfig,
     Dtype,
     EngineConfig,
+    KvDtype,
     ParallelConfig,
     SamplingMode,
     SchedulerConfig,
@@ -60,7 +61,7 @@ class EngineFlags:
         Dtype | None,
         typer.Option(
             metavar="float32|bfloat16",
-            help="Of weights and cache. Default: bfloat16 on GPUs, float32 on CPUs.",
+            help="Of weights and activations. Default: bfloat16 on GPUs, float32 on CPUs.",
             show_default=False,
         ),
     ] = None
@@ -87,6 +88,13 @@ class EngineFlags:
         ),
     ] = None
     page_size: Annotated[int, typer.Option(metavar="N", help="Tokens per page.")] = 16
+    kv_cache_dtype: Annotated[
+        KvDtype,
+        typer.Option(
+            metavar="|".join(KvDtype),
+            help="Of cached keys and values; int8 and fp8 are scaled per token and head. auto: as the model.",
+        ),
+    ] = KvDtype.AUTO
     depth: Annotated[
         int,
         typer.Option(metavar="N", help=f"Steps in flight, up to {MAX_DEPTH}; 1 plans and computes in turn."),
@@ -107,7 +115,9 @@ class EngineFlags:
             max_model_len=self.max_model_len,
             sampling=self.sampling,
             parallel=ParallelConfig(tp=self.tp, virtual_devices=self.virtual_devices),
-            cache=CacheConfig(page_size=self.page_size, num_pages=self.num_pages),
+            cache=CacheConfig(
+                page_size=self.page_size, num_pages=self.num_pages, kv_dtype=self.kv_cache_dtype
+            ),
             scheduler=SchedulerConfig(
                 max_rows=self.max_rows, max_step_tokens=self.max_step_tokens, depth=self.depth
             ),

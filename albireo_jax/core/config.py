@@ -9,7 +9,7 @@ MAX_DEPTH = 8
 
 
 class Dtype(StrEnum):
-    """Of weights, activations and cached keys and values."""
+    """Of weights and activations, and of cached keys and values unless these have a `KvDtype`."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -18,6 +18,33 @@ class Dtype(StrEnum):
     def num_bytes(self) -> int:
         """Bytes of one element."""
         return {Dtype.FLOAT32: 4, Dtype.BFLOAT16: 2}[self]
+
+
+class KvDtype(StrEnum):
+    """Of cached keys and values: the model's (AUTO), or one of their own.
+
+    INT8 and FP8 (e4m3) keep each vector of a token and head divided by a bfloat16 scale of its own.
+    """
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+    FP8 = "fp8"
+
+    def resolve(self, dtype: Dtype) -> "KvDtype":
+        """What AUTO stands for beside a model of this dtype; the others stand for themselves."""
+        return KvDtype(dtype.value) if self is KvDtype.AUTO else self
+
+    def vector_bytes(self, head_dim: int, *, dtype: Dtype) -> int:
+        """Bytes of the key or the value of one token and head, its scale included."""
+        match self.resolve(dtype):
+            case KvDtype.FLOAT32:
+                return 4 * head_dim
+            case KvDtype.BFLOAT16:
+                return 2 * head_dim
+            case _:
+                return head_dim + 2
 
 
 class SamplingMode(StrEnum):
@@ -144,10 +171,16 @@ class ParallelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheConfig:
-    """KV pages: tokens per page, and how many pages (None: as many as the memory holds)."""
+    """KV pages: tokens per page, how many pages (None: as many as the memory holds), and their precision.
+
+    `host_memory_bytes` of the host's memory, over all ranks, hold pages that have no room on the devices;
+    0 keeps none there.
+    """
 
     page_size: int = 16
     num_pages: int | None = None
+    kv_dtype: KvDtype = KvDtype.AUTO
+    host_memory_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Refuse caches that hold nothing."""
@@ -155,6 +188,8 @@ class CacheConfig:
             raise ValueError(f"page_size must be a power of two from 1 to 128, got {self.page_size}")
         if self.num_pages is not None and self.num_pages < 1:
             raise ValueError(f"num_pages must be at least 1, got {self.num_pages}")
+        if self.host_memory_bytes < 0:
+            raise ValueError(f"host_memory_bytes must not be negative, got {self.host_memory_bytes}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.config import Dtype, KvDtype, ModelConfig
 from albireo_jax.core.errors import CapacityError
 
 
@@ -35,10 +35,15 @@ def weight_bytes(model: ModelConfig, *, tp: int, dtype: Dtype) -> int:
     return (model.num_layers * layer + embeddings + hidden) * dtype.num_bytes
 
 
-def page_bytes(model: ModelConfig, *, tp: int, page_size: int, dtype: Dtype) -> int:
-    """Bytes of one page of keys and values of all layers on one of `tp` ranks."""
-    kv_heads = model.kv_heads_at(tp) // tp
-    return 2 * model.num_layers * page_size * kv_heads * model.head_dim * dtype.num_bytes
+def page_bytes(
+    model: ModelConfig, *, tp: int, page_size: int, dtype: Dtype, kv_dtype: KvDtype = KvDtype.AUTO
+) -> int:
+    """Bytes of one page of keys and values of all layers on one of `tp` ranks, with their scales.
+
+    `dtype` is the model's, which the pages have too unless `kv_dtype` says otherwise.
+    """
+    vectors = 2 * model.num_layers * page_size * model.kv_heads_at(tp) // tp
+    return vectors * kv_dtype.vector_bytes(model.head_dim, dtype=dtype)
 
 
 def rules_bytes(model: ModelConfig, *, tp: int, num_slots: int) -> int:
@@ -53,6 +58,7 @@ def plan_memory(
     page_size: int,
     dtype: Dtype,
     budget_bytes: int,
+    kv_dtype: KvDtype = KvDtype.AUTO,
     max_pages: int | None = None,
 ) -> MemoryPlan:
     """Pages that fit beside the weights in `budget_bytes` of one device, `max_pages` at most.
@@ -60,7 +66,7 @@ def plan_memory(
     Raises CapacityError if the weights leave no room for one page besides the null page.
     """
     weights = weight_bytes(model, tp=tp, dtype=dtype)
-    page = page_bytes(model, tp=tp, page_size=page_size, dtype=dtype)
+    page = page_bytes(model, tp=tp, page_size=page_size, dtype=dtype, kv_dtype=kv_dtype)
     num_pages = (budget_bytes - weights) // page - 1  # one page is the null page
     if num_pages < 1:
         raise CapacityError(

@@ -29,8 +29,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32, Real
 
+from albireo_jax.ops.kv_cache import KvCache, decode
 from albireo_jax.ops.kv_write import NULL_PAGE
 
 
@@ -60,12 +61,11 @@ _HALF = 0.5
 """Factor on the values, exact. XLA's CPU compiler vectorises a gather only if it also calculates."""
 
 
-class _Cache(NamedTuple):
+class _Layer(NamedTuple):
     """One layer of the cache, inside the arrays of all layers."""
 
-    k_LPSNK: Float[Array, "L P S N K"]
-    v_LPSNK: Float[Array, "L P S N K"]
-    layer: int | Int32[Array, ""]
+    cache: KvCache
+    nth: int | Int32[Array, ""]
 
 
 class _Rows(NamedTuple):
@@ -128,8 +128,7 @@ class _Softmax(NamedTuple):
 
 def paged_attention(
     q_TNGK: Float[Array, "T N G K"],
-    k_LPSNK: Float[Array, "L P S N K"],
-    v_LPSNK: Float[Array, "L P S N K"],
+    cache: KvCache,
     *,
     layer: int | Int32[Array, ""],
     row_start_R1: Int32[Array, " R1"],
@@ -148,19 +147,19 @@ def paged_attention(
     num_tokens, _, group, _ = q_TNGK.shape
     num_rows = context_R.shape[0]
     rows = _Rows(row_start_R1, context_R, page_table_RM)
-    cache = _Cache(k_LPSNK, v_LPSNK, layer)
+    held = _Layer(cache, layer)
     mask = _Mask(scale, sliding_window)
     count_R = row_start_R1[1:] - row_start_R1[:-1]
     is_decode_R = count_R == 1
     tiles = _cut(rows, is_decode_R.astype(jnp.int32), shape=(num_rows, 1), num_tokens=num_tokens)
-    out_TNGK = _attend(q_TNGK, tiles, rows=rows, cache=cache, mask=mask)
+    out_TNGK = _attend(q_TNGK, tiles, rows=rows, layer=held, mask=mask)
     if num_tokens == num_rows:
         return out_TNGK
     queries = min(max(1, _CHUNK_VECTORS // group), num_tokens)
     tiles_R = jnp.where(is_decode_R, 0, (count_R + queries - 1) // queries)
     num_tiles = num_tokens // queries + min(num_rows, num_tokens // 2)
     tiles = _cut(rows, tiles_R, shape=(num_tiles, queries), num_tokens=num_tokens)
-    return out_TNGK + _attend(q_TNGK, tiles, rows=rows, cache=cache, mask=mask)
+    return out_TNGK + _attend(q_TNGK, tiles, rows=rows, layer=held, mask=mask)
 
 
 def _cut(rows: _Rows, tiles_R: Int32[Array, " R"], *, shape: tuple[int, int], num_tokens: int) -> _Tiles:
@@ -199,13 +198,13 @@ def _find(ends_X: Int32[Array, " X"], index_Z: Int32[Array, " Z"]) -> Int32[Arra
 
 
 def _attend(
-    q_TNGK: Float[Array, "T N G K"], tiles: _Tiles, *, rows: _Rows, cache: _Cache, mask: _Mask
+    q_TNGK: Float[Array, "T N G K"], tiles: _Tiles, *, rows: _Rows, layer: _Layer, mask: _Mask
 ) -> Float[Array, "T N G K"]:
     """Attention of the tiles' queries, zeros for all other tokens."""
     num_tiles, queries = tiles.token_IQ.shape
     _, heads, group, head_dim = q_TNGK.shape
     vectors = queries * group
-    page_size = cache.k_LPSNK.shape[2]
+    page_size = layer.cache.k_LPSNK.shape[2]
     sizes = _DECODE if queries == 1 else _CHUNK
     block_pages = max(1, sizes.block_tokens // page_size)
     block_elements = block_pages * page_size * heads * head_dim
@@ -218,7 +217,7 @@ def _attend(
         blocks = _take(line, work_W, tiles=tiles, rows=rows, pages=(block_pages, page_size))
         q_WQNGK = q_TNGK.at[tiles.token_IQ[blocks.tile_W]].get(mode="fill", fill_value=0)
         q_WNUK = q_WQNGK.transpose(0, 2, 1, 3, 4).reshape(width, heads, vectors, head_dim)
-        return _add_blocks(state, q_WNUK.astype(jnp.float32), blocks, cache=cache, mask=mask)
+        return _add_blocks(state, q_WNUK.astype(jnp.float32), blocks, layer=layer, mask=mask)
 
     # Made like the queries: inside a shard_map these vary over the mesh, and so must the loop's state.
     zeros_INUK = jnp.zeros_like(q_TNGK, jnp.float32, shape=(num_tiles + width - 1, heads, vectors, head_dim))
@@ -271,17 +270,19 @@ def _take(
 
 
 def _add_blocks(
-    state: _Softmax, q_WNUK: Float[Array, "W N U K"], blocks: _Blocks, *, cache: _Cache, mask: _Mask
+    state: _Softmax, q_WNUK: Float[Array, "W N U K"], blocks: _Blocks, *, layer: _Layer, mask: _Mask
 ) -> _Softmax:
     """The online softmax with a trip's blocks of keys and values.
 
     Every tile in use has a block, so the trip's tiles are neighbours: V <= W of them from the first on.
     """
-    k_WNBK = _gather(cache.k_LPSNK, cache.layer, blocks.page_WY) * mask.scale
-    v_WNBK = _gather(cache.v_LPSNK, cache.layer, blocks.page_WY) * _HALF
+    k_LPSNK, v_LPSNK, k_scale_LPSN, v_scale_LPSN = layer.cache
+    k_WNBK = _gather(k_LPSNK, layer.nth, blocks.page_WY) * mask.scale
+    v_WNBK = _gather(v_LPSNK, layer.nth, blocks.page_WY) * _HALF
     # What a page's last owner left must not reach the sum, not even as 0 * NaN.
     v_WNBK = jnp.where(blocks.is_cached_WB[:, None, :, None], v_WNBK, 0.0)
     score_WNUB = jnp.einsum("WNBK,WNUK->WNUB", k_WNBK, q_WNUK)
+    score_WNUB = _times_scales(score_WNUB, k_scale_LPSN, layer.nth, blocks=blocks)
     score_WNUB = jnp.where(_seen(blocks, q_WNUK.shape[2], window=mask.window), score_WNUB, _MASKED)
 
     width = blocks.tile_W.shape[0]
@@ -295,6 +296,7 @@ def _add_blocks(
     # The running maximum starts far above the score of what is masked: exp gives exactly 0 for it.
     weight_WNUB = jnp.exp(score_WNUB - max_VNU[nth_W][..., None])
     sum_WNU = jnp.sum(weight_WNUB, axis=-1)
+    weight_WNUB = _times_scales(weight_WNUB, v_scale_LPSN, layer.nth, blocks=blocks)
     out_WNUK = jnp.einsum("WNUB,WNBK->WNUK", weight_WNUB, v_WNBK)
     share_VW = is_tile_VW.astype(jnp.float32)
     after = _Softmax(
@@ -320,10 +322,29 @@ def _seen(blocks: _Blocks, vectors: int, *, window: int | None) -> Bool[Array, "
 
 
 def _gather(
-    cache_LPSNK: Float[Array, "L P S N K"], layer: int | Int32[Array, ""], page_WY: Int32[Array, "W Y"]
+    x_LPSNK: Real[Array, "L P S N K"], layer: int | Int32[Array, ""], page_WY: Int32[Array, "W Y"]
 ) -> Float[Array, "W N B K"]:
-    """Blocks of pages in float32, heads first as batched matrix products want them."""
-    _, _, page_size, heads, head_dim = cache_LPSNK.shape
+    """Blocks of pages in float32, without their scales, heads first as batched matrix products want them."""
+    _, _, page_size, heads, head_dim = x_LPSNK.shape
     width, block_pages = page_WY.shape
-    cache_WYSNK = cache_LPSNK[layer, page_WY].astype(jnp.float32)
-    return cache_WYSNK.transpose(0, 3, 1, 2, 4).reshape(width, heads, block_pages * page_size, head_dim)
+    x_WYSNK = decode(x_LPSNK[layer, page_WY])
+    return x_WYSNK.transpose(0, 3, 1, 2, 4).reshape(width, heads, block_pages * page_size, head_dim)
+
+
+def _times_scales(
+    x_WNUB: Float[Array, "W N U B"],
+    scale_LPSN: Float[Array, "L P S N"] | None,
+    layer: int | Int32[Array, ""],
+    *,
+    blocks: _Blocks,
+) -> Float[Array, "W N U B"]:
+    """Scores or weights, one per cached vector, times the vectors' scales if the cache has any.
+
+    So K numbers are spared a multiplication each; what is not cached gets 0.
+    """
+    if scale_LPSN is None:
+        return x_WNUB
+    width, heads, _, block_tokens = x_WNUB.shape
+    scale_WYSN = scale_LPSN[layer, blocks.page_WY].astype(jnp.float32)
+    scale_WNB = scale_WYSN.transpose(0, 3, 1, 2).reshape(width, heads, block_tokens)
+    return x_WNUB * jnp.where(blocks.is_cached_WB[:, None], scale_WNB, 0.0)[:, :, None]

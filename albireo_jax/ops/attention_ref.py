@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
+from albireo_jax.ops.kv_cache import KvCache, dequantise
+
 
 def reference_attention(
     q_TNGK: Float[Array, "T N G K"],
-    k_LPSNK: Float[Array, "L P S N K"],
-    v_LPSNK: Float[Array, "L P S N K"],
+    cache: KvCache,
     *,
     layer: int | Int32[Array, ""],
     row_start_R1: Int32[Array, " R1"],
@@ -25,8 +26,9 @@ def reference_attention(
     position_T = context_R.at[row_T].get(mode="clip") - (end_T - token_T)
 
     pages_TM = page_table_RM.at[row_T].get(mode="clip")
-    k_TCNK = k_LPSNK[layer, pages_TM].reshape(num_tokens, -1, num_heads, head_dim).astype(jnp.float32)
-    v_TCNK = v_LPSNK[layer, pages_TM].reshape(num_tokens, -1, num_heads, head_dim).astype(jnp.float32)
+    k_LPSNK, v_LPSNK, _, _ = dequantise(cache)
+    k_TCNK = k_LPSNK[layer, pages_TM].reshape(num_tokens, -1, num_heads, head_dim)
+    v_TCNK = v_LPSNK[layer, pages_TM].reshape(num_tokens, -1, num_heads, head_dim)
     entry_1C = jnp.arange(k_TCNK.shape[1])[None, :]
     seen_TC = (entry_1C <= position_T[:, None]) & (token_T < row_start_R1[-1])[:, None]
     if sliding_window is not None:

@@ -2,8 +2,11 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
+
+from albireo_jax.ops.kv_cache import KvCache, encode
 
 NULL_PAGE = 0
 """Page that no request owns; padding tokens are written to it."""
@@ -35,18 +38,21 @@ def token_pages(
 
 
 def write_kv(
-    k_LPSNK: Float[Array, "L P S N K"],
-    v_LPSNK: Float[Array, "L P S N K"],
+    cache: KvCache,
     *,
     k_TNK: Float[Array, "T N K"],
     v_TNK: Float[Array, "T N K"],
     layer: int | Int32[Array, ""],
     pages: TokenPages,
-) -> tuple[Float[Array, "L P S N K"], Float[Array, "L P S N K"]]:
-    """Both caches with the step's tokens in one layer's pages, rounded to the cache's dtype.
+) -> KvCache:
+    """The cache with the step's tokens in one layer's pages, rounded as its dtype and scales want it.
 
-    Under `jax.jit` with the caches donated, or in the carry of a loop, only the written entries move.
+    Under `jax.jit` with the cache donated, or in the carry of a loop, only the written entries move.
     """
-    k_LPSNK = k_LPSNK.at[layer, pages.page_T, pages.offset_T].set(k_TNK.astype(k_LPSNK.dtype))
-    v_LPSNK = v_LPSNK.at[layer, pages.page_T, pages.offset_T].set(v_TNK.astype(v_LPSNK.dtype))
-    return k_LPSNK, v_LPSNK
+    k, v = encode(k_TNK, cache.k_LPSNK.dtype), encode(v_TNK, cache.v_LPSNK.dtype)
+    new = KvCache(k.x_TNK, v.x_TNK, k.scale_TN, v.scale_TN)
+
+    def write(held: Array, written: Array) -> Array:
+        return held.at[layer, pages.page_T, pages.offset_T].set(written)
+
+    return jax.tree.map(write, cache, new)

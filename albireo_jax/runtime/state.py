@@ -7,11 +7,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Int32
 
+from albireo_jax.core.config import KvDtype
+from albireo_jax.ops.kv_cache import FP8_BITS, KvCache, new_cache
 from albireo_jax.runtime.batch import SLOT_FIELDS
+
+_PAGE_DTYPES = {
+    KvDtype.FLOAT32: jnp.dtype(jnp.float32),
+    KvDtype.BFLOAT16: jnp.dtype(jnp.bfloat16),
+    KvDtype.INT8: jnp.dtype(jnp.int8),
+    KvDtype.FP8: FP8_BITS,
+}
 
 
 class CacheState(NamedTuple):
@@ -20,8 +28,7 @@ class CacheState(NamedTuple):
     P pages, the null page first; M pages per request at most; Z slots as in `SamplerState`.
     """
 
-    k_LPSNK: Float[Array, "L P S N K"]
-    v_LPSNK: Float[Array, "L P S N K"]
+    kv: KvCache
     page_table_ZM: Int32[Array, "Z M"]
 
 
@@ -56,9 +63,18 @@ class StateShape(NamedTuple):
 
 
 def cache_specs(axis: str) -> CacheState:
-    """Partition of the cache: pages by key/value head, the table on every rank."""
-    kv = PartitionSpec(None, None, None, axis, None)
-    return CacheState(kv, kv, PartitionSpec())  # type: ignore[arg-type]
+    """Partition of the cache: pages and scales by key/value head, the table on every rank.
+
+    A prefix of the tree of any cache: the specs of scales fall on nothing where there are none.
+    """
+    return CacheState(kv_specs(axis), PartitionSpec())  # type: ignore[arg-type]
+
+
+def kv_specs(axis: str) -> KvCache:
+    """Partition of the pages alone."""
+    scales = PartitionSpec(None, None, None, axis)
+    pages = PartitionSpec(None, None, None, axis, None)
+    return KvCache(pages, pages, scales, scales)  # type: ignore[arg-type]
 
 
 def sampler_specs() -> SamplerState:
@@ -66,15 +82,14 @@ def sampler_specs() -> SamplerState:
     return SamplerState(PartitionSpec(), PartitionSpec())  # type: ignore[arg-type]
 
 
-def new_state(shape: StateShape, mesh: Mesh, *, axis: str, dtype: np.dtype) -> DeviceState:
-    """A zeroed state, made on the devices of `mesh`."""
+def new_state(shape: StateShape, mesh: Mesh, *, axis: str, kv_dtype: KvDtype) -> DeviceState:
+    """A zeroed state, made on the devices of `mesh`; `kv_dtype` is resolved, not AUTO."""
     kv = (shape.num_layers, shape.num_pages, shape.page_size, shape.num_kv_heads, shape.head_dim)
 
     def zeros() -> DeviceState:
         return DeviceState(
             CacheState(
-                k_LPSNK=jnp.zeros(kv, dtype),
-                v_LPSNK=jnp.zeros(kv, dtype),
+                kv=new_cache(kv, _PAGE_DTYPES[kv_dtype]),
                 page_table_ZM=jnp.zeros((shape.num_slots, shape.pages_per_slot), jnp.int32),
             ),
             SamplerState(

@@ -23,6 +23,7 @@ from albireo_jax.core.config import ModelConfig, SamplingMode
 from albireo_jax.core.plan import TOKEN_ON_DEVICE
 from albireo_jax.nn.decoder import DecoderWeights, LayerIndex, forward, logits, unstack, weight_specs
 from albireo_jax.ops.attention import paged_attention
+from albireo_jax.ops.kv_cache import KvCache
 from albireo_jax.ops.kv_write import token_pages, write_kv
 from albireo_jax.runtime.batch import Bucket, BufferLayout, StepInputs, unpack
 from albireo_jax.runtime.state import CacheState, cache_specs
@@ -80,13 +81,6 @@ class StepProgram:
     def collective_axis(self) -> str | None:
         """The axis to communicate over, None on one device."""
         return self.axis if self.mesh.size > 1 else None
-
-
-class _Cache(NamedTuple):
-    """What the layer loop carries through attention."""
-
-    k_LPSNK: Float[Array, "L P S N K"]
-    v_LPSNK: Float[Array, "L P S N K"]
 
 
 class _Rows(NamedTuple):
@@ -166,15 +160,12 @@ def _forward(
     pages = token_pages(page_table_RM, rows.row_T, rows.position_T, page_size=program.page_size)
 
     def attend(
-        layer: LayerIndex, q_TNGK: Array, k_TNK: Array, v_TNK: Array, cache: _Cache
-    ) -> tuple[Array, _Cache]:
-        cache = _Cache(
-            *write_kv(cache.k_LPSNK, cache.v_LPSNK, k_TNK=k_TNK, v_TNK=v_TNK, layer=layer, pages=pages)
-        )
+        layer: LayerIndex, q_TNGK: Array, k_TNK: Array, v_TNK: Array, cache: KvCache
+    ) -> tuple[Array, KvCache]:
+        cache = write_kv(cache, k_TNK=k_TNK, v_TNK=v_TNK, layer=layer, pages=pages)
         out_TNGK = paged_attention(
             q_TNGK,
-            cache.k_LPSNK,
-            cache.v_LPSNK,
+            cache,
             layer=layer,
             row_start_R1=rows.row_start_R1,
             context_R=inputs.start_R + inputs.count_R,
@@ -185,16 +176,15 @@ def _forward(
         return out_TNGK, cache
 
     loop = program.layer_loop(Bucket(token_T.shape[0], inputs.slot_R.shape[0]))
-    cache = _Cache(state.k_LPSNK, state.v_LPSNK)
-    hidden_TD, cache = forward(
+    hidden_TD, kv = forward(
         model,
         weights,
         token_T,
         position_T=rows.position_T,
-        cache=cache,
+        cache=state.kv,
         attend=attend,
         axis=program.collective_axis,
         unroll=loop is not LayerLoop.SCANNED,
     )
     last_R = jnp.maximum(rows.row_start_R1[1:] - 1, 0)
-    return hidden_TD[last_R], state._replace(k_LPSNK=cache.k_LPSNK, v_LPSNK=cache.v_LPSNK)
+    return hidden_TD[last_R], state._replace(kv=kv)

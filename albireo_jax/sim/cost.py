@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.config import Dtype, KvDtype, ModelConfig
 from albireo_jax.core.memory import page_bytes, weight_bytes
 from albireo_jax.core.plan import StepPlan
 from albireo_jax.sim.executor import Cost
@@ -40,7 +40,9 @@ class StepWork:
     collectives: int
 
 
-def step_work(plan: StepPlan, model: ModelConfig, *, tp: int, dtype: Dtype) -> StepWork:
+def step_work(
+    plan: StepPlan, model: ModelConfig, *, tp: int, dtype: Dtype, kv_dtype: KvDtype = KvDtype.AUTO
+) -> StepWork:
     """The work of one of `tp` ranks: weights read once, keys and values of each row's context read once.
 
     Counts the multiplications of weights and attention, not norms and activations, which are read and
@@ -58,22 +60,24 @@ def step_work(plan: StepPlan, model: ModelConfig, *, tp: int, dtype: Dtype) -> S
     seen = int((_seen_before(starts + counts, window) - _seen_before(starts, window)).sum())
     cached = int(np.minimum(starts + counts, window + counts - 1).sum())
     attention = 4 * model.num_layers * (model.num_heads // tp) * model.head_dim * seen
-    kv_bytes = page_bytes(model, tp=tp, page_size=1, dtype=dtype) * (cached + tokens)
+    token_bytes = page_bytes(model, tp=tp, page_size=1, dtype=dtype, kv_dtype=kv_dtype)
     logit_bytes = 2 * _LOGIT_BYTES * sampled * vocab
     all_reduced = 2 * model.num_layers * tokens * model.hidden_size * dtype.num_bytes
     return StepWork(
         flops=2 * (layers * tokens + head * sampled) + attention,
-        memory_bytes=read_bytes + kv_bytes + logit_bytes,
+        memory_bytes=read_bytes + token_bytes * (cached + tokens) + logit_bytes,
         link_bytes=2 * (tp - 1) / tp * all_reduced + (tp - 1) / tp * _LOGIT_BYTES * sampled * vocab,
         collectives=0 if tp == 1 else 2 * model.num_layers + 2,
     )
 
 
-def roofline_cost(model: ModelConfig, device: DeviceSpec, *, tp: int, dtype: Dtype) -> Cost:
+def roofline_cost(
+    model: ModelConfig, device: DeviceSpec, *, tp: int, dtype: Dtype, kv_dtype: KvDtype = KvDtype.AUTO
+) -> Cost:
     """The least seconds for a step: arithmetic or memory, whichever is slower, and then the collectives."""
 
     def cost(plan: StepPlan) -> float:
-        work = step_work(plan, model, tp=tp, dtype=dtype)
+        work = step_work(plan, model, tp=tp, dtype=dtype, kv_dtype=kv_dtype)
         local_s = max(work.flops / device.flops_per_s, work.memory_bytes / device.bytes_per_s)
         return local_s + work.link_bytes / device.link_bytes_per_s + work.collectives * device.collective_s
 

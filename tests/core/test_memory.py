@@ -2,7 +2,7 @@
 
 import pytest
 
-from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.config import Dtype, KvDtype, ModelConfig
 from albireo_jax.core.errors import CapacityError
 from albireo_jax.core.memory import page_bytes, plan_memory, weight_bytes
 
@@ -28,6 +28,32 @@ def test_llama_8b_has_its_published_parameter_count() -> None:
 def test_a_page_of_llama_8b_holds_16_tokens_of_8_heads() -> None:
     assert page_bytes(LLAMA_8B, tp=1, page_size=16, dtype=Dtype.BFLOAT16) == 2 * 32 * 16 * 8 * 128 * 2
     assert page_bytes(LLAMA_8B, tp=8, page_size=16, dtype=Dtype.BFLOAT16) == 2 * 32 * 16 * 1 * 128 * 2
+
+
+def test_a_quantised_page_has_a_byte_per_number_and_two_per_scale() -> None:
+    page = {
+        kv_dtype: page_bytes(LLAMA_8B, tp=2, page_size=16, dtype=Dtype.BFLOAT16, kv_dtype=kv_dtype)
+        for kv_dtype in KvDtype
+    }
+    vectors = 2 * 32 * 16 * 4
+    assert page == {
+        KvDtype.AUTO: vectors * 128 * 2,
+        KvDtype.BFLOAT16: vectors * 128 * 2,
+        KvDtype.FLOAT32: vectors * 128 * 4,
+        KvDtype.INT8: vectors * (128 + 2),
+        KvDtype.FP8: vectors * (128 + 2),
+    }
+
+
+def test_pages_of_half_the_bytes_are_nearly_twice_as_many() -> None:
+    auto, int8 = (
+        plan_memory(
+            LLAMA_8B, tp=1, page_size=16, dtype=Dtype.BFLOAT16, kv_dtype=kv_dtype, budget_bytes=72 * 10**9
+        )
+        for kv_dtype in (KvDtype.AUTO, KvDtype.INT8)
+    )
+    assert int8.weight_bytes == auto.weight_bytes
+    assert int8.num_pages / auto.num_pages == pytest.approx(256 / 130, rel=1e-3)
 
 
 def test_pages_fill_what_the_weights_leave() -> None:

@@ -94,6 +94,7 @@ def test_an_empty_prompt_is_refused() -> None:
         (lambda: ParallelConfig(tp=3), "tp must be one of"),
         (lambda: ParallelConfig(tp=4, virtual_devices=2), "virtual_devices 2 is below tp 4"),
         (lambda: CacheConfig(page_size=24), "page_size must be a power of two"),
+        (lambda: CacheConfig(host_memory_bytes=-1), "host_memory_bytes must not be negative, got -1"),
         (lambda: CacheConfig(num_pages=0), "num_pages must be at least 1, got 0"),
         (lambda: SchedulerConfig(max_rows=0), "max_rows must be at least 1, got 0"),
         (lambda: SchedulerConfig(max_rows=8, max_step_tokens=4), "max_step_tokens 4 is below max_rows 8"),

@@ -12,10 +12,12 @@ from jax.sharding import AxisType, PartitionSpec
 
 from albireo_jax.ops.attention import paged_attention
 from albireo_jax.ops.attention_ref import reference_attention
+from albireo_jax.ops.kv_cache import KvCache, dequantise, encode, new_cache
 from albireo_jax.ops.kv_write import TokenPages, write_kv
 
 SCALE = 0.3
-CACHE_SPEC = PartitionSpec(None, None, None, "tp", None)
+_PAGES, _SCALES = PartitionSpec(None, None, None, "tp", None), PartitionSpec(None, None, None, "tp")
+CACHE_SPECS = KvCache(_PAGES, _PAGES, _SCALES, _SCALES)
 JAX_VERSION = tuple(int(part) for part in jax.__version__.split(".")[:3])
 
 
@@ -33,9 +35,13 @@ class Shape:
     layers: int = 2
     dtype: str = "float32"
 
+    @property
+    def is_quantised(self):
+        return self.dtype in ("int8", "uint8")
+
 
 def random_batch(seed, shape, *, counts):
-    """A step of rows with `counts` queries and random contexts, all that no row owns being NaN."""
+    """A step of rows with `counts` queries and random contexts; what no row owns is read as NaN."""
     rng = np.random.default_rng(seed)
     counts = np.array([*counts, *[0] * (shape.rows - len(counts))])
     longest = shape.columns * shape.page_size
@@ -54,13 +60,25 @@ def random_batch(seed, shape, *, counts):
         k_LPSNK[where] = rng.standard_normal(k_LPSNK[where].shape)
         v_LPSNK[where] = rng.standard_normal(v_LPSNK[where].shape)
     q_TNGK = rng.standard_normal((shape.tokens, shape.heads, shape.group, shape.head_dim))
-    arrays = [jnp.asarray(array, shape.dtype) for array in (q_TNGK, k_LPSNK, v_LPSNK)]
+    q_dtype = jnp.float32 if shape.is_quantised else shape.dtype
+    arrays = jnp.asarray(q_TNGK, q_dtype), make_cache(k_LPSNK, v_LPSNK, shape.dtype)
     rows = {
         "row_start_R1": jnp.asarray([0, *np.cumsum(counts)], jnp.int32),
         "context_R": jnp.asarray(contexts, jnp.int32),
         "page_table_RM": jnp.asarray(table_RM, jnp.int32),
     }
     return arrays, rows
+
+
+def make_cache(k_LPSNK, v_LPSNK, dtype):
+    """A cache that reads as these arrays, rounded to its dtype."""
+    k, v = (
+        encode(jnp.asarray(x.reshape(-1, *x.shape[-2:]), jnp.float32), jnp.dtype(dtype))
+        for x in (k_LPSNK, v_LPSNK)
+    )
+    shapes = jax.eval_shape(lambda: new_cache(k_LPSNK.shape, jnp.dtype(dtype)))
+    coded = KvCache(k.x_TNK, v.x_TNK, k.scale_TN, v.scale_TN)
+    return jax.tree.map(lambda array, like: array.reshape(like.shape), coded, shapes)
 
 
 def random_counts(seed, shape):
@@ -101,6 +119,17 @@ def test_equals_reference_on_ragged_steps(sliding_window):
         check(arrays, rows, sliding_window=sliding_window)
 
 
+@pytest.mark.parametrize("sliding_window", [None, 7])
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_equals_reference_on_dequantised_pages(dtype, sliding_window):
+    shape = Shape(tokens=75, rows=6, dtype=dtype)
+    for seed in range(6):
+        (q_TNGK, cache), rows = random_batch(seed, shape, counts=random_counts(seed, shape))
+        got = attend((q_TNGK, cache), 1, rows, sliding_window=sliding_window)
+        want = expect((q_TNGK, dequantise(cache)), 1, rows, sliding_window=sliding_window)
+        np.testing.assert_allclose(got, want, atol=2e-6, rtol=2e-6)
+
+
 @pytest.mark.parametrize("sliding_window", [None, 70])
 def test_equals_reference_on_decode_steps(sliding_window):
     shape = Shape(tokens=9, rows=9)
@@ -110,7 +139,14 @@ def test_equals_reference_on_decode_steps(sliding_window):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "group", "tolerance"), [("float32", 1, 1e-5), ("float32", 3, 1e-5), ("bfloat16", 3, 2e-2)]
+    ("dtype", "group", "tolerance"),
+    [
+        ("float32", 1, 1e-5),
+        ("float32", 3, 1e-5),
+        ("bfloat16", 3, 2e-2),
+        ("int8", 2, 1e-5),
+        ("uint8", 1, 1e-5),
+    ],
 )
 def test_equals_reference_over_many_trips(dtype, group, tolerance):
     shape = Shape(
@@ -149,21 +185,22 @@ def test_a_step_of_padding_only_gives_zeros():
 
 def test_a_prompt_in_chunks_equals_the_prompt_at_once():
     shape = Shape(tokens=64, rows=1)
-    (q_TNGK, k_LPSNK, v_LPSNK), rows = random_batch(3, shape, counts=[50])
+    (q_TNGK, cache), rows = random_batch(3, shape, counts=[50])
     rows = {**rows, "context_R": jnp.asarray([50])}
-    whole = attend([q_TNGK, k_LPSNK, v_LPSNK], 0, rows, sliding_window=None)
+    whole = attend([q_TNGK, cache], 0, rows, sliding_window=None)
     first, last = 0, 0
     for count in (13, 1, 33, 3):
         first, last = last, last + count
         chunk = {**rows, "row_start_R1": jnp.asarray([0, count]), "context_R": jnp.asarray([last])}
         q_chunk = jnp.zeros_like(q_TNGK).at[:count].set(q_TNGK[first:last])
-        got = attend([q_chunk, k_LPSNK, v_LPSNK], 0, chunk, sliding_window=None)
+        got = attend([q_chunk, cache], 0, chunk, sliding_window=None)
         np.testing.assert_allclose(got[:count], whole[first:last], atol=2e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
 @pytest.mark.parametrize("counts", [[1, 1, 1], [11, 1, 5]])
-def test_equal_inside_shard_map(counts):
-    shape = Shape(tokens=3 if max(counts) == 1 else 20, rows=3)
+def test_equal_inside_shard_map(counts, dtype):
+    shape = Shape(tokens=3 if max(counts) == 1 else 20, rows=3, dtype=dtype)
     arrays, rows = random_batch(0, shape, counts=counts)
     mesh = jax.make_mesh((2,), ("tp",), axis_types=(AxisType.Auto,))
     heads = PartitionSpec(None, "tp")
@@ -172,7 +209,7 @@ def test_equal_inside_shard_map(counts):
     @partial(
         jax.shard_map,
         mesh=mesh,
-        in_specs=([heads, CACHE_SPEC, CACHE_SPEC], PartitionSpec(), PartitionSpec()),
+        in_specs=((heads, CACHE_SPECS), PartitionSpec(), PartitionSpec()),
         out_specs=heads,
     )
     def sharded(arrays, layer, rows):
@@ -206,11 +243,11 @@ def test_contexts_are_gathered_per_tile_and_block(tokens, rows):
 def abstract_step(shape, *, num_pages):
     """Shapes of a step, without arrays."""
     cache_shape = (shape.layers, num_pages, shape.page_size, shape.heads, shape.head_dim)
-    arrays = [
-        jax.ShapeDtypeStruct((shape.tokens, shape.heads, shape.group, shape.head_dim), shape.dtype),
-        jax.ShapeDtypeStruct(cache_shape, shape.dtype),
-        jax.ShapeDtypeStruct(cache_shape, shape.dtype),
-    ]
+    q_dtype = jnp.float32 if shape.is_quantised else shape.dtype
+    arrays = (
+        jax.ShapeDtypeStruct((shape.tokens, shape.heads, shape.group, shape.head_dim), q_dtype),
+        jax.eval_shape(lambda: new_cache(cache_shape, jnp.dtype(shape.dtype))),
+    )
     rows = {
         "row_start_R1": jax.ShapeDtypeStruct((shape.rows + 1,), jnp.int32),
         "context_R": jax.ShapeDtypeStruct((shape.rows,), jnp.int32),
@@ -219,25 +256,25 @@ def abstract_step(shape, *, num_pages):
     return arrays, rows
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "uint8"])
 def test_a_layer_loop_leaves_the_pool_in_place(dtype):
     if dtype == "bfloat16" and JAX_VERSION < (0, 11, 2):
         pytest.skip("before jax 0.11.2 the CPU converts a whole bfloat16 pool to read or write it")
     shape = Shape(tokens=32, rows=32, page_size=16, heads=8, head_dim=64, dtype=dtype)
 
     @partial(jax.jit, donate_argnums=0)
-    def step(caches, q_TNGK, pages, rows):
+    def step(cache, q_TNGK, pages, rows):
         def layer(carry, layer):
-            caches, q_TNGK = carry
-            caches = write_kv(*caches, k_TNK=q_TNGK[:, :, 0], v_TNK=q_TNGK[:, :, 1], layer=layer, pages=pages)
-            return (caches, attend([q_TNGK, *caches], layer, rows, sliding_window=None)), None
+            cache, q_TNGK = carry
+            cache = write_kv(cache, k_TNK=q_TNGK[:, :, 0], v_TNK=q_TNGK[:, :, 1], layer=layer, pages=pages)
+            return (cache, attend([q_TNGK, cache], layer, rows, sliding_window=None)), None
 
-        return jax.lax.scan(layer, (caches, q_TNGK), jnp.arange(shape.layers))[0]
+        return jax.lax.scan(layer, (cache, q_TNGK), jnp.arange(shape.layers))[0]
 
     def memory(num_pages):
-        (q_TNGK, *caches), rows = abstract_step(shape, num_pages=num_pages)
+        (q_TNGK, cache), rows = abstract_step(shape, num_pages=num_pages)
         place = jax.ShapeDtypeStruct((shape.tokens,), jnp.int32)
-        return step.lower(tuple(caches), q_TNGK, TokenPages(place, place), rows).compile().memory_analysis()
+        return step.lower(cache, q_TNGK, TokenPages(place, place), rows).compile().memory_analysis()
 
     small, large = memory(100), memory(10_000)
     pool_elements = 2 * shape.layers * 10_000 * shape.page_size * shape.heads * shape.head_dim

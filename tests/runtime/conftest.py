@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from albireo_jax.core.config import ModelConfig, SamplingMode, SchedulerConfig
+from albireo_jax.core.config import KvDtype, ModelConfig, SamplingMode, SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import Request
 from albireo_jax.engine.loop import EngineLoop
@@ -50,6 +50,7 @@ class EngineShape:
     max_step_tokens: int = 48
     num_pages: int = 400
     page_size: int = 4
+    kv_dtype: KvDtype = KvDtype.FLOAT32
     layers: LayerLoop = LayerLoop.SCANNED
     all_buckets: bool = False
     """Compile the whole grid, as a served engine does, and not only its two largest kinds of steps."""
@@ -117,7 +118,7 @@ def _executor(shape: EngineShape) -> JaxExecutor:
         num_slots=shape.max_rows + 1,
         pages_per_slot=MODEL.max_position // shape.page_size,
     )
-    state = new_state(sizes, model.mesh, axis=TP, dtype=np.dtype(np.float32))
+    state = new_state(sizes, model.mesh, axis=TP, kv_dtype=shape.kv_dtype)
     grid = bucket_grid(shape.max_rows, shape.max_step_tokens)
     largest = (max(bucket for bucket in grid if bucket.is_decode), max(grid))
     buckets = grid if shape.all_buckets else largest

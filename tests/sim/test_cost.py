@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.config import Dtype, KvDtype, ModelConfig
 from albireo_jax.core.memory import page_bytes, weight_bytes
 from albireo_jax.core.plan import StepPlan
 from albireo_jax.sim.cost import H100_SXM, linear_cost, roofline_cost, step_work
@@ -82,6 +82,16 @@ def test_a_decode_step_reads_all_weights_but_the_embedding_and_the_cached_tokens
     assert work.memory_bytes == weights + token * (1500 + 2) + logits
     tied = dataclasses.replace(LLAMA_7B, tie_word_embeddings=True)
     assert step_work(plan((999, 1), (499, 1)), tied, tp=1, dtype=Dtype.BFLOAT16) == work
+
+
+def test_quantised_keys_and_values_are_read_in_fewer_bytes() -> None:
+    step = plan((999, 1), (499, 1))
+    whole, half = (
+        step_work(step, LLAMA_7B, tp=1, dtype=Dtype.BFLOAT16, kv_dtype=kv_dtype)
+        for kv_dtype in (KvDtype.AUTO, KvDtype.INT8)
+    )
+    assert whole.memory_bytes - half.memory_bytes == 1502 * 2 * 32 * 32 * (2 * 128 - 130)
+    assert dataclasses.replace(half, memory_bytes=whole.memory_bytes) == whole
 
 
 @pytest.mark.parametrize("tp", [2, 4, 8])

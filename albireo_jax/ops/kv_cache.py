@@ -1,0 +1,96 @@
+"""The paged cache as arrays: keys and values in a float dtype, or as codes of one byte and scales.
+
+A quantised vector of K numbers, the key or value of one token and head, is kept as its quotients by one
+scale of its own, so that neither other heads nor other tokens change what is read back::
+
+    codes of x / scale    scale = max |x| / largest code, rounded up to bfloat16: no quotient saturates
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Real
+
+FP8_BITS = jnp.dtype(jnp.uint8)
+"""Dtype of pages of float8_e4m3fn, held as bits: XLA's CPU compiler writes bytes in place, not float8."""
+
+_INT8 = jnp.dtype(jnp.int8)
+_LARGEST = {_INT8: 127.0, FP8_BITS: 448.0}
+"""The largest code of each quantised dtype."""
+
+_SMALLEST_PEAK = 2.0**-100
+"""Stands for the peak of vectors closer to zero, which are zero then: the scale is a normal number."""
+
+
+class KvCache(NamedTuple):
+    """Keys and values of all layers in P pages of S tokens; page 0 is the null page.
+
+    Pages are float32, bfloat16, int8 or `FP8_BITS`; the last two have scales, the others None.
+    """
+
+    k_LPSNK: Real[Array, "L P S N K"]
+    v_LPSNK: Real[Array, "L P S N K"]
+    k_scale_LPSN: Float[Array, "L P S N"] | None = None
+    v_scale_LPSN: Float[Array, "L P S N"] | None = None
+
+
+class Coded(NamedTuple):
+    """Vectors as pages of one dtype hold them; scales where these are quantised."""
+
+    x_TNK: Real[Array, "T N K"]
+    scale_TN: Float[Array, "T N"] | None
+
+
+def new_cache(shape: tuple[int, int, int, int, int], dtype: jnp.dtype) -> KvCache:
+    """A zeroed cache of shape (L, P, S, N, K); every array has a buffer of its own, to be donated."""
+    cache = KvCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    if dtype not in _LARGEST:
+        return cache
+    scales = (jnp.zeros(shape[:-1], jnp.bfloat16) for _ in range(2))
+    return KvCache(cache.k_LPSNK, cache.v_LPSNK, *scales)
+
+
+def encode(x_TNK: Float[Array, "T N K"], dtype: jnp.dtype) -> Coded:
+    """Vectors in the dtype of a cache's pages, each rounded to it by the scale that is stored.
+
+    A number x of a quantised vector becomes x' with |x - x'| <= scale / 2 in int8, and <= |x| / 16 in fp8
+    unless |x| < scale / 64. A vector that is not finite is read back as not finite.
+    """
+    largest = _LARGEST.get(dtype)
+    if largest is None:
+        return Coded(x_TNK.astype(dtype), None)
+    x_TNK = x_TNK.astype(jnp.float32)
+    peak_TN = jnp.maximum(jnp.max(jnp.abs(x_TNK), axis=-1), _SMALLEST_PEAK)
+    scale_TN = _up_to_bfloat16(peak_TN / largest)
+    quotient_TNK = x_TNK / scale_TN[..., None]
+    if dtype == FP8_BITS:
+        code_TNK = jax.lax.bitcast_convert_type(quotient_TNK.astype(jnp.float8_e4m3fn), FP8_BITS)
+    else:
+        code_TNK = jnp.round(quotient_TNK).astype(dtype)
+    return Coded(code_TNK, scale_TN.astype(jnp.bfloat16))
+
+
+def decode(code: Real[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """What entries of pages stand for in float32, still to be multiplied by their scales if they have any."""
+    if code.dtype == FP8_BITS:
+        code = jax.lax.bitcast_convert_type(code, jnp.float8_e4m3fn)
+    return code.astype(jnp.float32)
+
+
+def dequantise(cache: KvCache) -> KvCache:
+    """The whole cache in float32, without scales: for tests and tools, as it is a copy."""
+    k_LPSNK, v_LPSNK = decode(cache.k_LPSNK), decode(cache.v_LPSNK)
+    if cache.k_scale_LPSN is not None and cache.v_scale_LPSN is not None:
+        k_LPSNK *= cache.k_scale_LPSN.astype(jnp.float32)[..., None]
+        v_LPSNK *= cache.v_scale_LPSN.astype(jnp.float32)[..., None]
+    return KvCache(k_LPSNK, v_LPSNK)
+
+
+def _up_to_bfloat16(x_TN: Float[Array, "T N"]) -> Float[Array, "T N"]:
+    """The least bfloat16 numbers not below positive ones, still in float32.
+
+    On bits, because compilers take a conversion to bfloat16 and back for excess that may be left out.
+    """
+    bits_TN = jax.lax.bitcast_convert_type(x_TN, jnp.int32)
+    return jax.lax.bitcast_convert_type((bits_TN + 0xFFFF) & ~0xFFFF, jnp.float32)
