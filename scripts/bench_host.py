@@ -9,12 +9,9 @@ import argparse
 import os
 from pathlib import Path
 
-from albireo_jax.core.config import CacheConfig
-from albireo_jax.core.plan import StepPlan
 from albireo_jax.experiments.bench import host_series
-from albireo_jax.experiments.host_bench import HostBench, bench_host
+from albireo_jax.experiments.host_bench import bench_host, plan_packer
 from albireo_jax.experiments.records import Record, cpu_device, write_record
-from albireo_jax.runtime.batch import bucket_grid, choose_bucket, layout, pack, pack_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,23 +26,10 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def packed_steps(rows: list[int], steps: int) -> HostBench:
-    """Steps packed as the executor packs them."""
-    page_size, max_rows = CacheConfig().page_size, max(rows)
-    buckets = bucket_grid(max_rows, 2 * max_rows)
-
-    def pack_plan(plan: StepPlan) -> object:
-        bucket = choose_bucket(plan, buckets)
-        forward = pack(plan, layout(bucket, page_size), padding_slot=max_rows)
-        return forward, pack_rows(plan, bucket.rows, padding_slot=max_rows)
-
-    return bench_host(rows, pack=pack_plan, steps=steps)
-
-
 def main() -> None:
     options = arguments()
     load_before = os.getloadavg()[0]
-    result = packed_steps(options.rows, options.steps)
+    result = bench_host(options.rows, pack=plan_packer(max(options.rows)), steps=options.steps)
     print(result.render())
     record = Record(
         name="host",

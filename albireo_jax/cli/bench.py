@@ -1,17 +1,10 @@
 """`albireo bench`: how fast an engine is, and where the time of its steps goes."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 import typer
 
 from albireo_jax.cli import options as flags
 from albireo_jax.cli.launching import launched
 from albireo_jax.cli.options import EngineFlags, with_engine_flags
-from albireo_jax.core.config import CacheConfig
-
-if TYPE_CHECKING:
-    from albireo_jax.core.plan import StepPlan
 
 bench = typer.Typer(
     no_args_is_help=True,
@@ -92,23 +85,8 @@ def host(model: flags.NoModel = None, *, rows: flags.Rows = None, steps: flags.S
     albireo bench host
     albireo bench host --rows 64 --rows 256
     """
-    from albireo_jax.experiments.host_bench import bench_host
+    from albireo_jax.experiments.host_bench import bench_host, plan_packer
 
     del model  # it would not change the host's work
     chosen = rows or [32, 128, 512]
-    typer.echo(bench_host(chosen, pack=_packer(max(chosen)), steps=steps).render())
-
-
-def _packer(max_rows: int) -> "Callable[[StepPlan], object]":
-    """Packs plans of up to `max_rows` rows as the executor does."""
-    from albireo_jax.runtime.batch import bucket_grid, choose_bucket, layout, pack, pack_rows
-
-    page_size = CacheConfig().page_size
-    buckets = bucket_grid(max_rows, 2 * max_rows)
-
-    def pack_plan(plan: "StepPlan") -> object:
-        bucket = choose_bucket(plan, buckets)
-        forward = pack(plan, layout(bucket, page_size), padding_slot=max_rows)
-        return forward, pack_rows(plan, bucket.rows, padding_slot=max_rows)
-
-    return pack_plan
+    typer.echo(bench_host(chosen, pack=plan_packer(max(chosen)), steps=steps).render())

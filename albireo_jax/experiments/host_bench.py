@@ -6,10 +6,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from albireo_jax.core.config import SchedulerConfig
+from albireo_jax.core.config import CacheConfig, SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import StepPlan
 from albireo_jax.core.types import Request
+from albireo_jax.runtime.batch import bucket_grid, choose_bucket, layout, pack, pack_rows
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sim.executor import NullExecutor
 
@@ -69,6 +70,19 @@ def bench_host(
     return HostBench(
         samples=tuple(_bench(count, pack=pack, steps=steps, warmup_steps=warmup_steps) for count in rows)
     )
+
+
+def plan_packer(max_rows: int) -> Callable[[StepPlan], object]:
+    """Packs plans of up to `max_rows` rows as the executor does."""
+    page_size = CacheConfig().page_size
+    buckets = bucket_grid(max_rows, 2 * max_rows)
+
+    def pack_plan(plan: StepPlan) -> object:
+        bucket = choose_bucket(plan, buckets)
+        forward = pack(plan, layout(bucket, page_size), padding_slot=max_rows)
+        return forward, pack_rows(plan, bucket.rows, padding_slot=max_rows)
+
+    return pack_plan
 
 
 def _bench(rows: int, *, pack: Callable[[StepPlan], object], steps: int, warmup_steps: int) -> HostSample:
