@@ -1,5 +1,8 @@
 """The mesh, and where each axis of an array lies on it."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -38,3 +41,10 @@ def partition_spec(name: str) -> PartitionSpec:
 def named_sharding(mesh: Mesh, name: str) -> NamedSharding:
     """Sharding on `mesh` of the array called `name`."""
     return NamedSharding(mesh, partition_spec(name))
+
+
+def shardings(mesh: Mesh, specs: Any) -> Any:
+    """The same tree with shardings on `mesh` in place of its partition specs."""
+    return jax.tree.map(
+        partial(NamedSharding, mesh), specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
+    )

@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int32
 from numpy.typing import NDArray
 
 from albireo_jax.core.plan import SlotRules, StepPlan
 from albireo_jax.core.rules import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED_TOKENS
+from albireo_jax.nn.sharding import shardings
 from albireo_jax.runtime.step import StepProgram
 from albireo_jax.sampling.logits import MASK_BITS, Rules, apply_rules, note_tokens
 
@@ -73,11 +74,7 @@ def new_rules(shape: RulesShape, mesh: Mesh, *, axis: str) -> Rules:
             penalty_Z3=jnp.broadcast_to(jnp.asarray([1.0, 0.0, 0.0], jnp.float32), (slots, 3)),
         )
 
-    def place(spec: PartitionSpec) -> NamedSharding:
-        return NamedSharding(mesh, spec)
-
-    shardings = jax.tree.map(place, rules_specs(axis), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
-    return jax.jit(neutral, out_shardings=shardings)()
+    return jax.jit(neutral, out_shardings=shardings(mesh, rules_specs(axis)))()
 
 
 def pack_rules(slot: int, given: SlotRules, shape: RulesShape) -> NDArray[np.int32]:

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int32
 
 from albireo_jax.core.config import KvDtype
+from albireo_jax.nn.sharding import shardings
 from albireo_jax.ops.kv_cache import FP8_BITS, KvCache, new_cache
 from albireo_jax.runtime.batch import SLOT_FIELDS
 
@@ -98,9 +99,5 @@ def new_state(shape: StateShape, mesh: Mesh, *, axis: str, kv_dtype: KvDtype) ->
             ),
         )
 
-    def place(spec: PartitionSpec) -> NamedSharding:
-        return NamedSharding(mesh, spec)
-
     specs = DeviceState(cache_specs(axis), sampler_specs())
-    shardings = jax.tree.map(place, specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
-    return jax.jit(zeros, out_shardings=shardings)()
+    return jax.jit(zeros, out_shardings=shardings(mesh, specs))()
