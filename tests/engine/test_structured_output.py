@@ -8,23 +8,18 @@ import jsonschema
 import numpy as np
 import pytest
 from grammar_lab import draw_schema
+from model_lab import stories
 
-from albireo_jax.core.config import EngineConfig, SchedulerConfig
 from albireo_jax.core.types import FinishReason, SamplingParams, StructuredOutput, StructureKind
-from albireo_jax.launch import Engine, launch
+from albireo_jax.launch import Engine
 
 FREE = [SamplingParams(max_tokens=200, temperature=0.8, top_p=0.9, seed=seed) for seed in range(12)]
 
 
 @pytest.fixture(scope="module")
 def engine(data_dir: Path) -> Iterator[Engine]:
-    config = EngineConfig(
-        model=str(data_dir / "models" / "stories260k"),
-        scheduler=SchedulerConfig(max_rows=16, max_step_tokens=64),
-    )
-    running = launch(config)
-    yield running
-    running.close()
+    with stories(data_dir, max_rows=16, max_step_tokens=64) as running:
+        yield running
 
 
 @pytest.mark.parametrize(("num_schemas", "least"), [(40, 12), pytest.param(480, 200, marks=pytest.mark.slow)])

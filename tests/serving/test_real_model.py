@@ -8,11 +8,11 @@ from pathlib import Path
 import openai
 import pytest
 from http_lab import hang_up, served
+from model_lab import stories
 
 from albireo_jax.cli import main
-from albireo_jax.core.config import EngineConfig, SchedulerConfig
 from albireo_jax.core.types import FinishReason, SamplingParams
-from albireo_jax.launch import Engine, launch
+from albireo_jax.launch import Engine
 from albireo_jax.serving.app import create_app
 
 PROMPTS = ("Once upon a time", "One day, a cat", "Tom and Anna", "The sun")
@@ -20,13 +20,8 @@ PROMPTS = ("Once upon a time", "One day, a cat", "Tom and Anna", "The sun")
 
 @pytest.fixture(scope="module")
 def engine(data_dir: Path) -> Iterator[Engine]:
-    config = EngineConfig(
-        model=str(data_dir / "models" / "stories260k"),
-        scheduler=SchedulerConfig(max_rows=8, max_step_tokens=32),
-    )
-    running = launch(config)
-    yield running
-    running.close()
+    with stories(data_dir, max_rows=8, max_step_tokens=32) as running:
+        yield running
 
 
 def _params(i: int) -> SamplingParams:
