@@ -150,42 +150,39 @@ def with_engine_flags(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _optional(name: str, *, metavar: str, help: str) -> Any:
+    """An option without a default to show; its help says what holds where it is not given."""
+    return typer.Option(name, metavar=metavar, help=help, show_default=False)
+
+
 ServedName = Annotated[
     str | None,
-    typer.Option(
+    _optional(
         "--served-model-name",
         metavar="NAME",
         help="Name that clients ask for. Default: the built-in, folder's or file's name.",
-        show_default=False,
     ),
 ]
 Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 for all.")]
 Port = Annotated[int, typer.Option("--port", metavar="N", help="Port to listen at; 0 takes a free one.")]
 ApiKey = Annotated[
     str | None,
-    typer.Option(
-        "--api-key",
-        metavar="KEY",
-        help="Refuse requests without `Authorization: Bearer KEY`.",
-        show_default=False,
-    ),
+    _optional("--api-key", metavar="KEY", help="Refuse requests without `Authorization: Bearer KEY`."),
 ]
 ToolCallParser = Annotated[
     ToolFormat | None,
-    typer.Option(
+    _optional(
         "--tool-call-parser",
         metavar="|".join(ToolFormat),
         help="How the model writes tool calls. Default: as its chat template shows.",
-        show_default=False,
     ),
 ]
 ReasoningParser = Annotated[
     ReasoningFormat | None,
-    typer.Option(
+    _optional(
         "--reasoning-parser",
         metavar="|".join(ReasoningFormat),
         help="How the model sets off its reasoning. Default: as its chat template shows.",
-        show_default=False,
     ),
 ]
 
@@ -195,11 +192,8 @@ PromptText = Annotated[
 Chat = Annotated[bool, typer.Option("--chat", help="Ask as a user in a chat instead of continuing the text.")]
 MaxTokens = Annotated[
     int | None,
-    typer.Option(
-        "--max-tokens",
-        metavar="N",
-        help="Longest answer. Default: as long as the model's context allows.",
-        show_default=False,
+    _optional(
+        "--max-tokens", metavar="N", help="Longest answer. Default: as long as the model's context allows."
     ),
 ]
 Temperature = Annotated[
@@ -217,13 +211,11 @@ MinP = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(
-        "--seed", metavar="N", help="Draws the same answer again. Default: random.", show_default=False
-    ),
+    _optional("--seed", metavar="N", help="Draws the same answer again. Default: random."),
 ]
 Stop = Annotated[
     list[str] | None,
-    typer.Option("--stop", metavar="TEXT", help="End before this text; may be repeated.", show_default=False),
+    _optional("--stop", metavar="TEXT", help="End before this text; may be repeated."),
 ]
 
 NumRequests = Annotated[int, typer.Option("--requests", metavar="N", help="Requests sent at once.")]
@@ -232,11 +224,6 @@ OutputLen = Annotated[int, typer.Option("--output-len", metavar="N", help="Token
 Repeats = Annotated[int, typer.Option("--repeats", metavar="N", help="Runs that count, after the warm-up.")]
 Rows = Annotated[
     list[int] | None,
-    typer.Option(
-        "--rows",
-        metavar="N",
-        help="Requests in the step; may be repeated. Default: 32, 128 and 512.",
-        show_default=False,
-    ),
+    _optional("--rows", metavar="N", help="Requests in the step; may be repeated. Default: 32, 128 and 512."),
 ]
 Steps = Annotated[int, typer.Option("--steps", metavar="N", help="Decode steps to time.")]
