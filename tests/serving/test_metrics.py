@@ -8,9 +8,10 @@ import numpy as np
 from engine_lab import Lab, lab
 from http_lab import in_process
 from prometheus_client.parser import text_string_to_metric_families
+from script_lab import Said
 
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.plan import NOT_FINITE, Executor, SampledTokens, StepHandle, StepPlan
+from albireo_jax.core.plan import NOT_FINITE, Executor, StepHandle, StepPlan
 from albireo_jax.serving.app import create_app
 
 TASKS = ("T1", "T2", "T3", "T4", "T5")
@@ -39,17 +40,7 @@ class _TwoRoutes:
         if plan.step == self._broken_at:
             sampled = replace(sampled, ids=np.full_like(sampled.ids, NOT_FINITE))
         odd = plan.step % 2
-        return _Known(replace(sampled, route=("greedy", "candidates")[odd], wire_bytes=(3, 1000)[odd]))
-
-
-class _Known:
-    """A step whose result is there."""
-
-    def __init__(self, sampled: SampledTokens) -> None:
-        self._sampled = sampled
-
-    def wait(self) -> SampledTokens:
-        return self._sampled
+        return Said(replace(sampled, route=("greedy", "candidates")[odd], wire_bytes=(3, 1000)[odd]))
 
 
 def _scrape(engine: Lab, *bodies: dict[str, object]) -> dict[tuple[str, ...], float]:
