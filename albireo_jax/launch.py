@@ -165,6 +165,7 @@ def _sizes(config: EngineConfig, model: ModelConfig, *, budget_bytes: int, dtype
         vocab_size=model.vocab_size,
         num_pages=memory.num_pages,
         page_size=page_size,
+        max_logprobs=min(config.max_logprobs, model.vocab_size),
     )
     return _Sizes(memory=memory, limits=limits)
 
@@ -214,6 +215,7 @@ def _executor(
         ),
         rules=new_rules(rules, mesh, axis=TP),
         max_len=rules.max_len,
+        max_logprobs=sizes.limits.max_logprobs,
         progress=progress,
     )
 

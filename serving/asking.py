@@ -10,6 +10,7 @@ from albireo_jax.engine.reasoning import Thinking, thinking
 from albireo_jax.engine.tokenizer import Tokenizer
 from albireo_jax.engine.tool_formats import AnswerFormat, ToolFormat
 from albireo_jax.engine.tool_grammar import after_reasoning, calls_grammar, either
+from albireo_jax.serving.logprobs import ChatLogprobs
 from albireo_jax.serving.schemas_chat import ChatBody
 from albireo_jax.serving.turns import aside
 
@@ -23,6 +24,7 @@ class Asked:
     tools: ToolFormat
     thinking: Thinking
     parallel: bool
+    logprobs: ChatLogprobs
 
     def reader(self) -> AnswerReader | None:
         """A reader for one answer; None where an answer is nothing but content."""
@@ -56,6 +58,9 @@ async def ask(tokenizer: Tokenizer, format: AnswerFormat, body: ChatBody) -> Ask
         tools=format.tools if body.uses_tools else ToolFormat.NONE,
         thinking=thinks,
         parallel=body.may_call_several,
+        logprobs=ChatLogprobs(
+            tokenizer, wanted=bool(body.logprobs), as_ids=bool(body.return_tokens_as_token_ids)
+        ),
     )
 
 

@@ -13,6 +13,7 @@ from albireo_jax.engine.answers import (
     AnswerReader,
     ReasoningText,
 )
+from albireo_jax.engine.logprobs import TokenLogprob
 from albireo_jax.engine.reasoning import Thinking
 from albireo_jax.engine.tool_calls import ArgumentsText, CallBegun, ContentText
 from albireo_jax.engine.turns import ChoiceDelta, Completion
@@ -21,11 +22,13 @@ from albireo_jax.serving.body import body_docs, json_body
 from albireo_jax.serving.events import (
     ChoiceEvents,
     DeltaEvents,
+    EachDelta,
     EventStream,
     event,
     read_to_end,
     turn_events,
 )
+from albireo_jax.serving.logprobs import ChatLogprobs, prompt_logprobs
 from albireo_jax.serving.schemas_chat import ChatBody
 from albireo_jax.serving.served import Engine, Format
 from albireo_jax.serving.turns import Heading, callers_fault, check_model, prepare, usage
@@ -61,33 +64,48 @@ async def create_chat_completion(
         choices = [_choice_events(heading, index, asked) for index in range(asked.params.n)]
         return EventStream(turn, turn_events(turn, choices, last_event))
     done = await read_to_end(turn, request.receive)
-    return JSONResponse(_answer(heading, done, asked))
+    answer = _answer(heading, done, asked)
+    if body.prompt_logprobs is not None and done:
+        answer["prompt_logprobs"] = prompt_logprobs(
+            engine.tokenizer, done[0].prompt_logprobs, num_top=body.prompt_logprobs
+        )
+    return JSONResponse(answer)
 
 
 class _MessageEvents:
     """Events of a choice whose answer is read for reasoning and calls."""
 
-    def __init__(self, heading: Heading, opening: bytes, reader: AnswerReader) -> None:
+    def __init__(
+        self, heading: Heading, opening: bytes, reader: AnswerReader, *, logprobs: ChatLogprobs
+    ) -> None:
         self._heading = heading
         self._opening = opening
         self._reader = reader
         self._has_called = False
+        self._logprobs = logprobs
+        self._unsaid: tuple[TokenLogprob, ...] = ()
 
     def encode(self, delta: ChoiceDelta) -> bytes:
-        """The events of a delta; none while its text waits."""
+        """The events of a delta; none while its text waits.
+
+        Log probabilities go with the first chunk after their tokens.
+        """
         read = self._reader.push(delta.text) if delta.text else []
         if delta.finish_reason is not None:
             read += self._reader.finish()
         self._has_called |= any(isinstance(part, CallBegun) for part in read)
         opening, self._opening = self._opening, b""
-        chunks = [
-            self._chunk(_choice(delta._replace(finish_reason=None, stop_reason=None), delta=content))
-            for content in map(_delta_content, read)
-            if content is not None
+        middle = delta._replace(finish_reason=None, stop_reason=None)
+        choices = [
+            _choice(middle, delta=content) for content in map(_delta_content, read) if content is not None
         ]
         if delta.finish_reason is not None:
-            chunks.append(self._chunk(_choice(delta, has_called=self._has_called, delta={})))
-        return opening + b"".join(chunks)
+            choices.append(_choice(delta, has_called=self._has_called, delta={}))
+        self._unsaid += delta.logprobs
+        if choices:
+            choices[0]["logprobs"] = self._logprobs.write(self._unsaid)
+            self._unsaid = ()
+        return opening + b"".join(map(self._chunk, choices))
 
     def _chunk(self, choice: dict[str, Any]) -> bytes:
         return event(self._heading.object(_CHUNK, choices=[choice]))
@@ -119,14 +137,18 @@ def _choice_events(heading: Heading, index: int, asked: Asked) -> DeltaEvents:
 
     def chunk(delta: ChoiceDelta) -> dict[str, Any]:
         content = {"content": delta.text} if delta.text else {}
-        return heading.object(_CHUNK, choices=[_choice(delta, delta=content)])
+        choice = _choice(delta, delta=content)
+        choice["logprobs"] = asked.logprobs.write(delta.logprobs)
+        return heading.object(_CHUNK, choices=[choice])
 
     role = _choice(ChoiceDelta(index, "", (), None, None), delta={"role": "assistant", "content": ""})
     opening = event(heading.object(_CHUNK, choices=[role]))
     reader = asked.reader()
-    if reader is None:
-        return ChoiceEvents(index, chunk, opening=opening)
-    return _MessageEvents(heading, opening, reader)
+    if reader is not None:
+        return _MessageEvents(heading, opening, reader, logprobs=asked.logprobs)
+    if asked.params.logprobs is not None:
+        return EachDelta(chunk, opening=opening)
+    return ChoiceEvents(index, chunk, opening=opening)
 
 
 def _answer(heading: Heading, done: Sequence[Completion], asked: Asked) -> dict[str, Any]:
@@ -140,9 +162,12 @@ def _answer(heading: Heading, done: Sequence[Completion], asked: Asked) -> dict[
 def _answered(completion: Completion, asked: Asked) -> dict[str, Any]:
     reader = asked.reader()
     if reader is None:
-        return _choice(completion, message={"role": "assistant", "content": completion.text})
-    answer = reader.read(completion.text)
-    return _choice(completion, has_called=bool(answer.calls), message=_message(answer, asked))
+        choice = _choice(completion, message={"role": "assistant", "content": completion.text})
+    else:
+        answer = reader.read(completion.text)
+        choice = _choice(completion, has_called=bool(answer.calls), message=_message(answer, asked))
+    choice["logprobs"] = asked.logprobs.write(completion.logprobs)
+    return choice
 
 
 def _message(answer: Answer, asked: Asked) -> dict[str, Any]:

@@ -6,9 +6,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
-from albireo_jax.engine.turns import ChoiceDelta, Completion
+from albireo_jax.core.types import FinishReason
+from albireo_jax.engine.tokenizer import Tokenizer
+from albireo_jax.engine.turns import ChoiceDelta
 from albireo_jax.serving.body import body_docs, json_body
-from albireo_jax.serving.events import ChoiceEvents, EventStream, event, read_to_end, turn_events
+from albireo_jax.serving.events import (
+    ChoiceEvents,
+    DeltaEvents,
+    EachDelta,
+    EventStream,
+    event,
+    read_to_end,
+    turn_events,
+)
+from albireo_jax.serving.logprobs import CompletionLogprobs, prompt_logprobs
 from albireo_jax.serving.schemas import CompletionBody
 from albireo_jax.serving.served import Engine
 from albireo_jax.serving.turns import Heading, callers_fault, check_model, encode, prepare, usage
@@ -34,52 +45,84 @@ async def create_completion(
         prompt_ids = [await encode(engine.frontend, prompt, add_special_tokens=special) for prompt in prompts]
         await prepare(engine.frontend, params)
         turn = engine.frontend.stream_async(prompt_ids, params)
-    echoes = [_text(engine, prompt) if body.echo else "" for prompt in prompts for _ in range(params.n)]
-    num_prompt_tokens = sum(map(len, prompt_ids))
+    writers = [
+        _ChoiceWriter(engine.tokenizer, body, prompt, prompt_ids=ids)
+        for prompt, ids in zip(prompts, prompt_ids, strict=True)
+        for _ in range(params.n)
+    ]
+
+    def usage_of(num_generated: int) -> dict[str, Any]:
+        return usage(sum(map(len, prompt_ids)), num_generated if body.generates else 0)
 
     def last_event(num_generated: int) -> bytes:
         if not body.wants_usage:
             return b""
-        final = heading.object("text_completion", choices=[], usage=usage(num_prompt_tokens, num_generated))
-        return event(final)
+        return event(heading.object("text_completion", choices=[], usage=usage_of(num_generated)))
 
     if body.stream:
-        choices = [_choice_events(heading, index, echo) for index, echo in enumerate(echoes)]
+        choices = [writer.events(heading, index) for index, writer in enumerate(writers)]
         return EventStream(turn, turn_events(turn, choices, last_event))
     done = await read_to_end(turn, request.receive)
-    return JSONResponse(_answer(heading, done, echoes, num_prompt_tokens))
+    choices = [writers[completion.choice].write(completion.as_delta()) for completion in done]
+    counts = usage_of(sum(len(completion.token_ids) for completion in done))
+    return JSONResponse(heading.object("text_completion", choices=choices, usage=counts))
 
 
-def _text(engine: Engine, prompt: str | Sequence[int]) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return engine.tokenizer.decode(prompt, skip_special_tokens=False)
+class _ChoiceWriter:
+    """Writes the deltas of one choice as objects of `choices`, the first with what is echoed."""
 
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        body: CompletionBody,
+        prompt: str | Sequence[int],
+        *,
+        prompt_ids: tuple[int, ...],
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._body = body
+        self._prompt_ids = prompt_ids
+        self._echo = ""
+        if body.echo:
+            is_text = isinstance(prompt, str)
+            self._echo = prompt if is_text else tokenizer.decode(prompt_ids, skip_special_tokens=False)
+        self._logprobs = CompletionLogprobs(
+            tokenizer, num_top=body.logprobs or 0, as_ids=bool(body.return_tokens_as_token_ids)
+        )
 
-def _choice_events(heading: Heading, index: int, echo: str) -> ChoiceEvents:
-    def chunk(delta: ChoiceDelta) -> dict[str, Any]:
-        return heading.object("text_completion", choices=[_choice(delta, delta.text)])
+    def write(self, delta: ChoiceDelta) -> dict[str, Any]:
+        """The object of the next delta."""
+        body = self._body
+        if not body.generates:  # the token that was sampled is shown to nobody
+            ended = delta.finish_reason and FinishReason.LENGTH
+            delta = ChoiceDelta(delta.choice, "", (), ended, None, (), delta.prompt_logprobs)
+        echo, self._echo = self._echo, ""
+        choice: dict[str, Any] = {
+            "index": delta.choice,
+            "text": echo + delta.text,
+            "logprobs": None,
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+        if body.logprobs is not None:
+            echoed_ids = self._prompt_ids if body.echo and delta.prompt_logprobs else ()
+            echoed_logprobs = delta.prompt_logprobs if body.echo else ()
+            choice["logprobs"] = self._logprobs.write(
+                (*echoed_ids, *delta.token_ids), (*echoed_logprobs, *delta.logprobs)
+            )
+        if body.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(
+                self._tokenizer, delta.prompt_logprobs, num_top=body.prompt_logprobs
+            )
+        return choice
 
-    opening = event(chunk(ChoiceDelta(index, echo, (), None, None))) if echo else b""
-    return ChoiceEvents(index, chunk, opening=opening)
+    def events(self, heading: Heading, index: int) -> DeltaEvents:
+        """Turns the deltas into events."""
 
+        def chunk(delta: ChoiceDelta) -> dict[str, Any]:
+            return heading.object("text_completion", choices=[self.write(delta)])
 
-def _answer(
-    heading: Heading, done: Sequence[Completion], echoes: Sequence[str], num_prompt_tokens: int
-) -> dict[str, Any]:
-    num_generated = sum(len(completion.token_ids) for completion in done)
-    return heading.object(
-        "text_completion",
-        choices=[_choice(completion, echoes[completion.choice] + completion.text) for completion in done],
-        usage=usage(num_prompt_tokens, num_generated),
-    )
-
-
-def _choice(outcome: ChoiceDelta | Completion, text: str) -> dict[str, Any]:
-    return {
-        "index": outcome.choice,
-        "text": text,
-        "logprobs": None,
-        "finish_reason": outcome.finish_reason,
-        "stop_reason": outcome.stop_reason,
-    }
+        if self._body.logprobs is not None or not self._body.generates:
+            return EachDelta(chunk)
+        opening = event(chunk(ChoiceDelta(index, "", (), None, None))) if self._echo else b""
+        return ChoiceEvents(index, chunk, opening=opening)

@@ -51,6 +51,19 @@ class ChoiceEvents:
         return b"%b%b%b%b" % (opening, self._head, json.dumps(delta.text).encode(), self._tail)
 
 
+class EachDelta:
+    """Events of one choice, `opening` and then one for each delta, with or without text."""
+
+    def __init__(self, chunk: Chunk, *, opening: bytes = b"") -> None:
+        self._chunk = chunk
+        self._opening = opening
+
+    def encode(self, delta: ChoiceDelta) -> bytes:
+        """The event of a delta."""
+        opening, self._opening = self._opening, b""
+        return opening + event(self._chunk(delta))
+
+
 async def turn_events(
     turn: AsyncTurn, choices: Sequence[DeltaEvents], last_event: Callable[[int], bytes]
 ) -> AsyncIterator[bytes]:

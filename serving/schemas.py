@@ -1,9 +1,11 @@
 """OpenAI's wire types for completions, and what they share with chats."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
+from albireo_jax.core.config import MAX_LOGPROBS
 from albireo_jax.core.types import SamplingParams
 from albireo_jax.serving.schemas_structured import StructuredBody
 from albireo_jax.serving.wire import Refused, Wire, one_message
@@ -15,7 +17,6 @@ MAX_CHOICES = 1024
 REFUSED: Refused = {
     "length_penalty": (1,),
     "use_beam_search": (False,),
-    "prompt_logprobs": (),
     "truncate_prompt_tokens": (),
     "logits_processors": ([],),
     "priority": (0,),
@@ -23,7 +24,7 @@ REFUSED: Refused = {
 }
 """Field -> values that ask for nothing, besides null."""
 
-_REFUSED_COMPLETION: Refused = {**REFUSED, "logprobs": (False,), "suffix": ("",), "prompt_embeds": ([],)}
+_REFUSED_COMPLETION: Refused = {**REFUSED, "suffix": ("",), "prompt_embeds": ([],)}
 
 Prompts = Annotated[
     str | list[int] | list[str] | list[list[int]],
@@ -63,6 +64,15 @@ class SamplingBody(StructuredBody):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+    @model_validator(mode="after")
+    def check_prompt_logprobs(self) -> "SamplingBody":
+        """Refuse what a stream has no place for."""
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError("prompt_logprobs are not available when stream is true")
+        return self
 
     @model_validator(mode="after")
     def check_stream_options(self) -> "SamplingBody":
@@ -106,6 +116,7 @@ _SAMPLING_FIELDS = (
     "include_stop_str_in_output",
     "ignore_eos",
     "skip_special_tokens",
+    "prompt_logprobs",
 )
 
 
@@ -116,6 +127,7 @@ class CompletionBody(SamplingBody):
 
     prompt: Prompts
     echo: bool | None = None
+    logprobs: int | None = None
     best_of: int | None = None
     add_special_tokens: bool | None = None
 
@@ -125,6 +137,24 @@ class CompletionBody(SamplingBody):
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError(f"best_of {self.best_of} is not supported unless it equals n {self.n or 1}")
         return self
+
+    @property
+    def generates(self) -> bool:
+        """Whether anything is to follow the prompt: to have a prompt scored, one asks for it alone."""
+        return self.max_tokens != 0 or not self.echo
+
+    @property
+    def echoes_logprobs(self) -> bool:
+        """Whether the echoed prompt comes with log probabilities."""
+        return bool(self.echo) and self.logprobs is not None
+
+    def sampling_params(self, default_max_tokens: int | None) -> SamplingParams:
+        """As of any body; what is echoed and not to be continued is continued by a token that nobody sees."""
+        body = self if self.generates else self.model_copy(update={"max_tokens": 1})
+        params = super(CompletionBody, body).sampling_params(default_max_tokens)
+        of_prompt = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        wanted = max((count for count in of_prompt if count is not None), default=None)
+        return replace(params, logprobs=self.logprobs, prompt_logprobs=wanted)
 
     def prompts(self) -> list[str] | list[list[int]]:
         """The prompts, each a text or token ids; raises ValueError if there are none or too many."""

@@ -1,9 +1,12 @@
 """OpenAI's wire types for chats: messages, tools, and bodies that hold them."""
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from albireo_jax.core.config import MAX_LOGPROBS
+from albireo_jax.core.types import SamplingParams
 from albireo_jax.engine.tool_calls import is_function_name
 from albireo_jax.engine.tool_grammar import Function
 from albireo_jax.serving.schemas import REFUSED, SamplingBody
@@ -14,8 +17,6 @@ MAX_TOOLS = 128
 
 _REFUSED_CHAT: Refused = {
     **REFUSED,
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -156,6 +157,8 @@ class ChatBody(SamplingBody):
 
     messages: Annotated[list[MessageBody], Field(min_length=1)]
     max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -167,6 +170,18 @@ class ChatBody(SamplingBody):
         if self.max_completion_tokens is not None:
             self.max_tokens = self.max_completion_tokens
         return self
+
+    @model_validator(mode="after")
+    def check_top_logprobs(self) -> "ChatBody":
+        """Refuse to add to what was not asked for."""
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs is only allowed when logprobs is true")
+        return self
+
+    def sampling_params(self, default_max_tokens: int | None) -> SamplingParams:
+        """As of any body."""
+        params = super().sampling_params(default_max_tokens)
+        return replace(params, logprobs=self.top_logprobs or 0) if self.logprobs else params
 
     @model_validator(mode="after")
     def check_template_arguments(self) -> "ChatBody":

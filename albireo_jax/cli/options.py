@@ -12,6 +12,7 @@ import typer
 from albireo_jax.cli.config_file import use_config_file
 from albireo_jax.core.config import (
     MAX_DEPTH,
+    MAX_LOGPROBS,
     TP_DEGREES,
     CacheConfig,
     Dtype,
@@ -95,6 +96,13 @@ class EngineFlags:
             help="Of cached keys and values; int8 and fp8 are scaled per token and head. auto: as the model.",
         ),
     ] = KvDtype.AUTO
+    max_logprobs: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Likeliest tokens that can be asked for beside each token; 0: no log probabilities.",
+        ),
+    ] = MAX_LOGPROBS
     depth: Annotated[
         int,
         typer.Option(metavar="N", help=f"Steps in flight, up to {MAX_DEPTH}; 1 plans and computes in turn."),
@@ -113,6 +121,7 @@ class EngineFlags:
             model=model,
             dtype=self.dtype,
             max_model_len=self.max_model_len,
+            max_logprobs=self.max_logprobs,
             sampling=self.sampling,
             parallel=ParallelConfig(tp=self.tp, virtual_devices=self.virtual_devices),
             cache=CacheConfig(

@@ -7,6 +7,9 @@ TP_DEGREES = (1, 2, 4, 8)
 MAX_DEPTH = 8
 """Steps in flight at most; jax 0.10.2 on CPU hangs beyond 32 multi-device steps."""
 
+MAX_LOGPROBS = 20
+"""Likeliest tokens that a caller can ask for beside each token."""
+
 
 class Dtype(StrEnum):
     """Of weights and activations, and of cached keys and values unless these have a `KvDtype`."""
@@ -219,12 +222,14 @@ class EngineConfig:
     """All that `launch` needs to turn a model into a running engine.
 
     `model` is a built-in name, a Hugging Face folder or a GGUF file. `max_model_len` None takes
-    the model's own limit, or less if the cache cannot hold it.
+    the model's own limit, or less if the cache cannot hold it. `max_logprobs` of the likeliest tokens can be
+    asked for beside each token; 0 turns log probabilities off, and their programs are not compiled.
     """
 
     model: str
     dtype: Dtype | None = None
     max_model_len: int | None = None
+    max_logprobs: int = MAX_LOGPROBS
     sampling: SamplingMode = SamplingMode.SHARDED
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -234,3 +239,5 @@ class EngineConfig:
         """Refuse lengths that hold no prompt and answer."""
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ValueError(f"max_model_len must be at least 2, got {self.max_model_len}")
+        if not 0 <= self.max_logprobs <= MAX_LOGPROBS:
+            raise ValueError(f"max_logprobs must be between 0 and {MAX_LOGPROBS}, got {self.max_logprobs}")

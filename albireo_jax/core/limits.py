@@ -2,17 +2,22 @@
 
 from dataclasses import dataclass
 
+from albireo_jax.core.config import MAX_LOGPROBS
 from albireo_jax.core.types import Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
-    """The longest sequence, the vocabulary, and the KV pages of an engine."""
+    """The longest sequence, the vocabulary, and the KV pages of an engine.
+
+    `max_logprobs` likeliest tokens can be asked for; 0 means that the engine gives no log probabilities.
+    """
 
     max_model_len: int
     vocab_size: int
     num_pages: int
     page_size: int
+    max_logprobs: int = MAX_LOGPROBS
 
     @property
     def max_sequence_len(self) -> int:
@@ -42,10 +47,20 @@ class EngineLimits:
                 f"{num_prompt_tokens} prompt tokens and max_tokens {request.max_tokens} need {length} tokens "
                 f"of KV cache, it holds {self.num_pages * self.page_size}"
             )
+        self._check_logprobs("logprobs", request.logprobs)
+        self._check_logprobs("prompt_logprobs", request.prompt_logprobs)
         named = request.rules.token_ids if request.rules is not None else ()
         for token in (*request.prompt_token_ids, *request.stop_ids, *named):
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
+
+    def _check_logprobs(self, name: str, wanted: int | None) -> None:
+        if wanted is None:
+            return
+        if not self.max_logprobs:
+            raise ValueError(f"{name} {wanted}: log probabilities are turned off in this engine")
+        if wanted > self.max_logprobs:
+            raise ValueError(f"{name} {wanted} exceeds the limit of {self.max_logprobs}")
 
     def _check_prompt_len(self, num_prompt_tokens: int) -> None:
         if num_prompt_tokens < 1:

@@ -24,6 +24,7 @@ NULL_PAGE = 0
 
 Int32s = NDArray[np.int32]
 Bools = NDArray[np.bool_]
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,52 @@ class SlotParams:
     banned_until: int
     stop_ids: tuple[int, ...]
     rules: SlotRules | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredTokens:
+    """Tokens of a step whose log probabilities are wanted; usually none.
+
+    `rows` are rows of the plan: the token that each samples is scored. `tokens` are indices into the plan's
+    `token_ids`: token j is followed by `next_ids[j]`, which is scored.
+    """
+
+    rows: Int32s = field(default_factory=lambda: np.zeros(0, np.int32))
+    tokens: Int32s = field(default_factory=lambda: np.zeros(0, np.int32))
+    next_ids: Int32s = field(default_factory=lambda: np.zeros(0, np.int32))
+
+    @property
+    def count(self) -> int:
+        """How many tokens are scored."""
+        return len(self.rows) + len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenScores:
+    """Log probabilities of X tokens and of the B likeliest in the place of each, likeliest first.
+
+    They are those of the model: of its logits before any rule, penalty or temperature. `ranks` [X] count
+    from 1, the likeliest; `logprobs` is [X]; `top_ids` and `top_logprobs` are [X, B].
+    """
+
+    logprobs: Floats
+    ranks: Int32s
+    top_ids: Int32s
+    top_logprobs: Floats
+
+    @property
+    def count(self) -> int:
+        """X."""
+        return len(self.logprobs)
+
+    def part(self, first: int, end: int) -> "TokenScores":
+        """The scores of tokens `first` … `end` - 1."""
+        return TokenScores(
+            logprobs=self.logprobs[first:end],
+            ranks=self.ranks[first:end],
+            top_ids=self.top_ids[first:end],
+            top_logprobs=self.top_logprobs[first:end],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +139,7 @@ class StepPlan:
     copies: PageCopies = field(default_factory=PageCopies)
     mask_slots: Int32s = field(default_factory=lambda: np.zeros(0, np.int32))
     masks: Int32s = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    scored: ScoredTokens = field(default_factory=ScoredTokens)
 
     @property
     def num_rows(self) -> int:
@@ -114,6 +162,7 @@ class SampledTokens:
     simulator's); `sample_s` is the part of the step spent sampling, 0 where it was never measured.
     `route` names the way in which its rows were sampled, "" where the executor has no routes; `wire_bytes`
     are what each rank received for it, as far as the host can know.
+    `scores` are those of the plan's scored tokens, its rows before its `tokens`; None if there are none.
     """
 
     ids: Int32s
@@ -121,6 +170,7 @@ class SampledTokens:
     sample_s: float = 0.0
     route: str = ""
     wire_bytes: int = 0
+    scores: TokenScores | None = None
 
 
 class TokenConstraint(Protocol):

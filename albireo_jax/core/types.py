@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from albireo_jax.core.plan import TokenConstraint
+from albireo_jax.core.config import MAX_LOGPROBS
+from albireo_jax.core.plan import TokenConstraint, TokenScores
 from albireo_jax.core.rules import TokenRules
 
 MAX_STOP_IDS = 32
@@ -55,6 +56,8 @@ class SamplingParams:
     The penalties, `logit_bias` (token id to what is added to its logit), `allowed_token_ids` and `bad_words`
     are those of `core.rules`. `max_tokens` None generates until the model's length limit. A request without
     a seed gets one at the door, so that its tokens still do not depend on batch, depth or preemption.
+    `logprobs` and `prompt_logprobs` ask for log probabilities of the answer's and the prompt's tokens, and of
+    so many of the likeliest in the place of each; None asks for none.
     `shown_tokens` are special tokens whose text is given although `skip_special_tokens` hides the others.
     Raises ValueError naming the value and the limit.
     """
@@ -72,6 +75,8 @@ class SamplingParams:
     allowed_token_ids: tuple[int, ...] | None = None
     bad_words: tuple[str, ...] = ()
     seed: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     include_stop_str_in_output: bool = False
@@ -94,6 +99,8 @@ class SamplingParams:
         _check_int("top_k", self.top_k, low=0)
         _check_int("seed", self.seed, low=0, high=MAX_SEED)
         _check_int("n", self.n, low=1, high=128)
+        _check_int("logprobs", self.logprobs, low=0, high=MAX_LOGPROBS)
+        _check_int("prompt_logprobs", self.prompt_logprobs, low=0, high=MAX_LOGPROBS)
         _check_float("temperature", self.temperature, low=0.0, high=100.0)
         _check_float("top_p", self.top_p, low=0.0, high=1.0, open_low=True)
         _check_float("min_p", self.min_p, low=0.0, high=1.0)
@@ -140,6 +147,8 @@ class Request:
     stop_ids: tuple[int, ...] = ()
     rules: TokenRules | None = None
     constraint: TokenConstraint | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
     arrived_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -154,16 +163,29 @@ class Request:
             )
 
 
+class RequestScores(NamedTuple):
+    """Scores that an output brings: of its token, and with the first token those of the prompt.
+
+    `prompt` are the scores of the prompt's tokens from the second on, in pieces, if they were asked for;
+    None with later tokens.
+    """
+
+    token: TokenScores
+    prompt: tuple[TokenScores, ...] | None = None
+
+
 class RequestOutput(NamedTuple):
     """What one step brought a request: at most one token, and the reason if it ended.
 
     A named tuple, not a dataclass: a step of 512 rows makes 512 of them on the engine thread.
-    `token_id` is None when the request ended without one (abort, error).
+    `token_id` is None when the request ended without one (abort, error). `scores` come if the request
+    asked for log probabilities.
     """
 
     request_id: str
     token_id: int | None
     finish_reason: FinishReason | None
+    scores: RequestScores | None = None
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:
@@ -175,7 +197,7 @@ def _strings(name: str, value: object) -> tuple[str, ...]:
 
 
 def _check_int(name: str, value: object, *, low: int, high: int | None = None) -> None:
-    if value is None and name in ("max_tokens", "seed"):
+    if value is None and name in ("max_tokens", "seed", "logprobs", "prompt_logprobs"):
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{name} must be an integer, got {value!r}")

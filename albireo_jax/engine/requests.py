@@ -68,6 +68,8 @@ class RequestWriter:
                 stop_ids=tuple(dict.fromkeys(stop_ids)),
                 rules=rules,
                 constraint=None if grammar is None else grammar.constraint(ignore_eos=params.ignore_eos),
+                logprobs=params.logprobs,
+                prompt_logprobs=params.prompt_logprobs,
                 arrived_s=arrived_s,
             )
             for sample in range(params.n)

@@ -23,8 +23,9 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from albireo_jax.core.errors import EngineDeadError
-from albireo_jax.core.types import FinishReason, Request, RequestOutput
+from albireo_jax.core.types import FinishReason, Request, RequestOutput, RequestScores
 from albireo_jax.engine.detokenize import Detokenizer
+from albireo_jax.engine.logprobs import TokenLogprob, token_logprobs
 from albireo_jax.engine.metrics import RequestMetrics, Tally
 from albireo_jax.engine.service import EngineService
 
@@ -35,7 +36,9 @@ class ChoiceDelta(NamedTuple):
     """What one step brought a choice; sample i of prompt p is choice p * n + i.
 
     `text` is empty while a character is incomplete or may begin a stop string. `stop_reason` is the
-    stop string or the id among `stop_token_ids` that ended the choice.
+    stop string or the id among `stop_token_ids` that ended the choice. `logprobs` has an entry per token if
+    they were asked for; `prompt_logprobs` come with the first token, one per token of the prompt, None for
+    the first of those.
     """
 
     choice: int
@@ -43,17 +46,33 @@ class ChoiceDelta(NamedTuple):
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     stop_reason: str | int | None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """All that a choice came to."""
+    """All that a choice came to; log probabilities as in `ChoiceDelta`, empty if not asked for."""
 
     choice: int
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     stop_reason: str | int | None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+
+    def as_delta(self) -> ChoiceDelta:
+        """The completion as if it had come at once."""
+        return ChoiceDelta(
+            self.choice,
+            self.text,
+            self.token_ids,
+            self.finish_reason,
+            self.stop_reason,
+            self.logprobs,
+            self.prompt_logprobs,
+        )
 
 
 def collect(deltas: Iterable[ChoiceDelta]) -> list[Completion]:
@@ -68,6 +87,8 @@ def collect(deltas: Iterable[ChoiceDelta]) -> list[Completion]:
             token_ids=tuple(token_id for delta in parts for token_id in delta.token_ids),
             finish_reason=parts[-1].finish_reason or FinishReason.ABORT,
             stop_reason=parts[-1].stop_reason,
+            logprobs=tuple(entry for delta in parts for entry in delta.logprobs),
+            prompt_logprobs=tuple(entry for delta in parts for entry in delta.prompt_logprobs),
         )
         for choice, parts in sorted(by_choice.items())
     ]
@@ -214,7 +235,10 @@ class Door(ABC):
             turn.fail(error)
             self.service.abort(output.request_id)
             return FinishReason.ERROR
-        turn.put(ChoiceDelta(choice.index, *delta))
+        if output.scores is None:
+            turn.put(ChoiceDelta(choice.index, *delta))
+        else:
+            turn.put(_scored(ChoiceDelta(choice.index, *delta), output.scores, choice.request))
         if output.finish_reason is None and delta.finish_reason is not None:
             self.service.abort(output.request_id)
         return delta.finish_reason
@@ -325,6 +349,22 @@ class AsyncTurn(Turn):
     async def _news(self) -> None:
         self._waiter = self._event_loop.create_future()
         await self._waiter
+
+
+def _scored(delta: ChoiceDelta, scores: RequestScores, request: Request) -> ChoiceDelta:
+    """The delta with the log probabilities that the request asked for."""
+    logprobs: list[TokenLogprob] = []
+    prompt_logprobs: list[TokenLogprob | None] = []
+    if request.logprobs is not None:
+        logprobs = token_logprobs(delta.token_ids, scores.token, num_top=request.logprobs)
+    if request.prompt_logprobs is not None and scores.prompt is not None:
+        prompt_logprobs.append(None)
+        begin = 1
+        for piece in scores.prompt:
+            token_ids = request.prompt_token_ids[begin : begin + piece.count]
+            prompt_logprobs += token_logprobs(token_ids, piece, num_top=request.prompt_logprobs)
+            begin += piece.count
+    return delta._replace(logprobs=tuple(logprobs), prompt_logprobs=tuple(prompt_logprobs))
 
 
 def _count_token(choice: Choice, delivered_s: float, tally: Tally) -> None:

@@ -67,6 +67,13 @@ class DecoderWeights(NamedTuple):
     lm_head_VD: Array | None = None
 
 
+class Head(NamedTuple):
+    """What turns hidden states into logits: the final norm, and the head or the embedding it is tied to."""
+
+    norm_D: Float[Array, " D"]
+    head_VD: Float[Array, "V D"]
+
+
 class LayerWeights(NamedTuple):
     """The weights of one layer."""
 
@@ -119,9 +126,14 @@ def forward(
     return carry
 
 
+def head(weights: DecoderWeights) -> Head:
+    """The weights that `logits` needs."""
+    return Head(weights.final_norm_D, weights.embed_VD if weights.lm_head_VD is None else weights.lm_head_VD)
+
+
 def logits(
     config: ModelConfig,
-    weights: DecoderWeights,
+    head: Head,
     hidden_RD: Float[Array, "R D"],
     *,
     axis: str | None = None,
@@ -130,11 +142,10 @@ def logits(
 
     Ids that only pad the vocabulary to a multiple of the ranks get minus infinity.
     """
-    head_VD = weights.embed_VD if weights.lm_head_VD is None else weights.lm_head_VD
-    x_RD = rms_norm(hidden_RD, weights.final_norm_D, config.rms_norm_eps)
+    x_RD = rms_norm(hidden_RD, head.norm_D, config.rms_norm_eps)
     over_D = (((1,), (1,)), ((), ()))
-    logits_Rv = jax.lax.dot_general(x_RD, head_VD, over_D, preferred_element_type=jnp.float32)
-    share = head_VD.shape[0]
+    logits_Rv = jax.lax.dot_general(x_RD, head.head_VD, over_D, preferred_element_type=jnp.float32)
+    share = head.head_VD.shape[0]
     first = 0 if axis is None else jax.lax.axis_index(axis) * share
     ranks = 1 if axis is None else jax.lax.axis_size(axis)
     if share * ranks == config.vocab_size:
@@ -168,6 +179,11 @@ def weight_specs(weights: DecoderWeights) -> DecoderWeights:
         return None if field is None else whole
 
     return DecoderWeights(*(spec(name, field) for name, field in weights._asdict().items()))
+
+
+def head_specs() -> Head:
+    """Partition specs of a `Head`."""
+    return Head(partition_spec("final_norm_D"), partition_spec("lm_head_VD"))  # type: ignore[arg-type]
 
 
 def unstack(weights: DecoderWeights) -> DecoderWeights:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int32
 from albireo_jax.core.config import ModelConfig
 from albireo_jax.core.errors import WeightError
 from albireo_jax.nn.axes import logical_axes
-from albireo_jax.nn.decoder import DecoderWeights, Layered, LayerIndex, forward, logits
+from albireo_jax.nn.decoder import DecoderWeights, Layered, LayerIndex, forward, head, logits
 from albireo_jax.nn.layers import causal_attention
 from albireo_jax.nn.shapes import weight_shapes
 from albireo_jax.nn.sharding import SHARDING_RULES, TP, named_sharding
@@ -120,4 +120,4 @@ def _dense_logits(
 
     position_T = jnp.arange(token_T.shape[0], dtype=jnp.int32)
     hidden_TD, _ = forward(config, weights, token_T, position_T=position_T, cache=None, attend=attend)
-    return logits(config, weights, hidden_TD)[:, : config.vocab_size]
+    return logits(config, head(weights), hidden_TD)[:, : config.vocab_size]

@@ -33,6 +33,7 @@ from albireo_jax.runtime.batch import (
 from albireo_jax.runtime.compile import Progress, compile_all
 from albireo_jax.runtime.ruled_rows import RuledRows, RuleProgram
 from albireo_jax.runtime.sampling_stage import SampleOutput, admit, jit_sample, routes, slot_route
+from albireo_jax.runtime.scored_tokens import PendingScores, ScoreProgram, ScoringCalls
 from albireo_jax.runtime.state import DeviceState
 from albireo_jax.runtime.step import ForwardOutput, StepProgram, jit_forward
 from albireo_jax.sampling.logits import Rules
@@ -69,9 +70,12 @@ class JaxStepHandle:
     running (the executor looks at each dispatch and wait): exposed time is never understated.
     """
 
-    def __init__(self, ids: jax.Array, num_rows: int, *, sampling: SamplingCost) -> None:
+    def __init__(
+        self, ids: jax.Array, num_rows: int, *, scores: PendingScores, sampling: SamplingCost
+    ) -> None:
         self._ids = ids
         self._num_rows = num_rows
+        self._scores = scores
         self._sampling = sampling
         self._seen_running_s = time.perf_counter()
         self._ended = False
@@ -86,7 +90,7 @@ class JaxStepHandle:
         return self._ended
 
     def wait(self) -> SampledTokens:
-        """Block until the ids are on the host."""
+        """Block until the ids and scores are on the host."""
         ended_before = self.look()
         ids = np.asarray(self._ids)[: self._num_rows]
         finished_s = self._seen_running_s if ended_before else time.perf_counter()
@@ -96,6 +100,7 @@ class JaxStepHandle:
             sample_s=self._sampling.seconds,
             route=self._sampling.route,
             wire_bytes=self._sampling.wire_bytes,
+            scores=self._scores.wait(),
         )
 
 
@@ -115,11 +120,13 @@ class JaxExecutor:
         buckets: tuple[Bucket, ...],
         rules: Rules,
         max_len: int,
+        max_logprobs: int,
         progress: Progress | None = None,
     ) -> None:
         self.program = program
         self._cache, self._sampler = state
         self._buckets = buckets
+        self._scoring = ScoringCalls(program, weights, num_top=max_logprobs)
         self.replace_weights(weights)
         self._padding_slot = state.sampler.last_token_Z.shape[0] - 1
         self._replicated = NamedSharding(program.mesh, PartitionSpec())
@@ -133,14 +140,18 @@ class JaxExecutor:
             for route in self._routes
         ]
         self._costs = {sampling: self._cost(sampling) for sampling in samplings}
-        self._compiled: dict[Bucket | Sampling | RuleProgram | str, jax.stages.Compiled] = compile_all(
-            {_ADMIT: self._lower_admit}
-            | self._ruled.programs([sampling.rows for sampling in samplings])
-            | {bucket: partial(self.lower, bucket) for bucket in buckets}
-            | {sampling: partial(self.lower_sampling, sampling) for sampling in samplings},
-            progress=progress,
+        self._compiled: dict[Bucket | Sampling | RuleProgram | ScoreProgram | str, jax.stages.Compiled] = (
+            compile_all(
+                {_ADMIT: self._lower_admit}
+                | self._ruled.programs([sampling.rows for sampling in samplings])
+                | self._scoring.programs(buckets)
+                | {bucket: partial(self.lower, bucket) for bucket in buckets}
+                | {sampling: partial(self.lower_sampling, sampling) for sampling in samplings},
+                progress=progress,
+            )
         )
         self._ruled.use(self._compiled)
+        self._scoring.use(self._compiled)
 
     def lower(self, bucket: Bucket) -> jax.stages.Lowered:
         """The forward program of a bucket, lowered for this engine's shapes and devices."""
@@ -181,7 +192,8 @@ class JaxExecutor:
         sampled: SampleOutput = self._compiled[sampling](self._sampler, logits_RV, rows)
         self._sampler = sampled.state
         self._ruled.note(ruled, sampled.id_R)
-        handle = JaxStepHandle(sampled.id_R, plan.num_rows, sampling=self._costs[sampling])
+        scores = self._scoring.score(plan, forward, sampled.id_R)
+        handle = JaxStepHandle(sampled.id_R, plan.num_rows, scores=scores, sampling=self._costs[sampling])
         self._look()
         self._in_flight.append(handle)
         return handle
@@ -192,6 +204,7 @@ class JaxExecutor:
             loop: self.program.arrange(weights, bucket)
             for loop, bucket in {self.program.layer_loop(bucket): bucket for bucket in self._buckets}.items()
         }
+        self._scoring.use_weights(weights)
         self._weights = {bucket: arranged[self.program.layer_loop(bucket)] for bucket in self._buckets}
 
     def measure_sampling(self) -> None:

@@ -133,7 +133,10 @@ def jit_note(program: StepProgram) -> jax.stages.Wrapped:
 
 
 def jit_apply(program: StepProgram) -> jax.stages.Wrapped:
-    """(rules, slot_R, logits_RV) -> logits_RV, split over the vocabulary; donates the logits."""
+    """(rules, slot_R, logits_RV) -> logits_RV, split over the vocabulary.
+
+    The logits given stay, because log probabilities are theirs.
+    """
 
     def change(rules: Rules, slot_R: Int32[Array, " R"], logits_Rv: Float[Array, "R v"]) -> Array:
         return apply_rules(logits_Rv, rules, slot_R, first=_first(rules, program.axis))
@@ -146,7 +149,7 @@ def jit_apply(program: StepProgram) -> jax.stages.Wrapped:
         out_specs=split,
         check_vma=False,
     )
-    return jax.jit(body, donate_argnums=(2,))
+    return jax.jit(body)
 
 
 def _jit(program: StepProgram, body: object, *, specs: Sequence[PartitionSpec]) -> jax.stages.Wrapped:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int32
 
 from albireo_jax.core.config import ModelConfig, SamplingMode
 from albireo_jax.core.plan import TOKEN_ON_DEVICE
-from albireo_jax.nn.decoder import DecoderWeights, LayerIndex, forward, logits, unstack, weight_specs
+from albireo_jax.nn.decoder import DecoderWeights, LayerIndex, forward, head, logits, unstack, weight_specs
 from albireo_jax.ops.attention import paged_attention
 from albireo_jax.ops.kv_cache import KvCache
 from albireo_jax.ops.kv_write import token_pages, write_kv
@@ -30,9 +30,13 @@ from albireo_jax.runtime.state import CacheState, cache_specs
 
 
 class ForwardOutput(NamedTuple):
-    """The cache after a step, and the logits of each row's last token, split over the vocabulary."""
+    """The cache after a step, hidden states of all its tokens, and the logits of each row's last token.
+
+    The logits are split over the vocabulary; hidden states are those before the final norm.
+    """
 
     cache: CacheState
+    hidden_TD: Float[Array, "T D"]
     logits_RV: Float[Array, "R V"]
 
 
@@ -101,7 +105,8 @@ def jit_forward(program: StepProgram, layout: BufferLayout, weights: DecoderWeig
         partial(_forward_step, program, layout),
         mesh=program.mesh,
         in_specs=(weight_specs(weights), specs, PartitionSpec(), PartitionSpec()),
-        out_specs=ForwardOutput(specs, PartitionSpec(None, program.axis)),  # type: ignore[arg-type]
+        out_specs=ForwardOutput(specs, PartitionSpec(), PartitionSpec(None, program.axis)),  # type: ignore[arg-type]
+        check_vma=program.collective_axis is not None,  # one rank alone sums nothing, and would seem to vary
     )
     return jax.jit(body, donate_argnums=(1,))
 
@@ -122,9 +127,11 @@ def _forward_step(
         cache = cache._replace(page_table_ZM=table_ZM)
         rows = _rows(inputs, layout)
         token_T = _tokens(inputs, last_token_Z, rows)
-    hidden_RD, cache = _forward(program, weights, cache, inputs, rows, token_T)
+    hidden_TD, cache = _forward(program, weights, cache, inputs, rows, token_T)
     with jax.named_scope("logits"):
-        return ForwardOutput(cache, logits(program.model, weights, hidden_RD, axis=program.collective_axis))
+        hidden_RD = hidden_TD[jnp.maximum(rows.row_start_R1[1:] - 1, 0)]
+        logits_Rv = logits(program.model, head(weights), hidden_RD, axis=program.collective_axis)
+        return ForwardOutput(cache, hidden_TD, logits_Rv)
 
 
 def _rows(inputs: StepInputs, layout: BufferLayout) -> _Rows:
@@ -153,8 +160,8 @@ def _forward(
     inputs: StepInputs,
     rows: _Rows,
     token_T: Int32[Array, " T"],
-) -> tuple[Float[Array, "R D"], CacheState]:
-    """Last hidden vector of each row, and the cache with the step's keys and values in it."""
+) -> tuple[Float[Array, "T D"], CacheState]:
+    """Hidden state of each token, and the cache with the step's keys and values in it."""
     model = program.model
     page_table_RM = state.page_table_ZM[inputs.slot_R]
     pages = token_pages(page_table_RM, rows.row_T, rows.position_T, page_size=program.page_size)
@@ -186,5 +193,4 @@ def _forward(
         axis=program.collective_axis,
         unroll=loop is not LayerLoop.SCANNED,
     )
-    last_R = jnp.maximum(rows.row_start_R1[1:] - 1, 0)
-    return hidden_TD[last_R], state._replace(kv=kv)
+    return hidden_TD, state._replace(kv=kv)

@@ -24,7 +24,7 @@ A row with a constraint waits for its own tokens and delays no other row: see `c
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -36,6 +36,7 @@ from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched import policy
 from albireo_jax.sched.constraints import ConstrainedAnswer
 from albireo_jax.sched.pages import PagePool
+from albireo_jax.sched.scoring import give_scores, scored_tokens, take_scores
 from albireo_jax.sched.sequence import NOT_ADMITTED, Sequence, SlotTable
 
 _MAX_EPOCH = 2**31 - 1
@@ -187,6 +188,8 @@ class Scheduler:
             mask_slots=masks.slots,
             masks=masks.words,
         )
+        if table.scored[rows].any():
+            step_plan = replace(step_plan, scored=scored_tokens(step_plan, table.scored[rows], self._live))
         self._steps += 1
         table.computed[rows] = ends
         table.length[rows] += samples
@@ -200,6 +203,7 @@ class Scheduler:
         slots, ids = plan.slots[advanced], sampled.ids[advanced]
         table.token_ids[slots, table.committed[slots]] = ids
         table.committed[slots] += 1
+        scores = {} if sampled.scores is None else take_scores(plan, sampled.scores, self._live)
 
         token_ids: list[int | None] = sampled.ids.tolist()
         reasons: list[FinishReason | None] = [None] * plan.num_rows
@@ -226,7 +230,12 @@ class Scheduler:
         if ended:
             self._release(np.array(ended, np.int32))
         rows = zip(plan.request_ids, token_ids, reasons, advanced.tolist(), strict=True)
-        return [RequestOutput(request_id, token, reason) for request_id, token, reason, kept in rows if kept]
+        outputs = [
+            RequestOutput(request_id, token, reason) for request_id, token, reason, kept in rows if kept
+        ]
+        if scores:
+            give_scores(outputs, scores)
+        return outputs
 
     def check_invariants(self) -> None:
         """Raise AssertionError if pages, slots or queues contradict each other; for tests."""

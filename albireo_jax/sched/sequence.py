@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from albireo_jax.core.plan import Int32s, SlotParams, SlotRules
+from albireo_jax.core.plan import Int32s, SlotParams, SlotRules, TokenScores
 from albireo_jax.core.rules import NO_RULES
 from albireo_jax.core.types import FinishReason, Request
 from albireo_jax.sched.constraints import ConstrainedAnswer
@@ -25,7 +25,8 @@ class Sequence:
     `known_ids` are the prompt and the part of the answer that was committed before the request last
     waited. `epoch` numbers the admission whose results are awaited. `slot` is None while the request
     waits, and again once its last step is planned and only results are outstanding. `answer` is there if
-    the request has a constraint, which has taken in the tokens that were committed.
+    the request has a constraint, which has taken in the tokens that were committed. `num_scored` tokens of
+    the prompt, those from the second on, have had their scores committed; `prompt_scores` are to go out yet.
     """
 
     request: Request
@@ -33,11 +34,23 @@ class Sequence:
     epoch: int = NOT_ADMITTED
     slot: int | None = None
     answer: ConstrainedAnswer | None = None
+    num_scored: int = 0
+    prompt_scores: tuple[TokenScores, ...] = ()
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether the request asked for log probabilities; those of its prompt go out with a scored token."""
+        return self.request.logprobs is not None or self.request.prompt_logprobs is not None
 
     @property
     def limit(self) -> int:
         """Tokens of prompt and answer at which the request ends."""
         return len(self.request.prompt_token_ids) + self.request.max_tokens
+
+    def give_prompt_scores(self) -> tuple[TokenScores, ...]:
+        """Hand out what `prompt_scores` holds."""
+        scores, self.prompt_scores = self.prompt_scores, ()
+        return scores
 
     def take(self, token_id: int, *, length: int) -> FinishReason | None:
         """The reason if the request ends with `token_id`, which makes it `length` tokens long."""
@@ -82,7 +95,7 @@ class SlotTable:
     known: tokens that the host knew at admission; later ones are read on the device. committed: tokens
     that the host knows now, token_ids[slot, :committed]. limit: length at which the request ends.
     num_pages: pages held, pages[slot, :num_pages] in the order of the tokens in them. epoch: the admission,
-    or NOT_ADMITTED. constrained: whether the request has a constraint.
+    or NOT_ADMITTED. constrained: whether the request has a constraint. scored: whether it wants scores.
     """
 
     def __init__(self, max_rows: int, *, max_len: int, page_size: int) -> None:
@@ -93,6 +106,7 @@ class SlotTable:
         self.limit = np.zeros(max_rows, np.int32)
         self.epoch = np.full(max_rows, NOT_ADMITTED, np.int32)
         self.constrained = np.zeros(max_rows, np.bool_)
+        self.scored = np.zeros(max_rows, np.bool_)
         self.num_pages = np.zeros(max_rows, np.int32)
         self.pages = np.zeros((max_rows, -(-max_len // page_size)), np.int32)
         self.token_ids = np.zeros((max_rows, max_len), np.int32)  # takes memory where it is used
@@ -106,6 +120,7 @@ class SlotTable:
         self.limit[slot] = sequence.limit
         self.epoch[slot] = sequence.epoch
         self.constrained[slot] = sequence.answer is not None
+        self.scored[slot] = sequence.wants_scores
         self.token_ids[slot, :known] = sequence.known_ids
         self.request_id[slot] = sequence.request.request_id
 

@@ -6,7 +6,8 @@ second layer's mixes in the sum of the first layer's values up to it, as they ar
 and the next token is a hash of the sum of the second layer's, of the position and, unless the
 temperature is 0, of the seed; where a mask allows n tokens, the hash modulo n picks one of them. A page
 that is lost, shared or filled by another request, a slot or a position that is wrong, or an order that is
-not kept, changes the tokens that follow.
+not kept, changes the tokens that follow. The scores of a token are hashes of it and of the same sums, so that
+they depend on everything before it.
 """
 
 from collections import deque
@@ -15,8 +16,18 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from albireo_jax.core.config import MAX_LOGPROBS
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.plan import NULL_PAGE, TOKEN_ON_DEVICE, Int32s, SampledTokens, SlotParams, StepPlan
+from albireo_jax.core.plan import (
+    NULL_PAGE,
+    TOKEN_ON_DEVICE,
+    Floats,
+    Int32s,
+    SampledTokens,
+    SlotParams,
+    StepPlan,
+    TokenScores,
+)
 
 _UInt64s = NDArray[np.uint64]
 
@@ -64,9 +75,9 @@ class SimExecutor:
         """Run what is queued up to and with `handle`, and let its time pass."""
         while handle.ids is None:
             queued = self._queued.popleft()
-            queued.ids = self._device.run(queued.plan)
+            queued.ids, queued.scores = self._device.run(queued.plan)
         self._clock.advance_to(handle.finished_s)
-        return SampledTokens(ids=handle.ids, finished_s=handle.finished_s)
+        return SampledTokens(ids=handle.ids, finished_s=handle.finished_s, scores=handle.scores)
 
 
 class _SimHandle:
@@ -75,6 +86,7 @@ class _SimHandle:
         self.plan = plan
         self.finished_s = finished_s
         self.ids: Int32s | None = None
+        self.scores: TokenScores | None = None
 
     def wait(self) -> SampledTokens:
         return self._executor.finish(self)
@@ -93,8 +105,8 @@ class _Device:
         self._last_token = np.zeros(max_rows, np.int64)
         self._params: list[SlotParams | None] = [None] * max_rows
 
-    def run(self, plan: StepPlan) -> Int32s:
-        """One step; gives the ids, 0 for rows that do not sample."""
+    def run(self, plan: StepPlan) -> tuple[Int32s, TokenScores | None]:
+        """One step; gives the ids, 0 for rows that do not sample, and the scores of what is scored."""
         self._page_table[plan.update_slots, plan.update_columns] = plan.update_pages
         for params in plan.new_slots:
             self._params[params.slot] = params
@@ -112,7 +124,26 @@ class _Device:
                 ids[row] = self._last_token[slot] = self._sample(
                     slot, position=start + count, context=context, mask=masks.get(slot)
                 )
-        return ids
+        return ids, self._scores(plan, ids) if plan.scored.count else None
+
+    def _scores(self, plan: StepPlan, ids: Int32s) -> TokenScores:
+        """Scores of the ids in their contexts, as the step's keys and values have them."""
+        scored = plan.scored
+        lasts = (np.cumsum(plan.counts) - 1)[scored.rows]
+        tokens = np.concatenate((lasts, scored.tokens))
+        position = plan.starts.repeat(plan.counts) + np.concatenate([np.arange(n) for n in plan.counts])
+        slot = plan.slots.repeat(plan.counts)[tokens]
+        page = self._page_table[slot, position[tokens] // self._page_size]
+        context = self._second[page, position[tokens] % self._page_size]
+        next_ids = np.concatenate((ids[scored.rows], scored.next_ids))
+        key = _mix(context ^ _mix(next_ids.astype(np.uint64)))
+        order = np.arange(MAX_LOGPROBS, dtype=np.uint64)[None, :]
+        return TokenScores(
+            logprobs=-_fraction(key),
+            ranks=(key % np.uint64(self._vocab_size)).astype(np.int32) + 1,
+            top_ids=((key[:, None] + order) % np.uint64(self._vocab_size)).astype(np.int32),
+            top_logprobs=-_fraction(key)[:, None] * (1 + order.astype(np.float32)),
+        )
 
     def _forward(self, slot: int, start: int, tokens: NDArray[np.int64]) -> np.uint64:
         """Write the cells of `tokens` from position `start` on; sum the second layer of the context."""
@@ -142,6 +173,11 @@ class _Device:
 
 
 _MASK = 2**64 - 1
+
+
+def _fraction(keys: _UInt64s) -> Floats:
+    """Keys as numbers from 0 to 1."""
+    return (keys >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
 
 
 def _token_ids(mask: Int32s) -> list[int]:

@@ -120,7 +120,7 @@ def test_a_step_without_work_does_nothing() -> None:
 def test_an_abort_between_steps_ends_one_request_only() -> None:
     loop, recorder, _ = loop_of(2, request("a", 6), request("b", 6))
     outputs = loop.step()
-    assert loop.scheduler.abort("a") == ("a", None, FinishReason.ABORT)
+    assert loop.scheduler.abort("a") == RequestOutput("a", None, FinishReason.ABORT)
     outputs += run(loop)
     assert [output.token_id for output in outputs if output.request_id == "b"] == [10, 11, 12, 13, 14, 15]
     assert {output.request_id for output in outputs} == {"b"}

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from albireo_jax.core.config import Dtype, ModelConfig
-from albireo_jax.nn.decoder import forward, layer_weights, logits, unstack, weight_specs
+from albireo_jax.nn.decoder import forward, head, layer_weights, logits, unstack, weight_specs
 from albireo_jax.nn.layers import causal_attention
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.random_weights import random_weights
@@ -44,7 +44,7 @@ def program(model: Decoder, *, unroll: bool, weights: Any = None) -> Any:
             axis=TP,
             unroll=unroll,
         )
-        return logits(config, weights, hidden_TD, axis=TP), cache_LN
+        return logits(config, head(weights), hidden_TD, axis=TP), cache_LN
 
     specs = (weight_specs(weights), P(), P(None, TP))
     return jax.jit(

@@ -52,6 +52,7 @@ class EngineShape:
     page_size: int = 4
     kv_dtype: KvDtype = KvDtype.FLOAT32
     layers: LayerLoop = LayerLoop.SCANNED
+    max_logprobs: int = 0
     all_buckets: bool = False
     """Compile the whole grid, as a served engine does, and not only its two largest kinds of steps."""
 
@@ -134,6 +135,7 @@ def _executor(shape: EngineShape) -> JaxExecutor:
         buckets=buckets,
         rules=new_rules(rules, model.mesh, axis=TP),
         max_len=rules.max_len,
+        max_logprobs=shape.max_logprobs,
     )
 
 
@@ -145,6 +147,7 @@ def small_engine(shape: EngineShape) -> SmallEngine:
         vocab_size=MODEL.vocab_size,
         num_pages=shape.num_pages,
         page_size=shape.page_size,
+        max_logprobs=shape.max_logprobs,
     )
     config = SchedulerConfig(
         max_rows=shape.max_rows, max_step_tokens=shape.max_step_tokens, depth=shape.depth

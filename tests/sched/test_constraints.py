@@ -9,7 +9,7 @@ from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.errors import ConstraintError
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import NOT_FINITE, Int32s, SampledTokens, StepPlan
-from albireo_jax.core.types import FinishReason, Request
+from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched.scheduler import Scheduler
 
 EOS = 39
@@ -63,7 +63,9 @@ def planned(engine: Scheduler) -> StepPlan:
 
 
 def commit(engine: Scheduler, plan: StepPlan, *ids: int):
-    return engine.commit(plan, SampledTokens(ids=np.array(ids, np.int32), finished_s=0.0))
+    """Request, token and reason of each output."""
+    outputs = engine.commit(plan, SampledTokens(ids=np.array(ids, np.int32), finished_s=0.0))
+    return [tuple(output[:3]) for output in outputs]
 
 
 def test_a_constrained_row_is_held_until_its_token_is_known_and_no_other_row_is() -> None:
@@ -129,7 +131,7 @@ def test_an_answer_that_is_complete_before_min_tokens_ends() -> None:
 @pytest.mark.parametrize(("script", "reason"), [(Script(()), "stop"), (Script(None), "error")])
 def test_a_request_that_may_say_nothing_ends_when_it_is_added(script: Script, reason: str) -> None:
     engine = scheduler()
-    assert engine.add(request("bound", script)) == ("bound", None, FinishReason(reason))
+    assert engine.add(request("bound", script)) == RequestOutput("bound", None, FinishReason(reason))
     assert not engine.has_work
     assert engine.add(request("bound", Script((5,)))) is None
 
@@ -178,7 +180,7 @@ def test_a_preempted_row_keeps_its_constraint_and_what_it_took_in() -> None:
             break
         plan = in_flight.pop(0)
         ids = [script.next()[0] if request_id == "bound" else 1 for request_id in plan.request_ids]
-        said += [o.token_id for o in commit(engine, plan, *ids) if o.request_id == "bound"]
+        said += [token for name, token, _ in commit(engine, plan, *ids) if name == "bound"]
         engine.check_invariants()
     assert said == [6, 7, 8, 9]
     assert script.taken == [5, 6, 7, 8]

@@ -27,6 +27,11 @@ def sampled(plan: StepPlan, *ids: int) -> SampledTokens:
     return SampledTokens(ids=np.array(ids or [1] * plan.num_rows, np.int32), finished_s=0.0)
 
 
+def told(outputs: list[RequestOutput]) -> list[tuple]:
+    """Request, token and reason of each output."""
+    return [tuple(output[:3]) for output in outputs]
+
+
 def planned(engine: Scheduler) -> StepPlan:
     plan = engine.plan()
     engine.check_invariants()
@@ -90,11 +95,11 @@ def test_a_prompt_is_computed_in_chunks_and_its_last_one_samples() -> None:
     assert second.token_ids.tolist() == [5, 6]
     assert third.token_ids.tolist() == [TOKEN_ON_DEVICE]
     assert engine.plan() is None  # the rest of the answer is known to be in flight
-    assert engine.commit(first, sampled(first)) == []
+    assert told(engine.commit(first, sampled(first))) == []
     outputs = [
         engine.commit(plan, sampled(plan, id_))[0] for plan, id_ in ((second, 3), (third, 4), (fourth, 5))
     ]
-    assert outputs == [("a", 3, None), ("a", 4, None), ("a", 5, FinishReason.LENGTH)]
+    assert told(outputs) == [("a", 3, None), ("a", 4, None), ("a", 5, FinishReason.LENGTH)]
     assert not engine.has_work
 
 
@@ -159,12 +164,12 @@ def test_a_stop_token_ends_a_request_and_what_is_in_flight_is_dropped() -> None:
     engine.add(request("a", stop_ids=(STOP_ID,)))
     engine.add(request("b", stop_ids=(STOP_ID,)))
     first, second = planned(engine), planned(engine)
-    assert engine.commit(first, sampled(first, STOP_ID, 2)) == [
+    assert told(engine.commit(first, sampled(first, STOP_ID, 2))) == [
         ("a", STOP_ID, FinishReason.STOP),
         ("b", 2, None),
     ]
     engine.check_invariants()
-    assert engine.commit(second, sampled(second, 1, STOP_ID)) == [("b", STOP_ID, FinishReason.STOP)]
+    assert told(engine.commit(second, sampled(second, 1, STOP_ID))) == [("b", STOP_ID, FinishReason.STOP)]
     assert engine.stats().pages_in_use == 0
 
 
@@ -173,14 +178,14 @@ def test_the_stop_ids_of_one_request_do_not_end_another() -> None:
     engine.add(request("a", stop_ids=(STOP_ID,), max_tokens=2))
     engine.add(request("b", stop_ids=(8,), max_tokens=2))
     first = planned(engine)
-    assert engine.commit(first, sampled(first, 8, STOP_ID)) == [("a", 8, None), ("b", STOP_ID, None)]
+    assert told(engine.commit(first, sampled(first, 8, STOP_ID))) == [("a", 8, None), ("b", STOP_ID, None)]
 
 
 def test_a_stop_token_at_the_last_position_is_a_stop() -> None:
     engine = scheduler()
     engine.add(request("a", max_tokens=1, stop_ids=(STOP_ID,)))
     plan = planned(engine)
-    assert engine.commit(plan, sampled(plan, STOP_ID)) == [("a", STOP_ID, FinishReason.STOP)]
+    assert told(engine.commit(plan, sampled(plan, STOP_ID))) == [("a", STOP_ID, FinishReason.STOP)]
 
 
 def test_slot_and_pages_are_free_once_the_last_step_is_planned() -> None:
@@ -192,8 +197,8 @@ def test_slot_and_pages_are_free_once_the_last_step_is_planned() -> None:
     second = planned(engine)
     assert (first.slots.tolist(), second.slots.tolist()) == ([0], [0])
     assert set(first.update_pages.tolist()) <= set(second.update_pages.tolist())
-    assert engine.commit(first, sampled(first, 4)) == [("a", 4, FinishReason.LENGTH)]
-    assert engine.commit(second, sampled(second, 5)) == [("b", 5, FinishReason.LENGTH)]
+    assert told(engine.commit(first, sampled(first, 4))) == [("a", 4, FinishReason.LENGTH)]
+    assert told(engine.commit(second, sampled(second, 5))) == [("b", 5, FinishReason.LENGTH)]
 
 
 def test_the_youngest_gives_its_pages_back_and_computes_its_known_tokens_anew() -> None:
@@ -201,11 +206,11 @@ def test_the_youngest_gives_its_pages_back_and_computes_its_known_tokens_anew() 
     engine.add(request("a", (1, 1, 1), max_tokens=4))
     engine.add(request("b", (2, 2, 2), max_tokens=6, stop_ids=(STOP_ID,), min_tokens=1))
     first, second = planned(engine), planned(engine)
-    assert engine.commit(first, sampled(first, 5, 6)) == [("a", 5, None), ("b", 6, None)]
+    assert told(engine.commit(first, sampled(first, 5, 6))) == [("a", 5, None), ("b", 6, None)]
     third = planned(engine)  # both need a second page and one is left
     assert rows(third) == [("a", 4, 1, True)]
     assert engine.stats().preemptions == 1
-    assert engine.commit(second, sampled(second, 5, STOP_ID)) == [("a", 5, None)]
+    assert told(engine.commit(second, sampled(second, 5, STOP_ID))) == [("a", 5, None)]
     fourth = planned(engine)
     assert rows(fourth) == [("a", 5, 1, True)]  # its last one, so the next step has room for b
     again = planned(engine)
@@ -215,7 +220,7 @@ def test_the_youngest_gives_its_pages_back_and_computes_its_known_tokens_anew() 
     assert again.epochs[0] not in first.epochs
     outputs = drain_in_flight(engine, [third, fourth, again])
     assert [output.request_id for output in outputs].count("b") == 5
-    assert outputs[-1] == ("b", 1, FinishReason.LENGTH)
+    assert outputs[-1] == RequestOutput("b", 1, FinishReason.LENGTH)
 
 
 def test_a_preempted_request_goes_before_those_that_arrived_after_it() -> None:
@@ -249,11 +254,11 @@ def test_abort_frees_a_request_wherever_it_is() -> None:
         engine.add(request(name, 3, max_tokens=max_tokens))
     plan = planned(engine)
     for name in ("running", "finishing", "waiting"):
-        assert engine.abort(name) == (name, None, FinishReason.ABORT)
+        assert engine.abort(name) == RequestOutput(name, None, FinishReason.ABORT)
         assert engine.abort(name) is None
         engine.check_invariants()
     assert engine.stats().pages_in_use == 0
-    assert engine.commit(plan, sampled(plan)) == []
+    assert told(engine.commit(plan, sampled(plan))) == []
     assert {output.request_id for output in drain(engine)} == {"other"}
 
 
@@ -264,8 +269,8 @@ def test_a_result_is_not_taken_for_a_later_request_of_the_same_id() -> None:
     engine.abort("a")
     engine.add(request("a", max_tokens=2))
     new = planned(engine)
-    assert engine.commit(old, sampled(old, 7)) == []
-    assert engine.commit(new, sampled(new, 8)) == [("a", 8, None)]
+    assert told(engine.commit(old, sampled(old, 7))) == []
+    assert told(engine.commit(new, sampled(new, 8))) == [("a", 8, None)]
 
 
 def test_a_plan_does_not_change_after_it_was_made() -> None:

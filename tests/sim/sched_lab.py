@@ -6,13 +6,14 @@ A `Case` says which requests arrive before which step, what they are bound to, a
 
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
 from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.errors import ConstraintError
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.plan import NOT_FINITE, Int32s, SampledTokens, StepPlan
+from albireo_jax.core.plan import NOT_FINITE, Int32s, SampledTokens, StepPlan, TokenScores
 from albireo_jax.core.types import Request, RequestOutput
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
@@ -118,6 +119,20 @@ class Result:
     plan: StepPlan
 
 
+class Scores(NamedTuple):
+    """The scores that a request got: with each token, and of its prompt with the first."""
+
+    token: list[list[tuple] | None]
+    prompt: list[tuple] | None
+    prompt_comes_late: bool
+
+
+def numbers(scores: TokenScores) -> list[tuple]:
+    """All numbers of each scored token."""
+    columns = (scores.logprobs, scores.ranks, scores.top_ids, scores.top_logprobs)
+    return list(zip(*(map(str, column.tolist()) for column in columns), strict=True))
+
+
 @dataclass(kw_only=True)
 class Journal:
     """All that was seen of a run, in order, and figures at the end.
@@ -142,6 +157,17 @@ class Journal:
 
     def tokens(self, request: Request) -> list[int]:
         return [output.token_id for output in self.outputs(request) if output.token_id is not None]
+
+    def scores(self, request: Request) -> Scores:
+        given = [(output.token_id, output.scores) for output in self.outputs(request)]
+        pieces = given[0][1].prompt if given and given[0][1] is not None else None
+        return Scores(
+            token=[scores and numbers(scores.token) for token, scores in given if token is not None],
+            prompt=None if pieces is None else [row for piece in pieces for row in numbers(piece)],
+            prompt_comes_late=any(
+                scores is not None and scores.prompt is not None for _, scores in given[1:]
+            ),
+        )
 
 
 class Watched:
@@ -217,10 +243,15 @@ def run(case: Case, house: House, *, break_scheduler=_same, break_executor=_same
 
 
 @cache
-def alone(request: Request, bond: Bond = FREE) -> tuple[int, ...]:
-    """The tokens of a request that has the engine to itself, one step at a time, its prompt in one chunk."""
+def run_alone(request: Request, bond: Bond = FREE) -> Journal:
+    """A request that has the engine to itself, one step at a time, its prompt in one chunk."""
     house = House(depth=1, page_size=64, num_pages=1, max_rows=1, max_step_tokens=MAX_LEN)
-    return tuple(run(Case(requests=(request,), arrivals=(0,), bonds=(bond,)), house).tokens(request))
+    return run(Case(requests=(request,), arrivals=(0,), bonds=(bond,)), house)
+
+
+def alone(request: Request, bond: Bond = FREE) -> tuple[int, ...]:
+    """The tokens of a request that has the engine to itself."""
+    return tuple(run_alone(request, bond).tokens(request))
 
 
 def draw_bond(random: np.random.Generator) -> Bond:
@@ -247,4 +278,6 @@ def draw_request(request_id: str, random: np.random.Generator) -> Request:
         temperature=float(random.choice((0.0, 0.7))),
         seed=int(random.integers(4)),
         stop_ids=tuple(random.choice(VOCAB_SIZE, size=random.integers(3), replace=False).tolist()),
+        logprobs=2 if prompt.sum() % 2 else None,
+        prompt_logprobs=0 if prompt.sum() % 3 else None,
     )

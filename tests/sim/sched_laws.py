@@ -1,6 +1,6 @@
 """What must be true of every run of any scheduler: functions of a journal that raise AssertionError."""
 
-from sched_lab import Bond, Journal, Result, alone, mask_of
+from sched_lab import Bond, Journal, Result, alone, mask_of, run_alone
 
 from albireo_jax.core.plan import NULL_PAGE, StepPlan
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
@@ -59,6 +59,21 @@ def tokens_are_those_alone(journal: Journal) -> None:
         if journal.outputs(request)[-1].finish_reason is FinishReason.ABORT:
             expected = expected[: len(tokens)]
         assert tokens == expected, request.request_id
+
+
+def scores_are_those_alone(journal: Journal) -> None:
+    """A token has scores if they were asked for, the first also the prompt's: nothing changes any of them."""
+    for request in journal.case.requests:
+        scores, tokens = journal.scores(request), journal.tokens(request)
+        expected = run_alone(request, journal.case.bond(request)).scores(request)
+        wants = request.logprobs is not None or request.prompt_logprobs is not None
+        assert [row is not None for row in scores.token] == [wants] * len(tokens), request.request_id
+        assert scores.token == expected.token[: len(tokens)], request.request_id
+        assert not scores.prompt_comes_late
+        if tokens and wants:
+            assert scores.prompt == expected.prompt
+            count = 0 if request.prompt_logprobs is None else len(request.prompt_token_ids) - 1
+            assert len(scores.prompt or []) == count
 
 
 def order_is_fair(journal: Journal) -> None:
@@ -218,6 +233,7 @@ LAWS = (
     requests_finish,
     nothing_leaks,
     tokens_are_those_alone,
+    scores_are_those_alone,
     order_is_fair,
     budgets_hold,
     pages_are_exact,

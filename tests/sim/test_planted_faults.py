@@ -25,10 +25,11 @@ from sched_laws import (
     order_is_fair,
     pages_are_exact,
     requests_finish,
+    scores_are_those_alone,
     tokens_are_those_alone,
 )
 
-from albireo_jax.core.plan import NOT_FINITE, StepPlan
+from albireo_jax.core.plan import NOT_FINITE, ScoredTokens, StepPlan
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched.scheduler import Scheduler
 
@@ -246,6 +247,20 @@ def masks_of_rows_that_have_none(plan: StepPlan) -> StepPlan:
     )
 
 
+def scores_of_neighbours(real: Scheduler, plan: StepPlan, sampled) -> list[RequestOutput]:
+    if sampled.scores is not None:
+        sampled = replace(
+            sampled, scores=replace(sampled.scores, logprobs=np.roll(sampled.scores.logprobs, 1))
+        )
+    return real.commit(plan, sampled)
+
+
+def prompt_scored_again(real: Scheduler) -> StepPlan | None:
+    for sequence in real._waiting:
+        sequence.num_scored = 0
+    return real.plan()
+
+
 def broken_logits_taken_for_a_token(real: Scheduler, plan: StepPlan, sampled) -> list[RequestOutput]:
     free = ~np.isin(plan.slots, plan.mask_slots)
     return real.commit(plan, replace(sampled, ids=np.where(free, np.maximum(sampled.ids, 0), sampled.ids)))
@@ -281,6 +296,12 @@ FAULTS = {
     "abort_not_passed_on": (with_calls(abort=abort_not_passed_on), (nothing_leaks, requests_finish)),
     "abort_of_another": (with_calls(abort=abort_of_another), (requests_finish,)),
     "stop_ids_forgotten": (with_calls(add=stop_ids_forgotten), (requests_finish, tokens_are_those_alone)),
+    "scores_forgotten": (
+        with_plans(lambda plan: replace(plan, scored=ScoredTokens())),
+        (scores_are_those_alone,),
+    ),
+    "scores_of_neighbours": (with_calls(commit=scores_of_neighbours), (scores_are_those_alone,)),
+    "prompt_scored_again": (with_calls(plan=prompt_scored_again), (scores_are_those_alone,)),
     "one_token_more": (with_calls(add=one_token_more), (requests_finish, budgets_hold, nothing_is_wasted)),
 }
 BOUND_FAULTS = {
