@@ -58,6 +58,7 @@ class LLM:
         num_pages: int | None = None,
         page_size: int = 16,
         kv_cache_dtype: str = "auto",
+        host_kv_memory_bytes: int = 0,
         depth: int = 2,
         sampling: str = "sharded",
         measure_sampling: bool = False,
@@ -69,7 +70,12 @@ class LLM:
             max_model_len=max_model_len,
             sampling=SamplingMode(sampling),
             parallel=ParallelConfig(tp=tp, virtual_devices=virtual_devices),
-            cache=CacheConfig(page_size=page_size, num_pages=num_pages, kv_dtype=KvDtype(kv_cache_dtype)),
+            cache=CacheConfig(
+                page_size=page_size,
+                num_pages=num_pages,
+                kv_dtype=KvDtype(kv_cache_dtype),
+                host_memory_bytes=host_kv_memory_bytes,
+            ),
             scheduler=SchedulerConfig(max_rows=max_rows, max_step_tokens=max_step_tokens, depth=depth),
         )
         self.engine: Engine = launch(config, progress=progress, measure_sampling=measure_sampling)

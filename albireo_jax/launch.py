@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from albireo_jax.core.config import Dtype, EngineConfig, ModelConfig
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.memory import MemoryPlan, plan_memory, rules_bytes
+from albireo_jax.core.memory import MemoryPlan, host_pages, plan_memory, rules_bytes
 from albireo_jax.core.model_files import find_model
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.loop import EngineLoop
@@ -166,6 +166,9 @@ def _sizes(config: EngineConfig, model: ModelConfig, *, budget_bytes: int, dtype
         num_pages=memory.num_pages,
         page_size=page_size,
         max_logprobs=min(config.max_logprobs, model.vocab_size),
+        num_host_pages=host_pages(
+            config.cache.host_memory_bytes, tp=config.parallel.tp, page_bytes=memory.page_bytes
+        ),
     )
     return _Sizes(memory=memory, limits=limits)
 
@@ -216,6 +219,7 @@ def _executor(
         rules=new_rules(rules, mesh, axis=TP),
         max_len=rules.max_len,
         max_logprobs=sizes.limits.max_logprobs,
+        num_host_pages=sizes.limits.num_host_pages,
         progress=progress,
     )
 

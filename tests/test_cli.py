@@ -11,7 +11,7 @@ from albireo_jax.cli.config_file import read_flags
 
 ENGINE_FLAGS = (
     "config tp virtual-devices dtype max-model-len max-rows max-step-tokens num-pages page-size "
-    "kv-cache-dtype depth sampling"
+    "kv-cache-dtype host-kv-memory depth sampling"
 )
 SERVE_FLAGS = "served-model-name host port api-key tool-call-parser reasoning-parser"
 
@@ -67,6 +67,8 @@ def test_the_command_line_alone_imports_no_jax() -> None:
         ("serve smollm2 --tp 2 --virtual-devices 1", "virtual_devices 1 is below tp 2"),
         ("serve smollm2 --depth 9", "depth must be between 1 and 8, got 9"),
         ("serve smollm2 --page-size 3", "page_size must be a power of two"),
+        ("serve smollm2 --host-kv-memory=-1", "host_memory_bytes must not be negative, got -1073741824"),
+        ("serve smollm2 --host-kv-memory inf", "host_kv_memory must be a finite number, got inf"),
         ("serve smollm2 --max-rows 0", "max_rows must be at least 1, got 0"),
         ("serve smollm2 --port 70000", "port must be between 0 and 65535, got 70000"),
         ("serve smollm2 --host 256.256.256.256", "cannot listen at 256.256.256.256 port 8000"),
@@ -136,7 +138,7 @@ def test_flags_from_a_file_and_the_command_line_wins(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("max_row: 5", "unknown key 'max_row'; known are api-key, depth, dtype, host, kv-cache-dtype"),
+        ("max_row: 5", "unknown key 'max_row'; known are api-key, depth, dtype, host, host-kv-memory"),
         ("config: other.yaml", "unknown key 'config'"),
         ("tp: two", "--tp"),
         ("tp: 2.5", "--tp"),

@@ -1,6 +1,7 @@
 """The flags of the commands: those of the engine as one dataclass, the others as types of parameters."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -103,6 +104,13 @@ class EngineFlags:
             help="Likeliest tokens that can be asked for beside each token; 0: no log probabilities.",
         ),
     ] = MAX_LOGPROBS
+    host_kv_memory: Annotated[
+        float,
+        typer.Option(
+            metavar="GIB",
+            help="Memory of the host for cached keys and values that have no room on the devices; 0: none.",
+        ),
+    ] = 0.0
     depth: Annotated[
         int,
         typer.Option(metavar="N", help=f"Steps in flight, up to {MAX_DEPTH}; 1 plans and computes in turn."),
@@ -125,12 +133,22 @@ class EngineFlags:
             sampling=self.sampling,
             parallel=ParallelConfig(tp=self.tp, virtual_devices=self.virtual_devices),
             cache=CacheConfig(
-                page_size=self.page_size, num_pages=self.num_pages, kv_dtype=self.kv_cache_dtype
+                page_size=self.page_size,
+                num_pages=self.num_pages,
+                kv_dtype=self.kv_cache_dtype,
+                host_memory_bytes=_gib(self.host_kv_memory),
             ),
             scheduler=SchedulerConfig(
                 max_rows=self.max_rows, max_step_tokens=self.max_step_tokens, depth=self.depth
             ),
         )
+
+
+def _gib(size: float) -> int:
+    """Bytes of a size in GiB."""
+    if not math.isfinite(size):
+        raise ValueError(f"host_kv_memory must be a finite number, got {size}")
+    return int(size * 2**30)
 
 
 def with_engine_flags(command: Callable[..., None]) -> Callable[..., None]:

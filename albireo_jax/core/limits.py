@@ -8,7 +8,7 @@ from albireo_jax.core.types import Request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
-    """The longest sequence, the vocabulary, and the KV pages of an engine.
+    """The longest sequence, the vocabulary, and the KV pages of an engine, on the device and in the host.
 
     `max_logprobs` likeliest tokens can be asked for; 0 means that the engine gives no log probabilities.
     """
@@ -18,6 +18,7 @@ class EngineLimits:
     num_pages: int
     page_size: int
     max_logprobs: int = MAX_LOGPROBS
+    num_host_pages: int = 0
 
     @property
     def max_sequence_len(self) -> int:

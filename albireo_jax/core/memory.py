@@ -46,6 +46,20 @@ def page_bytes(
     return vectors * kv_dtype.vector_bytes(model.head_dim, dtype=dtype)
 
 
+def host_pages(memory_bytes: int, *, tp: int, page_bytes: int) -> int:
+    """Pages that fit in so much of the host's memory, where a page takes the `page_bytes` of all `tp` ranks.
+
+    Where a model has fewer key/value heads than ranks, the host too keeps the copy of each rank. 0 bytes hold
+    0 pages; raises CapacityError if more are given but no page fits.
+    """
+    pages = memory_bytes // (tp * page_bytes)
+    if memory_bytes and not pages:
+        raise CapacityError(
+            f"host_memory_bytes {memory_bytes} holds no KV page, which takes {tp * page_bytes} bytes there"
+        )
+    return pages
+
+
 def rules_bytes(model: ModelConfig, *, tp: int, num_slots: int) -> int:
     """Bytes on one of `tp` ranks of what penalties count per slot; the other rules take a few KB a slot."""
     return num_slots * model.padded_vocab_size(tp) // tp * 4

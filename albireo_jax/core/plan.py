@@ -106,7 +106,14 @@ class TokenScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageCopies:
-    """Pairs of pages to copy between the device and host memory; usually none."""
+    """Pairs of pages to copy between the device and host memory; usually none.
+
+    Host pages are 1 … num_host_pages. `to_host` has pairs (device page, host page): the page is read before
+    the step's forward pass, so that the step may write over it. `to_device` has pairs (host page, device
+    page): the copy is started with the step, after its copies to the host, and is valid on the device from
+    the *next* dispatched step on; this step must neither read nor write the device page. The host page may
+    be copied to again, or given up, in the next plan. No page is the target of two pairs.
+    """
 
     to_host: tuple[tuple[int, int], ...] = ()
     to_device: tuple[tuple[int, int], ...] = ()
@@ -122,6 +129,7 @@ class StepPlan:
     computed the step sets `page_table[update_slots[j], update_columns[j]] = update_pages[j]` and
     writes `new_slots`. Row j of `masks`, [len(mask_slots), ceil(vocab / 32)], says which tokens the row in
     `mask_slots[j]` may sample, as in `TokenConstraint.mask`; other rows may sample any.
+    A plan without rows has `copies` and nothing else.
     """
 
     step: int

@@ -36,6 +36,7 @@ from albireo_jax.runtime.sampling_stage import SampleOutput, admit, jit_sample, 
 from albireo_jax.runtime.scored_tokens import PendingScores, ScoreProgram, ScoringCalls
 from albireo_jax.runtime.state import DeviceState
 from albireo_jax.runtime.step import ForwardOutput, StepProgram, jit_forward
+from albireo_jax.runtime.transfer import CopiedBytes, CopyHandle, CopyProgram, HostPages
 from albireo_jax.sampling.logits import Rules
 from albireo_jax.sampling.routes import Route, wire_bytes
 
@@ -61,6 +62,10 @@ class SamplingCost:
     route: str
     wire_bytes: int
     seconds: float = 0.0
+
+
+_Program = Bucket | Sampling | RuleProgram | ScoreProgram | CopyProgram | str
+"""Names of the executor's programs."""
 
 
 class JaxStepHandle:
@@ -121,6 +126,7 @@ class JaxExecutor:
         rules: Rules,
         max_len: int,
         max_logprobs: int,
+        num_host_pages: int = 0,
         progress: Progress | None = None,
     ) -> None:
         self.program = program
@@ -131,7 +137,10 @@ class JaxExecutor:
         self._padding_slot = state.sampler.last_token_Z.shape[0] - 1
         self._replicated = NamedSharding(program.mesh, PartitionSpec())
         self._ruled = RuledRows(program, rules, max_len=max_len)
-        self._in_flight: deque[JaxStepHandle] = deque()
+        self._host_pages = HostPages(
+            self._cache.kv, program.mesh, axis=program.axis, num_host_pages=num_host_pages
+        )
+        self._in_flight: deque[JaxStepHandle | CopyHandle] = deque()
         self._routes = routes(program)
         self._slot_route = np.zeros(self._padding_slot + 1, np.int32)
         samplings = [
@@ -140,18 +149,18 @@ class JaxExecutor:
             for route in self._routes
         ]
         self._costs = {sampling: self._cost(sampling) for sampling in samplings}
-        self._compiled: dict[Bucket | Sampling | RuleProgram | ScoreProgram | str, jax.stages.Compiled] = (
-            compile_all(
-                {_ADMIT: self._lower_admit}
-                | self._ruled.programs([sampling.rows for sampling in samplings])
-                | self._scoring.programs(buckets)
-                | {bucket: partial(self.lower, bucket) for bucket in buckets}
-                | {sampling: partial(self.lower_sampling, sampling) for sampling in samplings},
-                progress=progress,
-            )
+        self._compiled: dict[_Program, jax.stages.Compiled] = compile_all(
+            {_ADMIT: self._lower_admit}
+            | self._ruled.programs([sampling.rows for sampling in samplings])
+            | self._scoring.programs(buckets)
+            | self._host_pages.programs()
+            | {bucket: partial(self.lower, bucket) for bucket in buckets}
+            | {sampling: partial(self.lower_sampling, sampling) for sampling in samplings},
+            progress=progress,
         )
         self._ruled.use(self._compiled)
         self._scoring.use(self._compiled)
+        self._host_pages.use(self._compiled)
 
     def lower(self, bucket: Bucket) -> jax.stages.Lowered:
         """The forward program of a bucket, lowered for this engine's shapes and devices."""
@@ -170,9 +179,26 @@ class JaxExecutor:
         """The executable of a bucket's forward pass, or of a kind of sampling."""
         return self._compiled[name]
 
-    def dispatch(self, plan: StepPlan) -> JaxStepHandle:
-        """Queue a step on the devices; returns before it has run."""
+    @property
+    def copied(self) -> CopiedBytes:
+        """Bytes of pages copied between the devices and the host so far."""
+        return self._host_pages.copied
+
+    def dispatch(self, plan: StepPlan) -> JaxStepHandle | CopyHandle:
+        """Queue a step on the devices; returns before it has run.
+
+        Its copies come first. Without rows they are all of it: there is no forward pass.
+        """
         self._look()
+        started = self._host_pages.run(self._cache.kv, plan.copies)
+        self._cache = self._cache._replace(kv=started.kv)
+        handle = self._compute(plan) if plan.num_rows else CopyHandle(started.moving)
+        self._look()
+        self._in_flight.append(handle)
+        return handle
+
+    def _compute(self, plan: StepPlan) -> JaxStepHandle:
+        """Queue the forward pass of a step and the sampling of its rows."""
         bucket = choose_bucket(plan, self._buckets)
         padding_slot = self._padding_slot
         # The calls themselves transfer the buffers: a device_put before one costs 40 µs more, and its array
@@ -193,10 +219,7 @@ class JaxExecutor:
         self._sampler = sampled.state
         self._ruled.note(ruled, sampled.id_R)
         scores = self._scoring.score(plan, forward, sampled.id_R)
-        handle = JaxStepHandle(sampled.id_R, plan.num_rows, scores=scores, sampling=self._costs[sampling])
-        self._look()
-        self._in_flight.append(handle)
-        return handle
+        return JaxStepHandle(sampled.id_R, plan.num_rows, scores=scores, sampling=self._costs[sampling])
 
     def replace_weights(self, weights: DecoderWeights) -> None:
         """Compute all later steps with other arrays of the same shapes, dtypes and shardings."""

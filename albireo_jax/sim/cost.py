@@ -46,8 +46,10 @@ def step_work(
     """The work of one of `tp` ranks: weights read once, keys and values of each row's context read once.
 
     Counts the multiplications of weights and attention, not norms and activations, which are read and
-    written within fused kernels.
+    written within fused kernels. A step without tokens, which only copies pages, has no work.
     """
+    if not plan.num_tokens:
+        return StepWork(flops=0, memory_bytes=0, link_bytes=0, collectives=0)
     tokens, sampled = plan.num_tokens, int(plan.samples.sum())
     vocab = model.padded_vocab_size(tp) // tp
     head = vocab * model.hidden_size

@@ -6,8 +6,9 @@ second layer's mixes in the sum of the first layer's values up to it, as they ar
 and the next token is a hash of the sum of the second layer's, of the position and, unless the
 temperature is 0, of the seed; where a mask allows n tokens, the hash modulo n picks one of them. A page
 that is lost, shared or filled by another request, a slot or a position that is wrong, or an order that is
-not kept, changes the tokens that follow. The scores of a token are hashes of it and of the same sums, so that
-they depend on everything before it.
+not kept, changes the tokens that follow. Pages move to and from host cells as `PageCopies` says: what is
+copied in is not there before the next step. The scores of a token are hashes of it and of the same sums, so
+that they depend on everything before it.
 """
 
 from collections import deque
@@ -23,6 +24,7 @@ from albireo_jax.core.plan import (
     TOKEN_ON_DEVICE,
     Floats,
     Int32s,
+    PageCopies,
     SampledTokens,
     SlotParams,
     StepPlan,
@@ -100,13 +102,16 @@ class _Device:
         self._vocab_size = limits.vocab_size
         columns = -(-limits.max_sequence_len // limits.page_size)
         self._page_table = np.full((max_rows, columns), NULL_PAGE, np.int32)
-        self._first = np.zeros((limits.num_pages + 1, limits.page_size), np.uint64)
-        self._second = np.zeros_like(self._first)
+        self._cells = np.zeros((2, limits.num_pages + 1, limits.page_size), np.uint64)
+        self._first, self._second = self._cells
+        self._host_cells = np.zeros((2, limits.num_host_pages + 1, limits.page_size), np.uint64)
+        self._arriving: list[tuple[int, _UInt64s]] = []
         self._last_token = np.zeros(max_rows, np.int64)
         self._params: list[SlotParams | None] = [None] * max_rows
 
     def run(self, plan: StepPlan) -> tuple[Int32s, TokenScores | None]:
         """One step; gives the ids, 0 for rows that do not sample, and the scores of what is scored."""
+        self._copy_pages(plan.copies)
         self._page_table[plan.update_slots, plan.update_columns] = plan.update_pages
         for params in plan.new_slots:
             self._params[params.slot] = params
@@ -144,6 +149,14 @@ class _Device:
             top_ids=((key[:, None] + order) % np.uint64(self._vocab_size)).astype(np.int32),
             top_logprobs=-_fraction(key)[:, None] * (1 + order.astype(np.float32)),
         )
+
+    def _copy_pages(self, copies: PageCopies) -> None:
+        """Write the pages that the step before sent for, read those that go out, and send for others."""
+        for page, cells in self._arriving:
+            self._cells[:, page] = cells
+        for page, host in copies.to_host:
+            self._host_cells[:, host] = self._cells[:, page]
+        self._arriving = [(page, self._host_cells[:, host].copy()) for host, page in copies.to_device]
 
     def _forward(self, slot: int, start: int, tokens: NDArray[np.int64]) -> np.uint64:
         """Write the cells of `tokens` from position `start` on; sum the second layer of the context."""

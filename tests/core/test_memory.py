@@ -4,7 +4,7 @@ import pytest
 
 from albireo_jax.core.config import Dtype, KvDtype, ModelConfig
 from albireo_jax.core.errors import CapacityError
-from albireo_jax.core.memory import page_bytes, plan_memory, weight_bytes
+from albireo_jax.core.memory import host_pages, page_bytes, plan_memory, weight_bytes
 
 LLAMA_8B = ModelConfig(
     architecture="LlamaForCausalLM",
@@ -65,3 +65,15 @@ def test_pages_fill_what_the_weights_leave() -> None:
 def test_weights_that_leave_no_page_are_refused_with_the_numbers() -> None:
     with pytest.raises(CapacityError, match="16060522496 bytes"):
         plan_memory(LLAMA_8B, tp=1, page_size=16, dtype=Dtype.BFLOAT16, budget_bytes=16 * 10**9)
+
+
+def test_a_host_page_takes_the_bytes_of_all_ranks() -> None:
+    page = page_bytes(LLAMA_8B, tp=8, page_size=16, dtype=Dtype.BFLOAT16)
+    assert host_pages(0, tp=8, page_bytes=page) == 0
+    assert host_pages(8 * page, tp=8, page_bytes=page) == 1
+    assert host_pages(24 * page - 1, tp=8, page_bytes=page) == 2
+
+
+def test_host_memory_for_less_than_a_page_is_refused_with_the_numbers() -> None:
+    with pytest.raises(CapacityError, match="host_memory_bytes 79 holds no KV page, which takes 80 bytes"):
+        host_pages(79, tp=8, page_bytes=10)

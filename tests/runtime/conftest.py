@@ -51,6 +51,7 @@ class EngineShape:
     num_pages: int = 400
     page_size: int = 4
     kv_dtype: KvDtype = KvDtype.FLOAT32
+    num_host_pages: int = 0
     layers: LayerLoop = LayerLoop.SCANNED
     max_logprobs: int = 0
     all_buckets: bool = False
@@ -136,6 +137,7 @@ def _executor(shape: EngineShape) -> JaxExecutor:
         rules=new_rules(rules, model.mesh, axis=TP),
         max_len=rules.max_len,
         max_logprobs=shape.max_logprobs,
+        num_host_pages=shape.num_host_pages,
     )
 
 

@@ -94,6 +94,11 @@ def test_quantised_keys_and_values_are_read_in_fewer_bytes() -> None:
     assert dataclasses.replace(half, memory_bytes=whole.memory_bytes) == whole
 
 
+def test_a_step_that_only_copies_has_no_work() -> None:
+    step = dataclasses.replace(plan((0, 1)), token_ids=np.zeros(0, np.int32), samples=np.zeros(0, np.bool_))
+    assert roofline_cost(LLAMA_7B, H100_SXM, tp=4, dtype=Dtype.BFLOAT16)(step) == 0
+
+
 @pytest.mark.parametrize("tp", [2, 4, 8])
 def test_ranks_share_the_work_and_send_to_each_other(tp: int) -> None:
     step = plan(*[(500, 1)] * 64)

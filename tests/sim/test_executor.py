@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.plan import TOKEN_ON_DEVICE, SlotParams, StepPlan
+from albireo_jax.core.plan import TOKEN_ON_DEVICE, PageCopies, SlotParams, StepPlan
 from albireo_jax.sim.executor import Clock, NullExecutor, SimExecutor
 
-LIMITS = EngineLimits(max_model_len=32, vocab_size=50, num_pages=8, page_size=4)
+LIMITS = EngineLimits(max_model_len=32, vocab_size=50, num_pages=8, page_size=4, num_host_pages=3)
 PARAMS = SlotParams(
     slot=0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, banned_until=0, stop_ids=()
 )
@@ -91,6 +91,69 @@ def test_a_page_that_another_request_wrote_over_changes_the_token() -> None:
 
     assert run(2) == run(4)
     assert run(2) != run(1)
+
+
+def copies_only(**copies: tuple[tuple[int, int], ...]) -> StepPlan:
+    """A step without rows."""
+    none = np.zeros(0, np.int32)
+    return dataclasses.replace(
+        plan([]),
+        request_ids=(),
+        epochs=none,
+        slots=none,
+        starts=none,
+        counts=none,
+        samples=np.zeros(0, np.bool_),
+        copies=PageCopies(**copies),
+    )
+
+
+OUT = dataclasses.replace(
+    plan([9, 9, 9, 9], slot=1, pages=(1,), new=PARAMS), copies=PageCopies(to_host=((1, 2),))
+)
+"""Copies page 1 to host page 2 and then writes over it."""
+
+
+def tokens_after(*between: StepPlan, page: int, copies: PageCopies | None = None) -> list[int]:
+    """The tokens after ten prompts in page 1, read from `page` once these steps have run."""
+
+    def token(last: int) -> int:
+        sim = executor()
+        for step in (plan([5, 6, 7, last], pages=(1,), new=PARAMS), *between):
+            sim.dispatch(step)
+        after = plan([5], start=4, pages=(page, 3))
+        return sample(sim, dataclasses.replace(after, copies=copies or PageCopies()))
+
+    return [token(last) for last in range(10)]
+
+
+def are_unrelated(tokens: list[int], others: list[int]) -> bool:
+    return sum(one == other for one, other in zip(tokens, others, strict=True)) < 5
+
+
+@pytest.mark.parametrize("page", [1, 6])
+def test_a_page_comes_back_from_the_host_as_it_left(page: int) -> None:
+    stayed = tokens_after(page=1)
+    back = copies_only(to_device=((2, page),))
+    assert tokens_after(OUT, back, page=page) == stayed
+    assert tokens_after(OUT, back, copies_only(), page=page) == stayed
+    assert are_unrelated(tokens_after(OUT, page=page), stayed)
+
+
+def test_a_page_that_is_read_by_the_step_that_sends_for_it_gives_other_tokens() -> None:
+    early = tokens_after(OUT, page=6, copies=PageCopies(to_device=((2, 6),)))
+    assert are_unrelated(early, tokens_after(page=1))
+
+
+def test_a_host_page_may_be_copied_to_as_soon_as_its_copy_in_has_started() -> None:
+    again, back = copies_only(to_host=((1, 2),)), copies_only(to_device=((2, 6),))
+    assert tokens_after(OUT, back, again, page=6) == tokens_after(page=1)
+    assert are_unrelated(tokens_after(OUT, again, back, page=6), tokens_after(page=1))
+
+
+def test_a_step_of_copies_only_returns_no_ids() -> None:
+    ids = executor().dispatch(copies_only(to_host=((1, 1),), to_device=((1, 2),))).wait().ids
+    assert (ids.tolist(), ids.dtype) == ([], np.int32)
 
 
 def test_the_seed_matters_at_a_temperature_only() -> None:
