@@ -45,6 +45,7 @@ class SlotParams:
 
     `banned_until` is the first position (tokens before it, prompt included) at which the ids in
     `stop_ids` may be sampled; a position below it never yields one. A slot that gets masks has `rules` too.
+    `pages` already hold the request's first tokens: they become the first entries of the slot's page table.
     """
 
     slot: int
@@ -56,6 +57,7 @@ class SlotParams:
     banned_until: int
     stop_ids: tuple[int, ...]
     rules: SlotRules | None = None
+    pages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,8 @@ One buffer carries what the forward pass needs (offsets by `layout`), another wh
     | token ids T | slots R | starts R | counts R | page updates 3U |
     | slots R | positions R | samples R |
 
-A third, only in steps that admit requests, carries the parameters of up to ADMISSIONS new slots.
+A third, only in steps that admit requests, carries the parameters of up to ADMISSIONS new slots, and a
+fourth, only if some of these begin with pages that are computed already, those slots' rows of the page table.
 Padding rows have no tokens, never sample, and use the slot `max_rows`, which no request owns; padding
 tokens belong to no row; padding updates write the null page into that slot's table. Everything that
 is a float travels as its bits. Buffers are fresh for every step: the runtime may still read them
@@ -37,7 +38,7 @@ SLOT_FIELDS = _FIXED_FIELDS + MAX_STOP_IDS
 """int32 words that hold the sampling parameters of one slot."""
 
 ADMISSIONS = 8
-"""Slots whose parameters are written at once."""
+"""New slots that one program writes at once."""
 
 
 class Bucket(NamedTuple):
@@ -199,6 +200,23 @@ def pack_params(new_slots: Sequence[SlotParams], *, padding_slot: int) -> NDArra
         admissions[row, 0] = params.slot
         _write_params(admissions[row, 1:], params)
     return admissions
+
+
+def pack_pages(
+    new_slots: Sequence[SlotParams], pages_per_slot: int, *, padding_slot: int
+) -> NDArray[np.int32]:
+    """A fresh array [ADMISSIONS, 1 + M]: slots and their rows of the page table, filled up with null pages.
+
+    Raises ValueError for a slot with more than M = `pages_per_slot` pages.
+    """
+    table_rows = np.full((ADMISSIONS, 1 + pages_per_slot), NULL_PAGE, np.int32)
+    table_rows[len(new_slots) :, 0] = padding_slot
+    for row, params in enumerate(new_slots):
+        if len(params.pages) > pages_per_slot:
+            raise ValueError(f"slot {params.slot} begins with {len(params.pages)} of {pages_per_slot} pages")
+        table_rows[row, 0] = params.slot
+        table_rows[row, 1 : 1 + len(params.pages)] = params.pages
+    return table_rows
 
 
 def slot_fields(params_RF: Int32[Array, "R F"]) -> SlotFields:

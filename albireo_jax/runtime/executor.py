@@ -1,7 +1,8 @@
 """JaxExecutor: packs plans, dispatches compiled programs, and reads sampled ids back one step late.
 
-A step is two calls, a forward pass and a sampling of its logits; a third, if it admits requests; and those of
-`ruled_rows` if any of its rows has rules. The device runs them in order, without the host in between::
+A step is two calls, a forward pass and a sampling of its logits; a third, if it admits requests; one before
+them, if some of these begin with pages that are computed already; and those of `ruled_rows` if any of its
+rows has rules. The device runs them in order, without the host in between::
 
     host    pack, forward, admit, sample │ next plan ...         │ wait: ids
     device         [ forward ................ ][ admit ][ sample ]──▶ copy of the ids
@@ -27,6 +28,7 @@ from albireo_jax.runtime.batch import (
     choose_bucket,
     layout,
     pack,
+    pack_pages,
     pack_params,
     pack_rows,
 )
@@ -35,12 +37,13 @@ from albireo_jax.runtime.ruled_rows import RuledRows, RuleProgram
 from albireo_jax.runtime.sampling_stage import SampleOutput, admit, jit_sample, routes, slot_route
 from albireo_jax.runtime.scored_tokens import PendingScores, ScoreProgram, ScoringCalls
 from albireo_jax.runtime.state import DeviceState
-from albireo_jax.runtime.step import ForwardOutput, StepProgram, jit_forward
+from albireo_jax.runtime.step import ForwardOutput, StepProgram, begin_with_pages, jit_forward
 from albireo_jax.runtime.transfer import CopiedBytes, CopyHandle, CopyProgram, HostPages
 from albireo_jax.sampling.logits import Rules
 from albireo_jax.sampling.routes import Route, wire_bytes
 
 _ADMIT = "admit"
+_BEGIN = "begin with pages"
 _TIMED_REPEATS = 5
 _GREEDY_SLOT = SlotParams(
     slot=0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, banned_until=0, stop_ids=()
@@ -150,7 +153,7 @@ class JaxExecutor:
         ]
         self._costs = {sampling: self._cost(sampling) for sampling in samplings}
         self._compiled: dict[_Program, jax.stages.Compiled] = compile_all(
-            {_ADMIT: self._lower_admit}
+            {_ADMIT: self._lower_admit, _BEGIN: self._lower_begin}
             | self._ruled.programs([sampling.rows for sampling in samplings])
             | self._scoring.programs(buckets)
             | self._host_pages.programs()
@@ -201,6 +204,7 @@ class JaxExecutor:
         """Queue the forward pass of a step and the sampling of its rows."""
         bucket = choose_bucket(plan, self._buckets)
         padding_slot = self._padding_slot
+        self._begin([params for params in plan.new_slots if params.pages])
         # The calls themselves transfer the buffers: a device_put before one costs 40 µs more, and its array
         # takes a slower way into the executable.
         forward: ForwardOutput = self._compiled[bucket](
@@ -271,6 +275,15 @@ class JaxExecutor:
         wanted = self._slot_route[plan.slots[plan.samples]]
         return Route(wanted.max()) if len(wanted) else self._routes[0]
 
+    def _begin(self, new_slots: Sequence[SlotParams]) -> None:
+        """Write the pages that new slots begin with, which the step's forward pass reads."""
+        for first in range(0, len(new_slots), ADMISSIONS):
+            table_ZM = self._cache.page_table_ZM
+            table_rows = pack_pages(
+                new_slots[first : first + ADMISSIONS], table_ZM.shape[1], padding_slot=self._padding_slot
+            )
+            self._cache = self._cache._replace(page_table_ZM=self._compiled[_BEGIN](table_ZM, table_rows))
+
     def _admit(self, new_slots: Sequence[SlotParams]) -> None:
         """Write the parameters of new slots, which the step's sampling reads."""
         for first in range(0, len(new_slots), ADMISSIONS):
@@ -279,6 +292,10 @@ class JaxExecutor:
 
     def _lower_admit(self) -> jax.stages.Lowered:
         return admit.lower(self._sampler, self._ints(ADMISSIONS, 1 + SLOT_FIELDS))
+
+    def _lower_begin(self) -> jax.stages.Lowered:
+        table_ZM = self._cache.page_table_ZM
+        return begin_with_pages.lower(table_ZM, self._ints(ADMISSIONS, 1 + table_ZM.shape[1]))
 
     def _ints(self, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, np.int32, sharding=self._replicated)

@@ -2,6 +2,7 @@
 
 ::
 
+    begin_with_pages (only for slots whose first pages are computed already) ──▶ page table
     buffer ──unpack──▶ page updates ──▶ cache
                        token ids, rows ──▶ forward over all layers ──▶ last hidden of each row ──▶ logits
     sampler.last_token ──(TOKEN_ON_DEVICE)──┘
@@ -109,6 +110,12 @@ def jit_forward(program: StepProgram, layout: BufferLayout, weights: DecoderWeig
         check_vma=program.collective_axis is not None,  # one rank alone sums nothing, and would seem to vary
     )
     return jax.jit(body, donate_argnums=(1,))
+
+
+@partial(jax.jit, donate_argnums=(0,))
+def begin_with_pages(page_table_ZM: Int32[Array, "Z M"], row_AX: Int32[Array, "A X"]) -> Int32[Array, "Z M"]:
+    """The page table with whole rows of new slots, as `batch.pack_pages` wrote them; donates the table."""
+    return page_table_ZM.at[row_AX[:, 0]].set(row_AX[:, 1:])
 
 
 def _forward_step(

@@ -1,8 +1,9 @@
 """Small engines on virtual devices: a random model, the shipped scheduler, loop and executor."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,6 +38,8 @@ MODEL = ModelConfig(
     rms_norm_eps=1e-5,
     rope_theta=1e4,
 )
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,3 +165,17 @@ def small_engine(shape: EngineShape) -> SmallEngine:
 def engine() -> Callable[..., SmallEngine]:
     """Builds a SmallEngine from the fields of an EngineShape."""
     return lambda **fields: small_engine(EngineShape(**fields))
+
+
+@pytest.fixture
+def compilations() -> Iterator[list[str]]:
+    """Grows by one entry per program that XLA compiles."""
+    events: list[str] = []
+
+    def count(event: str, _: float, **__: Any) -> None:
+        if event == _COMPILE_EVENT:
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(count)

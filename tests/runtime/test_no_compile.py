@@ -2,33 +2,17 @@
 
 import csv
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 from albireo_jax.core.types import Request
 
-_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _SCALE = 24
 """Divides the trace's lengths, so that its longest prompts fit the small model."""
-
-
-@pytest.fixture
-def compilations() -> Iterator[list[str]]:
-    """Grows by one entry per program that XLA compiles."""
-    events: list[str] = []
-
-    def count(event: str, _: float, **__: Any) -> None:
-        if event == _COMPILE_EVENT:
-            events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(count)
 
 
 def _trace(path: Path) -> list[Request]:

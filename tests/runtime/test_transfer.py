@@ -1,6 +1,6 @@
 """Pages that move between the devices and the host: against a model of both tiers, and within an engine."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -23,7 +23,6 @@ NUM_PAGES, NUM_HOST_PAGES, PAGE_SIZE = 60, 50, 2
 PAGES = list(range(1, NUM_PAGES + 1))
 KINDS = [KvDtype.FLOAT32, KvDtype.INT8]
 WAYS = [(tp, kind) for tp in (1, 4) for kind in KINDS]
-_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 class Tiers(NamedTuple):
@@ -31,20 +30,6 @@ class Tiers(NamedTuple):
 
     device: list[np.ndarray]
     host: list[np.ndarray]
-
-
-@pytest.fixture
-def compilations() -> Iterator[list[str]]:
-    """Grows by one entry per program that XLA compiles."""
-    events: list[str] = []
-
-    def count(event: str, _: float, **__: Any) -> None:
-        if event == _COMPILE_EVENT:
-            events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(count)
 
 
 def _empty(tp: int, kind: KvDtype, num_pages: int = NUM_PAGES) -> KvCache:
