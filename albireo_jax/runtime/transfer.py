@@ -17,11 +17,11 @@ is read before anything later writes it, and the array of the one on the host li
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -37,6 +37,8 @@ COPIES = 32
 """Pages that one program reads or writes at most; a longer list takes several calls."""
 
 _HOST = "pinned_host"
+
+_Item = TypeVar("_Item")
 
 
 class PageArrays(NamedTuple):
@@ -79,8 +81,8 @@ class HostPages:
     """Pages 1 … `num_host_pages` of the host tier, and the copies to and from the pages of `kv`.
 
     A host page takes memory from the first time that it is copied to, and its last contents stay until it is
-    copied to again. Copies in stand in the devices' memory, beside the cache, from one step to the next.
-    0 pages take no programs.
+    copied to again. On the devices, beside the cache, copies in stand from one step to the next, and copies
+    out until they have left. 0 pages take no programs.
     """
 
     def __init__(self, kv: KvCache, mesh: Mesh, *, axis: str, num_host_pages: int) -> None:
@@ -90,6 +92,7 @@ class HostPages:
         self._num_pages = kv.k_LPSNK.shape[1]
         self._page_bytes = sum(array.nbytes for array in jax.tree.leaves(kv)) // self._num_pages
         self._num_host_pages = num_host_pages
+        self._batch = min(COPIES, _padded(num_host_pages))
         self._on_devices: PageArrays = shardings(mesh, _page_specs(axis))
         self._on_host = PageArrays(*(sharding.with_memory_kind(_HOST) for sharding in self._on_devices))  # type: ignore[attr-defined]
         self._held: dict[int, PageArrays] = {}
@@ -99,7 +102,7 @@ class HostPages:
 
     def programs(self) -> dict[CopyProgram, Callable[[], jax.stages.Lowered]]:
         """All programs, ready to be lowered; none if there are no host pages."""
-        sizes = range(_padded(min(self._num_host_pages, COPIES)).bit_length())
+        sizes = range(self._batch.bit_length())
         lower = {_Kind.READ: self._lower_read, _Kind.WRITE: self._lower_write}
         return {CopyProgram(kind, 2**n): partial(lower[kind], 2**n) for kind in _Kind for n in sizes}
 
@@ -123,8 +126,8 @@ class HostPages:
         if not pairs:
             return []
         read: list[PageArrays] = []
-        for first in range(0, len(pairs), COPIES):
-            pages = [page for page, _ in pairs[first : first + COPIES]]
+        for batch in self._batches(pairs):
+            pages = [page for page, _ in batch]
             program = CopyProgram(_Kind.READ, _padded(len(pages)))
             read += self._compiled[program](kv, self._indices(pages, program.pages))[: len(pages)]
         held: list[PageArrays] = jax.device_put(read, [self._on_host] * len(read))
@@ -146,8 +149,7 @@ class HostPages:
 
     def finish_copy_in(self, kv: KvCache) -> KvCache:
         """The cache with the pages that were sent since the last call; donates `kv` if there are any."""
-        for first in range(0, len(self._arriving), COPIES):
-            arrived = self._arriving[first : first + COPIES]
+        for arrived in self._batches(self._arriving):
             program = CopyProgram(_Kind.WRITE, _padded(len(arrived)))
             arrays = [page for _, page in arrived]
             arrays += arrays[-1:] * (program.pages - len(arrays))
@@ -155,6 +157,11 @@ class HostPages:
             kv = self._compiled[program](kv, indices, tuple(arrays))
         self._arriving = []
         return kv
+
+    def _batches(self, items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+        """The items in parts that a program takes."""
+        assert self._batch or not items, f"{len(items)} copies, but there are no host pages"
+        return (items[first : first + self._batch] for first in range(0, len(items), self._batch or 1))
 
     def _indices(self, pages: list[int], size: int) -> Int32s:
         """Device pages for a program of `size`; the last one stands for those that it has too many."""

@@ -172,6 +172,18 @@ def test_the_cache_is_written_in_place(tp: int, kind: KvDtype) -> None:
         assert memory.alias_size_in_bytes == (pool_bytes if "write" in program.kind else 0)
 
 
+def test_one_host_page_may_go_to_more_pages_than_there_are_host_pages() -> None:
+    kv = _random(np.random.default_rng(0), _empty(1, KvDtype.INT8))
+    want = _pages_first(kv)
+    pages = _uncompiled(1, KvDtype.INT8, num_host_pages=3)
+    pages.use(compile_all(pages.programs()))
+    pages.copy_out(kv, [(2, 3)])
+    pages.start_copy_in([(3, page) for page in range(11, 20)])
+    for got, old in zip(_pages_first(pages.finish_copy_in(kv)), want, strict=True):
+        assert (got[11:20] == old[2]).all()
+        np.testing.assert_array_equal(np.delete(got, range(11, 20), axis=0), np.delete(old, range(11, 20), 0))
+
+
 def test_without_host_pages_there_are_no_programs() -> None:
     pages, kv = _uncompiled(1, KvDtype.FLOAT32, num_host_pages=0), _empty(1, KvDtype.FLOAT32)
     assert pages.programs() == {}
@@ -180,6 +192,8 @@ def test_without_host_pages_there_are_no_programs() -> None:
 
 def test_pages_that_are_not_there_are_our_bug() -> None:
     pages, kv = _host_pages(1, KvDtype.FLOAT32), _empty(1, KvDtype.FLOAT32)
+    with pytest.raises(AssertionError, match="1 copies, but there are no host pages"):
+        _uncompiled(1, KvDtype.FLOAT32, num_host_pages=0).copy_out(kv, [(1, 1)])
     for pair in ((0, 1), (NUM_PAGES + 1, 1), (1, 0), (1, NUM_HOST_PAGES + 1)):
         with pytest.raises(AssertionError, match="page"):
             pages.copy_out(kv, [pair])
