@@ -11,7 +11,7 @@ from albireo_jax.cli.config_file import read_flags
 
 ENGINE_FLAGS = (
     "config tp virtual-devices dtype max-model-len max-rows max-step-tokens num-pages page-size "
-    "kv-cache-dtype host-kv-memory depth sampling"
+    "kv-cache-dtype host-kv-memory prefix-caching no-prefix-caching depth sampling"
 )
 SERVE_FLAGS = "served-model-name host port api-key tool-call-parser reasoning-parser"
 

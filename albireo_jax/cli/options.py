@@ -111,6 +111,13 @@ class EngineFlags:
             help="Memory of the host for cached keys and values that have no room on the devices; 0: none.",
         ),
     ] = 0.0
+    prefix_caching: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-caching/--no-prefix-caching",
+            help="Read the beginning of a prompt from the cache if an earlier one began like it.",
+        ),
+    ] = True
     depth: Annotated[
         int,
         typer.Option(metavar="N", help=f"Steps in flight, up to {MAX_DEPTH}; 1 plans and computes in turn."),
@@ -137,6 +144,7 @@ class EngineFlags:
                 num_pages=self.num_pages,
                 kv_dtype=self.kv_cache_dtype,
                 host_memory_bytes=_gib(self.host_kv_memory),
+                prefix_caching=self.prefix_caching,
             ),
             scheduler=SchedulerConfig(
                 max_rows=self.max_rows, max_step_tokens=self.max_step_tokens, depth=self.depth

@@ -177,13 +177,15 @@ class CacheConfig:
     """KV pages: tokens per page, how many pages (None: as many as the memory holds), and their precision.
 
     `host_memory_bytes` of the host's memory, over all ranks, hold pages that have no room on the devices;
-    0 keeps none there.
+    0 keeps none there. With `prefix_caching`, a prompt that begins like an earlier one reads the full pages
+    that hold its beginning, while they last, instead of computing them again.
     """
 
     page_size: int = 16
     num_pages: int | None = None
     kv_dtype: KvDtype = KvDtype.AUTO
     host_memory_bytes: int = 0
+    prefix_caching: bool = True
 
     def __post_init__(self) -> None:
         """Refuse caches that hold nothing."""
