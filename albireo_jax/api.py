@@ -116,7 +116,8 @@ class LLM:
         """Replace all or some weights by arrays of the same names, shapes and dtype; nothing is recompiled.
 
         Steps dispatched from now on use them; keys and values that open requests cached stay as they
-        are. Raises WeightError, and changes nothing, for an unknown name or another shape or dtype.
+        are, and later requests do not find them. Raises WeightError, and changes nothing, for an unknown
+        name or another shape or dtype.
         """
         self.engine.update_weights(tree)
 

@@ -54,9 +54,13 @@ class Engine:
     frontend: Frontend
 
     def update_weights(self, tree: DecoderWeights | Mapping[str, Any]) -> None:
-        """Compute all later steps with new arrays; see `Decoder.replace_weights` for what is taken."""
+        """Compute all later steps with new arrays; see `Decoder.replace_weights` for what is taken.
+
+        Later requests find no prefix that the old weights computed.
+        """
         self.model.replace_weights(tree)
         self.executor.replace_weights(self.model.weights())
+        self.service.forget_prefixes()
 
     def close(self) -> None:
         """Stop the engine thread; open requests end as aborted."""
@@ -97,7 +101,10 @@ def launch(
         executor.measure_sampling()
     timeline = Timeline()
     loop = EngineLoop(
-        Scheduler(config.scheduler, sizes.limits), executor, depth=config.scheduler.depth, timeline=timeline
+        Scheduler(config.scheduler, sizes.limits, shares_prefixes=config.cache.prefix_caching),
+        executor,
+        depth=config.scheduler.depth,
+        timeline=timeline,
     )
     service = EngineService(loop, sizes.limits)
     eos_token_ids = tuple(dict.fromkeys((*tokenizer.eos_token_ids, *model.eos_token_ids)))

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from albireo_jax.engine.metrics import HistogramSnapshot, MetricsSnapshot
 from albireo_jax.engine.timeline import RouteTotals, TaskTable
-from albireo_jax.sched.scheduler import SchedulerStats
+from albireo_jax.sched.stats import SchedulerStats
 from albireo_jax.serving.served import Engine, ServedEngine
 
 router = APIRouter()

@@ -127,11 +127,11 @@ class StepPlan:
 
     Row i computes `counts[i]` tokens at positions `starts[i]`, `starts[i]`+1, …, and samples the next
     one, at position `starts[i] + counts[i]`, if `samples[i]`. `token_ids` holds the rows' tokens one
-    after the other; `TOKEN_ON_DEVICE` reads the slot's last sampled token. Before anything is
-    computed the step sets `page_table[update_slots[j], update_columns[j]] = update_pages[j]` and
-    writes `new_slots`. Row j of `masks`, [len(mask_slots), ceil(vocab / 32)], says which tokens the row in
-    `mask_slots[j]` may sample, as in `TokenConstraint.mask`; other rows may sample any.
-    A plan without rows has `copies` and nothing else.
+    after the other; `TOKEN_ON_DEVICE` reads the slot's last sampled token. Before anything is computed the
+    step writes `new_slots`, with the pages that they begin with, and then sets
+    `page_table[update_slots[j], update_columns[j]] = update_pages[j]`. Row j of `masks`,
+    [len(mask_slots), ceil(vocab / 32)], says which tokens the row in `mask_slots[j]` may sample, as in
+    `TokenConstraint.mask`; other rows may sample any. A plan without rows only copies pages.
     """
 
     step: int

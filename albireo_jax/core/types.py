@@ -132,7 +132,8 @@ class Request:
 
     `max_tokens` and `seed` are resolved (no None); `stop_ids` are all ids that end it, the model's
     end-of-sequence ids included unless they are ignored. n > 1 is n requests with distinct seeds, each
-    with a `constraint` of its own, which the engine changes as it takes in tokens.
+    with a `constraint` of its own, which the engine changes as it takes in tokens. Only requests of the same
+    `cache_salt` find each other's prefixes in the cache.
     """
 
     request_id: str
@@ -149,6 +150,7 @@ class Request:
     constraint: TokenConstraint | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    cache_salt: str = ""
     arrived_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -179,13 +181,14 @@ class RequestOutput(NamedTuple):
 
     A named tuple, not a dataclass: a step of 512 rows makes 512 of them on the engine thread.
     `token_id` is None when the request ended without one (abort, error). `scores` come if the request
-    asked for log probabilities.
+    asked for log probabilities. The first token brings how many tokens of the prompt were in the cache.
     """
 
     request_id: str
     token_id: int | None
     finish_reason: FinishReason | None
     scores: RequestScores | None = None
+    cached_tokens: int = 0
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:

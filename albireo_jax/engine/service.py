@@ -4,9 +4,10 @@ Who runs what::
 
     caller threads:  submit(request) --> check limits --+            +--> deliver(outputs)
                      abort(request_id) -----------------+--> inbox   |    (engine thread, once a step)
-    engine thread:   take the inbox -> scheduler.add / abort -> loop.step() -> publish
+                     forget_prefixes() -----------------+
+    engine thread:   take the inbox -> scheduler.add / abort / forget_prefixes -> loop.step() -> publish
 
-Messages and outputs are plain data (`Request`, `Abort`, `RequestOutput`, `SchedulerStats`), so the same
+Messages and outputs are plain data (`Message`, `RequestOutput`, `SchedulerStats`), so the same
 protocol can cross a process border. The scheduler is touched by the engine thread only. One condition
 guards the inbox, the open requests and the state; it is never held while the loop steps or while
 outputs are delivered.
@@ -23,7 +24,7 @@ from albireo_jax.core.errors import EngineDeadError
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.engine.loop import EngineLoop
-from albireo_jax.sched.scheduler import SchedulerStats
+from albireo_jax.sched.stats import SchedulerStats
 
 Deliver = Callable[[list[RequestOutput]], None]
 """Takes one step's outputs on the engine thread; must return at once and never raise."""
@@ -48,6 +49,15 @@ class Abort:
     request_id: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetPrefixes:
+    """Inbox message: requests behind it find no cached page of those before it."""
+
+
+Message = Request | Abort | ForgetPrefixes
+"""What the inbox takes."""
+
+
 class EngineService:
     """Runs an engine loop on one thread; `submit` and `abort` may be called from any thread.
 
@@ -62,7 +72,7 @@ class EngineService:
         self._stats = loop.scheduler.stats()  # replaced whole by the engine thread, read by any
         self._changed = threading.Condition()  # guards the four below
         self._state = ServiceState.NEW
-        self._inbox: list[Request | Abort] = []
+        self._inbox: list[Message] = []
         self._open: dict[str, None] = {}  # accepted and not ended, oldest first
         self._failure: Exception | None = None
 
@@ -128,6 +138,15 @@ class EngineService:
                 self._inbox.append(Abort(request_id=request_id))
                 self._changed.notify_all()
 
+    def forget_prefixes(self) -> None:
+        """Let requests that are submitted from now on find no cached page of earlier ones.
+
+        For when what was cached is no longer what would be computed; may be called in any state.
+        """
+        with self._changed:
+            self._inbox.append(ForgetPrefixes())
+            self._changed.notify_all()
+
     def drain(self, timeout_s: float | None = None) -> bool:
         """Wait until no request is open; False if some still are after `timeout_s`.
 
@@ -170,7 +189,7 @@ class EngineService:
             _logger.exception("the engine stopped on an error")
             deliver(self._die(error))
 
-    def _take(self) -> list[Request | Abort] | None:
+    def _take(self) -> list[Message] | None:
         """The inbox, after a wait if there is nothing to compute; None when the service ends."""
         with self._changed:
             while not (self._inbox or self._loop.has_work):
@@ -181,15 +200,18 @@ class EngineService:
             messages, self._inbox = self._inbox, []
             return messages
 
-    def _apply(self, messages: list[Request | Abort]) -> list[RequestOutput]:
+    def _apply(self, messages: list[Message]) -> list[RequestOutput]:
         """Pass messages on to the scheduler; the outputs of requests that end by it."""
         scheduler = self._loop.scheduler
         outputs: list[RequestOutput] = []
         for message in messages:
-            if isinstance(message, Request):
-                output = scheduler.add(message)
-            else:
-                output = scheduler.abort(message.request_id)
+            match message:
+                case Request():
+                    output = scheduler.add(message)
+                case Abort():
+                    output = scheduler.abort(message.request_id)
+                case ForgetPrefixes():
+                    output = scheduler.forget_prefixes()
             if output is not None:
                 outputs.append(output)
         return outputs

@@ -1,4 +1,4 @@
-"""The pool of device pages: which are free, and how many owners each of the others has."""
+"""Page numbers of one tier: which are free, and how many owners each of the others has."""
 
 import numpy as np
 
@@ -6,9 +6,10 @@ from albireo_jax.core.plan import Int32s
 
 
 class PagePool:
-    """Pages 1 … `num_pages`, each free or owned; page 0 is the null page and never handed out.
+    """Pages 1 … `num_pages`, each free or taken; page 0 is the null page and never handed out.
 
-    A page that was released last is handed out first, so the order depends on the calls alone.
+    A page that is taken has a number of owners, perhaps none; it is free again once it is given back. A page
+    that was given back last is handed out first, so the order depends on the calls alone.
     """
 
     def __init__(self, num_pages: int) -> None:
@@ -29,7 +30,7 @@ class PagePool:
 
     @property
     def owners(self) -> Int32s:
-        """A copy of the number of owners by page number; 0 is free."""
+        """A copy of the number of owners by page number."""
         return self._owners.copy()
 
     def take(self, count: int) -> Int32s:
@@ -40,11 +41,24 @@ class PagePool:
         self._owners[pages] = 1
         return pages
 
-    def release(self, pages: Int32s) -> None:
-        """Take one owner from each of the distinct `pages`; those that have none left are free again."""
-        owners = self._owners[pages] - 1
-        assert (owners >= 0).all(), f"a page among {pages} is released but free"
-        self._owners[pages] = owners
-        freed = pages[owners == 0]
-        self._stack[self._num_free : self._num_free + len(freed)] = freed
-        self._num_free += len(freed)
+    def share(self, pages: Int32s) -> Int32s:
+        """Give each of the distinct `pages` one owner more; gives those that had none."""
+        self._owners[pages] += 1
+        return pages[self._owners[pages] == 1]
+
+    def release(self, pages: Int32s) -> Int32s:
+        """Take one owner from each of `pages`, as often as it is listed; gives those that have none left.
+
+        They are in the order of `pages`, each once, and not free before they are given back.
+        """
+        np.subtract.at(self._owners, pages, 1)
+        owners = self._owners[pages]
+        assert (owners >= 0).all(), f"a page among {pages} is released but has no owner"
+        _, first = np.unique(pages, return_index=True)
+        first.sort()
+        return pages[first][owners[first] == 0]
+
+    def give_back(self, pages: Int32s) -> None:
+        """Make `pages`, which have no owners, free again."""
+        self._stack[self._num_free : self._num_free + len(pages)] = pages
+        self._num_free += len(pages)

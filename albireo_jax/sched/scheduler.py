@@ -23,41 +23,34 @@ gone or its epoch is old.
 A row with a constraint waits for its own tokens and delays no other row: see `constraints`.
 """
 
-from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.plan import NOT_FINITE, TOKEN_ON_DEVICE, Int32s, SampledTokens, SlotParams, StepPlan
+from albireo_jax.core.plan import (
+    NOT_FINITE,
+    TOKEN_ON_DEVICE,
+    Int32s,
+    SampledTokens,
+    SlotParams,
+    StepPlan,
+)
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched import policy
+from albireo_jax.sched.caching import PrefixCache
 from albireo_jax.sched.constraints import ConstrainedAnswer
-from albireo_jax.sched.pages import PagePool
+from albireo_jax.sched.line import WaitingLine
+from albireo_jax.sched.policy import CopyCosts
+from albireo_jax.sched.prefix import Node
 from albireo_jax.sched.scoring import give_scores, scored_tokens, take_scores
 from albireo_jax.sched.sequence import NOT_ADMITTED, Sequence, SlotTable
+from albireo_jax.sched.stats import SchedulerStats
+from albireo_jax.sched.tiers import PageTiers
 
 _MAX_EPOCH = 2**31 - 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerStats:
-    """Requests and pages now, and what happened since the start.
-
-    `finishing` requests have their last step planned and only wait for its result. `nonfinite` requests
-    ended with an error because their logits were not finite.
-    """
-
-    waiting: int
-    running: int
-    finishing: int
-    pages_in_use: int
-    num_pages: int
-    steps: int
-    preemptions: int
-    nonfinite: int
 
 
 class _NewPages(NamedTuple):
@@ -81,20 +74,31 @@ _NO_MASKS = _Masks(np.zeros(0, np.int32), np.zeros((0, 0), np.int32))
 class Scheduler:
     """Requests that wait and run, and the pages they hold; it knows no device, clock or text."""
 
-    def __init__(self, config: SchedulerConfig, limits: EngineLimits) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        limits: EngineLimits,
+        *,
+        shares_prefixes: bool = True,
+        copy_costs: CopyCosts | None = None,
+    ) -> None:
         self._max_step_tokens = config.max_step_tokens
         self._limits = limits
         self._page_size = limits.page_size
-        self._pages = PagePool(limits.num_pages)
+        self._tiers = PageTiers(limits.num_pages, num_host_pages=limits.num_host_pages)
+        self._cache = PrefixCache(
+            self._tiers, page_size=limits.page_size, shares=shares_prefixes, costs=copy_costs
+        )
         self._table = SlotTable(config.max_rows, max_len=limits.max_sequence_len, page_size=limits.page_size)
         self._free_slots = list(range(config.max_rows - 1, -1, -1))
         self._live: dict[str, Sequence] = {}
         self._may_end = np.zeros(limits.vocab_size + 1, np.bool_)  # ids that stop any request so far
         self._may_end[NOT_FINITE] = True  # the last entry
-        self._waiting: deque[Sequence] = deque()
+        self._line = WaitingLine(self._tiers, self._cache, page_size=limits.page_size)
         self._running: Int32s = np.zeros(0, np.int32)  # slots, oldest request first
         self._epoch = NOT_ADMITTED
         self._steps = 0
+        self._committed_step = -1
         self._preemptions = 0
         self._nonfinite = 0
         self._num_constrained = 0  # of the live requests
@@ -113,11 +117,11 @@ class Scheduler:
     def stats(self) -> SchedulerStats:
         """Counts of requests, pages and events."""
         return SchedulerStats(
-            waiting=len(self._waiting),
+            tiers=self._tiers.stats(),
+            cache=self._cache.stats(),
+            waiting=len(self._line),
             running=len(self._running),
-            finishing=len(self._live) - len(self._waiting) - len(self._running),
-            pages_in_use=self._pages.num_pages - self._pages.num_free,
-            num_pages=self._pages.num_pages,
+            finishing=len(self._live) - len(self._line) - len(self._running),
             steps=self._steps,
             preemptions=self._preemptions,
             nonfinite=self._nonfinite,
@@ -131,7 +135,8 @@ class Scheduler:
         self._limits.check(request)
         if request.request_id in self._live:
             raise ValueError(f"request id {request.request_id!r} is in use")
-        sequence = Sequence(request=request, known_ids=np.array(request.prompt_token_ids, np.int32))
+        known_ids = np.array(request.prompt_token_ids, np.int32)
+        sequence = Sequence(request=request, known_ids=known_ids, root=self._cache.root(request))
         if request.constraint is not None:
             sequence.answer = ConstrainedAnswer(request, request.constraint)
             reason = sequence.answer.look(len(request.prompt_token_ids))
@@ -140,7 +145,7 @@ class Scheduler:
             self._num_constrained += 1
         self._live[request.request_id] = sequence
         self._may_end[list(request.stop_ids)] = True
-        self._waiting.append(sequence)
+        self._line.append(sequence)
         return None
 
     def abort(self, request_id: str) -> RequestOutput | None:
@@ -148,10 +153,11 @@ class Scheduler:
         if request_id not in self._live:
             return None
         sequence = self._forget(request_id)
+        self._cache.drop(request_id)
         if sequence.slot is not None:
             self._release(np.array([sequence.slot], np.int32))
         elif sequence.epoch == NOT_ADMITTED:
-            self._waiting.remove(sequence)
+            self._line.remove(sequence)
         return RequestOutput(request_id, None, FinishReason.ABORT)
 
     def plan(self) -> StepPlan | None:
@@ -162,7 +168,10 @@ class Scheduler:
         num_decode = len(rows)
         new_slots, chunks = self._plan_chunks(self._max_step_tokens - num_decode, new_pages)
         num_rows = num_decode + len(chunks)
-        if not num_rows:
+        if self._free_slots:
+            self._line.restore(num_running=len(self._running), step=self._steps)
+        copies = self._tiers.copies()
+        if not num_rows and not copies.to_device:
             return None
         rows = np.concatenate((rows, self._running[first_chunk : first_chunk + len(chunks)]))
         starts = table.computed[rows]
@@ -187,6 +196,7 @@ class Scheduler:
             new_slots=tuple(new_slots),
             mask_slots=masks.slots,
             masks=masks.words,
+            copies=copies,
         )
         if table.scored[rows].any():
             step_plan = replace(step_plan, scored=scored_tokens(step_plan, table.scored[rows], self._live))
@@ -203,6 +213,8 @@ class Scheduler:
         slots, ids = plan.slots[advanced], sampled.ids[advanced]
         table.token_ids[slots, table.committed[slots]] = ids
         table.committed[slots] += 1
+        self._committed_step = plan.step
+        self._cache.register_running(plan, advanced & (sampled.ids != NOT_FINITE), table, live=self._live)
         scores = {} if sampled.scores is None else take_scores(plan, sampled.scores, self._live)
 
         token_ids: list[int | None] = sampled.ids.tolist()
@@ -223,6 +235,10 @@ class Scheduler:
             else:
                 length = int(plan.starts[row] + plan.counts[row]) + 1
                 reasons[row] = sequence.take(int(sampled.ids[row]), length=length)
+                if sequence.slot is None:
+                    self._cache.register_pending(
+                        sequence, int(sampled.ids[row]), ended=reasons[row] is not None
+                    )
             if reasons[row] is not None:
                 self._forget(plan.request_ids[row])
                 if sequence.slot is not None:
@@ -235,37 +251,25 @@ class Scheduler:
         ]
         if scores:
             give_scores(outputs, scores)
+        self._cache.tell_hits(outputs)
         return outputs
+
+    def forget_prefixes(self) -> None:
+        """Let requests that are added from now on find no page of earlier ones."""
+        self._cache.forget()
 
     def check_invariants(self) -> None:
         """Raise AssertionError if pages, slots or queues contradict each other; for tests."""
-        table, page_size = self._table, self._page_size
-        running = self._running
+        table, running = self._table, self._running
         slots = sorted([*running.tolist(), *self._free_slots])
         assert slots == list(range(len(table.epoch))), f"slots lost or doubled: {slots}"
+        table.check_invariants(running)
         held = [table.pages[slot, : table.num_pages[slot]] for slot in running.tolist()]
-        used = np.concatenate([np.zeros(0, np.int32), *held])
-        pages = np.sort(np.concatenate((used, self._pages.free_pages)))
-        assert np.array_equal(pages, np.arange(1, self._pages.num_pages + 1)), (
-            f"pages lost or doubled: {pages}"
-        )
-        owners = np.bincount(used, minlength=self._pages.num_pages + 1)
-        assert np.array_equal(owners, self._pages.owners), "reference counts differ from the page tables"
-        computed, length = table.computed[running], table.length[running]
-        exact = _ceil_div(computed, page_size)
-        assert np.array_equal(table.num_pages[running], exact), (
-            "pages held are not those of the computed tokens"
-        )
-        assert (computed < length).all(), "a running request has nothing to compute"
-        assert (length < table.limit[running]).all(), "a running request is past its limit"
-        assert (computed >= table.known[running])[:-1].all(), (
-            "a prompt is computed before that of an older request"
-        )
+        self._tiers.check_invariants(np.concatenate([self._line.held_pages(), *held]))
+        self._line.check_invariants()
         for slot, request_id in zip(running.tolist(), table.request_id[running].tolist(), strict=True):
             sequence = self._live[request_id]
             assert (sequence.slot, sequence.epoch) == (slot, table.epoch[slot]), f"slot {slot} is another's"
-        waiting = [sequence.epoch for sequence in self._waiting]
-        assert waiting == [NOT_ADMITTED] * len(waiting), "a waiting request is admitted"
 
     def _num_decoding(self) -> int:
         """How many running requests have all known tokens computed: all but perhaps the youngest."""
@@ -294,9 +298,10 @@ class Scheduler:
         while True:
             decoding = self._decoding()
             growing = decoding[table.computed[decoding] == table.num_pages[decoding] * self._page_size]
-            if len(growing) <= self._pages.num_free:
+            if len(growing) <= self._tiers.num_available:
                 return self._give_pages(growing, table.num_pages[growing])
-            self._preempt(policy.victim(self._running))
+            if not self._line.give_way():
+                self._preempt(policy.victim(self._running))
 
     def _plan_chunks(self, budget: int, new_pages: list[_NewPages]) -> tuple[list[SlotParams], list[Int32s]]:
         """What starts, and the known tokens to compute in the rows behind the decoding ones."""
@@ -305,8 +310,11 @@ class Scheduler:
         if self._num_decoding() < len(self._running):
             chunks.append(self._plan_chunk(int(self._running[-1]), budget, new_pages))
             budget -= len(chunks[-1])
-        while self._may_start(budget):
-            new_slots.append(self._start(self._waiting.popleft()))
+        while budget > 0 and self._free_slots:
+            startable = self._line.pop(num_running=len(self._running), committed_step=self._committed_step)
+            if startable is None:
+                break
+            new_slots.append(self._start(*startable))
             chunks.append(self._plan_chunk(new_slots[-1].slot, budget, new_pages))
             budget -= len(chunks[-1])
         return new_slots, [chunk for chunk in chunks if len(chunk)]
@@ -315,7 +323,7 @@ class Scheduler:
         """The next known tokens of the request in `slot`, as many as budget and free pages allow."""
         table = self._table
         start, held = int(table.computed[slot]), int(table.num_pages[slot])
-        room = (held + self._pages.num_free) * self._page_size
+        room = (held + self._tiers.num_available) * self._page_size
         end = min(int(table.known[slot]), start + budget, room)
         columns = np.arange(held, _ceil_div(end, self._page_size), dtype=np.int32)
         new_pages.append(self._give_pages(np.full(len(columns), slot, np.int32), columns))
@@ -324,36 +332,28 @@ class Scheduler:
     def _give_pages(self, slots: Int32s, columns: Int32s) -> _NewPages:
         """New pages at `columns` of the page tables of `slots`, ascending where a slot repeats."""
         table = self._table
-        pages = self._pages.take(len(slots))
+        pages = self._tiers.take(len(slots))
         table.pages[slots, columns] = pages
         table.num_pages[slots] = columns + 1
         return _NewPages(slots, columns, pages)
 
-    def _may_start(self, budget: int) -> bool:
-        """Whether the head of the queue may start with `budget` tokens left in the step."""
-        if budget <= 0 or not self._waiting or not self._free_slots:
-            return False
-        return policy.may_start(
-            num_pages=_ceil_div(len(self._waiting[0].known_ids), self._page_size),
-            num_free=self._pages.num_free,
-            num_running=len(self._running),
-        )
-
-    def _start(self, sequence: Sequence) -> SlotParams:
-        """Admit `sequence` as the youngest running request."""
+    def _start(self, sequence: Sequence, chain: list[Node]) -> SlotParams:
+        """Admit `sequence` as the youngest running request, behind the pages of `chain`."""
+        self._cache.count_start(sequence, num_pages=len(chain))
         slot = self._free_slots.pop()
         self._epoch = self._epoch % _MAX_EPOCH + 1
         sequence.epoch, sequence.slot = self._epoch, slot
-        self._table.fill(slot, sequence)
+        pages = tuple(node.page for node in chain)
+        self._table.fill(slot, sequence, pages)
         self._running = np.append(self._running, np.int32(slot))
-        return sequence.slot_params(slot)
+        return sequence.slot_params(slot, pages)
 
     def _preempt(self, slot: int) -> None:
         """Send the request in `slot` back to the queue; its results in flight are dropped."""
         sequence = self._live[self._table.request_id[slot]]
         sequence.epoch, sequence.slot = NOT_ADMITTED, None
         sequence.known_ids = self._table.token_ids[slot, : self._table.committed[slot]].copy()
-        policy.requeue(self._waiting, sequence)
+        self._line.requeue(sequence)
         self._release(np.array([slot], np.int32))
         self._preemptions += 1
 
@@ -366,14 +366,18 @@ class Scheduler:
 
     def _retire(self, slots: Int32s) -> None:
         """Free `slots`, whose requests have their last step planned and only wait for its result."""
-        if len(slots):
-            for request_id in self._table.request_id[slots].tolist():
-                self._live[request_id].slot = None
-            self._release(slots)
+        table = self._table
+        for slot in slots.tolist():
+            sequence = self._live[str(table.request_id[slot])]
+            sequence.slot = None
+            sequence.known_ids = table.token_ids[slot, : table.committed[slot]].copy()
+            places = range(int(table.registered[slot]), int(table.computed[slot]) // self._page_size)
+            sequence.pending = {place: Node(page=int(table.pages[slot, place])) for place in places}
+            self._release(np.array([slot], np.int32), pending=list(sequence.pending.values()))
 
-    def _release(self, slots: Int32s) -> None:
+    def _release(self, slots: Int32s, *, pending: list[Node] | None = None) -> None:
         """Free `slots` and their pages; later steps may reuse both, since the device runs steps in order."""
-        self._pages.release(self._table.clear(slots))
+        self._tiers.release(self._table.clear(slots), pending=pending or ())
         self._free_slots.extend(slots.tolist())
         self._running = self._running[self._table.epoch[self._running] != NOT_ADMITTED]
 

@@ -5,7 +5,7 @@ keeps what every step reads or changes as one array per field, so that a step of
 few array operations.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from albireo_jax.core.plan import Int32s, SlotParams, SlotRules, TokenScores
 from albireo_jax.core.rules import NO_RULES
 from albireo_jax.core.types import FinishReason, Request
 from albireo_jax.sched.constraints import ConstrainedAnswer
+from albireo_jax.sched.prefix import Digest, Node, page_digests
 
 NOT_ADMITTED = 0
 """Epoch of a sequence, and of a slot, that is in no admission; those are numbered from 1."""
@@ -27,6 +28,10 @@ class Sequence:
     waits, and again once its last step is planned and only results are outstanding. `answer` is there if
     the request has a constraint, which has taken in the tokens that were committed. `num_scored` tokens of
     the prompt, those from the second on, have had their scores committed; `prompt_scores` are to go out yet.
+    `root` and `digests` are those of its full pages. While its pages are copied to the device, by a step
+    numbered `restored_by`, the request waits and owns those that are `held`. `pending` are pages, by their
+    place, that are nobody's once the last step is planned, and to be found again if it goes well.
+    `cached_tokens` of the prompt were found in pages when it first started.
     """
 
     request: Request
@@ -36,6 +41,23 @@ class Sequence:
     answer: ConstrainedAnswer | None = None
     num_scored: int = 0
     prompt_scores: tuple[TokenScores, ...] = ()
+    root: Digest = b""
+    digests: list[Digest] = field(default_factory=list["bytes"])
+    held: list[Node] = field(default_factory=list["Node"])
+    restored_by: int | None = None
+    pending: dict[int, Node] = field(default_factory=dict["int", "Node"])
+    cached_tokens: int | None = None
+
+    def full_pages(self, token_ids: Int32s, *, page_size: int) -> list[Digest]:
+        """The digests of the full pages of the request's first tokens."""
+        self.digests = page_digests(self.root, token_ids, page_size=page_size, known=self.digests)
+        return self.digests[: len(token_ids) // page_size]
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Whether each token of the prompt must be computed, because scores are missing."""
+        is_scored = self.num_scored == len(self.request.prompt_token_ids) - 1
+        return self.request.prompt_logprobs is not None and not is_scored
 
     @property
     def wants_scores(self) -> bool:
@@ -62,8 +84,8 @@ class Sequence:
             return FinishReason.LENGTH
         return None if self.answer is None else self.answer.advance(token_id, position=length)
 
-    def slot_params(self, slot: int) -> SlotParams:
-        """What the device must know to sample this request in `slot`."""
+    def slot_params(self, slot: int, pages: tuple[int, ...]) -> SlotParams:
+        """What the device must know to go on with this request in `slot`, behind what `pages` hold."""
         request = self.request
         return SlotParams(
             slot=slot,
@@ -75,6 +97,7 @@ class Sequence:
             banned_until=len(request.prompt_token_ids) + request.min_tokens,
             stop_ids=request.stop_ids if request.min_tokens else (),
             rules=self._rules(),
+            pages=pages,
         )
 
     def _rules(self) -> SlotRules | None:
@@ -95,7 +118,8 @@ class SlotTable:
     known: tokens that the host knew at admission; later ones are read on the device. committed: tokens
     that the host knows now, token_ids[slot, :committed]. limit: length at which the request ends.
     num_pages: pages held, pages[slot, :num_pages] in the order of the tokens in them. epoch: the admission,
-    or NOT_ADMITTED. constrained: whether the request has a constraint. scored: whether it wants scores.
+    or NOT_ADMITTED. registered: pages, the first ones, that are in the tree of prefixes or not wanted there.
+    constrained: whether the request has a constraint. scored: whether it wants scores.
     """
 
     def __init__(self, max_rows: int, *, max_len: int, page_size: int) -> None:
@@ -108,14 +132,18 @@ class SlotTable:
         self.constrained = np.zeros(max_rows, np.bool_)
         self.scored = np.zeros(max_rows, np.bool_)
         self.num_pages = np.zeros(max_rows, np.int32)
+        self.registered = np.zeros(max_rows, np.int32)
         self.pages = np.zeros((max_rows, -(-max_len // page_size)), np.int32)
         self.token_ids = np.zeros((max_rows, max_len), np.int32)  # takes memory where it is used
         self.request_id = np.full(max_rows, "", object)
+        self._page_size = page_size
 
-    def fill(self, slot: int, sequence: Sequence) -> None:
-        """Enter `sequence`, nothing of it computed, at its epoch."""
+    def fill(self, slot: int, sequence: Sequence, pages: tuple[int, ...]) -> None:
+        """Enter `sequence` at its epoch, of which only what `pages` hold is computed."""
         known = len(sequence.known_ids)
-        self.computed[slot] = 0
+        self.num_pages[slot] = self.registered[slot] = len(pages)
+        self.pages[slot, : len(pages)] = pages
+        self.computed[slot] = len(pages) * self._page_size
         self.length[slot] = self.known[slot] = self.committed[slot] = known
         self.limit[slot] = sequence.limit
         self.epoch[slot] = sequence.epoch
@@ -125,9 +153,25 @@ class SlotTable:
         self.request_id[slot] = sequence.request.request_id
 
     def clear(self, slots: Int32s) -> Int32s:
-        """Empty `slots`; gives the pages that they held."""
+        """Empty `slots`; gives the pages that they held, slot by slot."""
         held = self.num_pages[slots]
         pages = self.pages[slots, : held.max()]
         self.epoch[slots] = NOT_ADMITTED
         self.num_pages[slots] = 0
         return pages[np.arange(pages.shape[1]) < held[:, None]]
+
+    def check_invariants(self, running: Int32s) -> None:
+        """Raise AssertionError if the fields of the slots in `running`, oldest first, contradict."""
+        computed, length = self.computed[running], self.length[running]
+        exact = -(-computed // self._page_size)
+        assert np.array_equal(self.num_pages[running], exact), (
+            "pages held are not those of the computed tokens"
+        )
+        assert (computed < length).all(), "a running request has nothing to compute"
+        assert (length < self.limit[running]).all(), "a running request is past its limit"
+        assert (computed >= self.known[running])[:-1].all(), (
+            "a prompt is computed before that of an older one"
+        )
+        assert (self.registered[running] <= self.num_pages[running]).all(), (
+            "a page is found before it is there"
+        )

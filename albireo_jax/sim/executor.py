@@ -112,9 +112,10 @@ class _Device:
     def run(self, plan: StepPlan) -> tuple[Int32s, TokenScores | None]:
         """One step; gives the ids, 0 for rows that do not sample, and the scores of what is scored."""
         self._copy_pages(plan.copies)
-        self._page_table[plan.update_slots, plan.update_columns] = plan.update_pages
         for params in plan.new_slots:
             self._params[params.slot] = params
+            self._page_table[params.slot, : len(params.pages)] = params.pages
+        self._page_table[plan.update_slots, plan.update_columns] = plan.update_pages
         masks = dict(zip(plan.mask_slots.tolist(), plan.masks, strict=True))
         ids = np.zeros(plan.num_rows, np.int32)
         ends = np.cumsum(plan.counts)

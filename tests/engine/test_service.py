@@ -112,6 +112,35 @@ def test_many_threads_get_the_tokens_they_get_alone() -> None:
     assert service.stats().pages_in_use == 0
 
 
+def test_prefixes_are_forgotten_in_the_order_of_the_calls() -> None:
+    service, collector = _start()
+    calls = ("first", "same", "forget", "behind", "again", "forget", "forget", "last")
+    service.forget_prefixes()
+    for i, call in enumerate(calls):
+        if call == "forget":
+            service.forget_prefixes()
+        else:
+            service.submit(replace(_request("prompt", prompt_len=40), request_id=call, seed=i))
+            collector.wait_for_end(1)
+    cached = {output.request_id: 0 for output in collector.outputs}
+    for output in collector.outputs:
+        cached[output.request_id] += output.cached_tokens
+    assert cached == {"first": 0, "same": 32, "behind": 0, "again": 32, "last": 0}
+    service.stop()
+    service.forget_prefixes()
+
+
+def test_a_request_that_runs_while_prefixes_are_forgotten_leaves_none() -> None:
+    service, collector = _start()
+    service.submit(replace(_request("old", prompt_len=40), max_tokens=300))
+    service.forget_prefixes()
+    service.submit(replace(_request("old", prompt_len=40), request_id="new"))
+    assert service.drain(60)
+    assert set(collector.ends()) == {"old", "new"}
+    assert sum(output.cached_tokens for output in collector.outputs) == 0
+    service.stop()
+
+
 def test_random_aborts_leave_nothing_behind() -> None:
     rng = random.Random(1)
     service, collector = _start(max_rows=8)

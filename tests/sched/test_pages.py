@@ -14,6 +14,10 @@ def conserved(pool: PagePool, held: list[np.ndarray]) -> bool:
     return sorted(pages.tolist()) == list(range(1, pool.num_pages + 1)) and (owners == pool.owners).all()
 
 
+def free(pool: PagePool, pages: np.ndarray) -> None:
+    pool.give_back(pool.release(pages))
+
+
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(num_pages=st.integers(1, 20), calls=st.lists(st.integers(-5, 8), max_size=40))
 def test_pages_are_conserved_and_the_null_page_never_given(num_pages: int, calls: list[int]) -> None:
@@ -23,17 +27,17 @@ def test_pages_are_conserved_and_the_null_page_never_given(num_pages: int, calls
             held.append(pool.take(min(call, pool.num_free)))
             assert NULL_PAGE not in held[-1]
         elif held:
-            pool.release(held.pop(call % len(held)))
+            free(pool, held.pop(call % len(held)))
         assert conserved(pool, held)
     for pages in held:
-        pool.release(pages)
+        free(pool, pages)
     assert pool.num_free == num_pages
 
 
 def test_a_page_that_is_not_given_back_is_missed() -> None:
     pool = PagePool(4)
     pages = pool.take(3)
-    pool.release(pages[:2])
+    free(pool, pages[:2])
     assert not conserved(pool, [])
     assert conserved(pool, [pages[2:]])
 
@@ -41,7 +45,7 @@ def test_a_page_that_is_not_given_back_is_missed() -> None:
 def test_pages_are_given_in_an_order_that_the_calls_alone_decide() -> None:
     def pages_of(pool: PagePool) -> list[int]:
         first, second = pool.take(2), pool.take(3)
-        pool.release(first)
+        free(pool, first)
         return [*first.tolist(), *second.tolist(), *pool.take(4).tolist()]
 
     assert pages_of(PagePool(9)) == pages_of(PagePool(9))
@@ -52,16 +56,26 @@ def test_more_pages_than_are_free_and_pages_that_are_free_are_refused() -> None:
     pages = pool.take(2)
     with pytest.raises(AssertionError, match="2 pages wanted, 1 free"):
         pool.take(2)
-    pool.release(pages)
-    with pytest.raises(AssertionError, match="released but free"):
+    free(pool, pages)
+    with pytest.raises(AssertionError, match="released but has no owner"):
         pool.release(pages[:1])
     assert pool.num_free == 3
+
+
+def test_a_page_is_unowned_once_all_its_owners_released_it() -> None:
+    pool = PagePool(4)
+    first, second = pool.take(1), pool.take(1)
+    both = np.concatenate((first, second))
+    assert pool.share(both).tolist() == []
+    assert pool.release(np.concatenate((both, first))).tolist() == first.tolist()
+    assert pool.num_free == 2  # not before it is given back
+    assert pool.share(first).tolist() == first.tolist()
 
 
 def test_what_was_handed_out_does_not_change_with_the_pool() -> None:
     pool = PagePool(4)
     pages = pool.take(4)
     before = pages.copy()
-    pool.release(pages[::-1])
+    free(pool, pages[::-1])
     pool.take(2)
     assert (pages == before).all()

@@ -17,7 +17,8 @@ from albireo_jax.core.plan import NOT_FINITE, Int32s, SampledTokens, StepPlan, T
 from albireo_jax.core.types import Request, RequestOutput
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
-from albireo_jax.sched.scheduler import Scheduler, SchedulerStats
+from albireo_jax.sched.scheduler import Scheduler
+from albireo_jax.sched.stats import SchedulerStats
 from albireo_jax.sim.cost import linear_cost
 from albireo_jax.sim.executor import Clock, SimExecutor
 
@@ -35,11 +36,17 @@ class House:
     num_pages: int = 200
     max_rows: int = 4
     max_step_tokens: int = 16
+    num_host_pages: int = 0
+    shares_prefixes: bool = True
 
     @property
     def limits(self) -> EngineLimits:
         return EngineLimits(
-            max_model_len=MAX_LEN, vocab_size=VOCAB_SIZE, num_pages=self.num_pages, page_size=self.page_size
+            max_model_len=MAX_LEN,
+            vocab_size=VOCAB_SIZE,
+            num_pages=self.num_pages,
+            page_size=self.page_size,
+            num_host_pages=self.num_host_pages,
         )
 
     @property
@@ -215,7 +222,7 @@ def run(case: Case, house: House, *, break_scheduler=_same, break_executor=_same
     cost = linear_cost(step_s=1.0, token_s=0.01)
     executor = SimExecutor(house.limits, max_rows=house.max_rows, cost=cost, clock=clock)
     watched = Watched(break_executor(executor), journal)
-    real = Scheduler(house.config, house.limits)
+    real = Scheduler(house.config, house.limits, shares_prefixes=house.shares_prefixes)
     scheduler = break_scheduler(real)
     loop = EngineLoop(scheduler, watched, depth=house.depth, timeline=Timeline(clock=clock))
     arriving = list(zip(case.arrivals, case.requests, strict=True))
@@ -268,7 +275,10 @@ def draw_bond(random: np.random.Generator) -> Bond:
 
 
 def draw_request(request_id: str, random: np.random.Generator) -> Request:
+    """A request whose prompt may begin as others do."""
     prompt = random.integers(VOCAB_SIZE, size=random.integers(1, 21))
+    shared = int(prompt.sum()) % (len(prompt) + 1)
+    prompt[:shared] = np.arange(shared) % VOCAB_SIZE
     max_tokens = int(random.integers(1, 17))
     return Request(
         request_id=request_id,
@@ -279,5 +289,6 @@ def draw_request(request_id: str, random: np.random.Generator) -> Request:
         seed=int(random.integers(4)),
         stop_ids=tuple(random.choice(VOCAB_SIZE, size=random.integers(3), replace=False).tolist()),
         logprobs=2 if prompt.sum() % 2 else None,
-        prompt_logprobs=0 if prompt.sum() % 3 else None,
+        prompt_logprobs=None if prompt.sum() % 3 else 0,
+        cache_salt="" if prompt.sum() % 5 else "own",
     )

@@ -96,7 +96,7 @@ def order_is_fair(journal: Journal) -> None:
         elif isinstance(event, Result):
             awaited = {request_id: plan for request_id, plan in awaited.items() if plan is not event.plan}
         else:
-            held = awaited.keys() - {r for r, start in _starts(event) if start == 0}  # 0: it gave way
+            held = awaited.keys() - set(_admitted(event))  # those gave way, and come back
             waiting = [request_id for request_id in live if request_id not in planned_all | held]
             assert list(event.request_ids) == waiting[: event.num_rows]
             awaited |= {r: event for r, samples in _samples(event) if samples and r in bound}
@@ -108,7 +108,8 @@ def budgets_hold(journal: Journal) -> None:
     """A step stays within its tokens and rows and computes something; no row passes its request's end."""
     limits = {r.request_id: len(r.prompt_token_ids) + r.max_tokens for r in journal.case.requests}
     for plan in journal.plans:
-        assert 0 < plan.num_tokens <= journal.house.max_step_tokens
+        assert plan.num_tokens or plan.copies.to_device
+        assert plan.num_tokens <= journal.house.max_step_tokens
         assert plan.num_tokens == plan.counts.sum()
         assert plan.num_rows <= journal.house.max_rows
         assert (plan.counts > 0).all()
@@ -118,36 +119,91 @@ def budgets_hold(journal: Journal) -> None:
 
 
 def pages_are_exact(journal: Journal) -> None:
-    """A row holds the pages of its tokens and no more, none of them the null page or another row's."""
+    """A row holds the pages of its tokens and no more, and writes to none of another row."""
     tables: dict[int, dict[int, int]] = {}
-    epochs: dict[int, int] = {}
+    page_size = journal.house.page_size
     for plan in journal.plans:
-        for slot, epoch in zip(plan.slots.tolist(), plan.epochs.tolist(), strict=True):
-            if epochs.get(slot) != epoch:
-                epochs[slot], tables[slot] = epoch, {}
+        for params in plan.new_slots:
+            tables[params.slot] = dict(enumerate(params.pages))
         updates = (plan.update_slots, plan.update_columns, plan.update_pages)
         for slot, column, page in zip(*(array.tolist() for array in updates), strict=True):
             tables[slot][column] = page
-        used: list[int] = []
-        for slot, end in zip(plan.slots.tolist(), (plan.starts + plan.counts).tolist(), strict=True):
-            assert sorted(tables[slot]) == list(range(-(-end // journal.house.page_size)))
-            used += tables[slot].values()
-        assert len(set(used)) == len(used), "two rows share a page"
-        assert all(NULL_PAGE < page <= journal.house.num_pages for page in used)
+        read: list[int] = []
+        written: list[int] = []
+        rows = zip(plan.slots.tolist(), plan.starts.tolist(), plan.counts.tolist(), strict=True)
+        for slot, start, count in rows:
+            assert sorted(tables[slot]) == list(range(-(-(start + count) // page_size)))
+            read += {page for column, page in tables[slot].items() if (column + 1) * page_size <= start}
+            written += {page for column, page in tables[slot].items() if (column + 1) * page_size > start}
+        assert len(set(written)) == len(written), "two rows write to a page"
+        assert not {*written} & {*read}, "a row writes to a page of another"
+        assert all(NULL_PAGE < page <= journal.house.num_pages for page in (*read, *written))
+
+
+def copies_are_timely(journal: Journal) -> None:
+    """Copies stay within both tiers and have targets of their own; no row has a page that is on its way."""
+    tables: dict[int, dict[int, int]] = {}
+    for plan in journal.plans:
+        copies = plan.copies
+        out, back = [host for _, host in copies.to_host], [page for _, page in copies.to_device]
+        assert len({*out}) == len(out)
+        assert len({*back}) == len(back)
+        assert all(
+            0 < host <= journal.house.num_host_pages for host in (*out, *(h for h, _ in copies.to_device))
+        )
+        assert all(
+            NULL_PAGE < page <= journal.house.num_pages for page in (*back, *(p for p, _ in copies.to_host))
+        )
+        for params in plan.new_slots:
+            tables[params.slot] = dict(enumerate(params.pages))
+        updates = (plan.update_slots, plan.update_columns, plan.update_pages)
+        for slot, column, page in zip(*(array.tolist() for array in updates), strict=True):
+            tables.setdefault(slot, {})[column] = page
+        assert not {*back} & {page for slot in plan.slots.tolist() for page in tables[slot].values()}
+
+
+def hits_were_seen_before(journal: Journal) -> None:
+    """A request starts behind tokens only if one of its salt began with them and got a token behind them.
+
+    Its first token says how many of its prompt these were.
+    """
+    requests = {request.request_id: request for request in journal.case.requests}
+    known: dict[str, tuple[int, ...]] = {}
+    answered: list[tuple[str, tuple[int, ...]]] = []
+    found: dict[str, int] = {}
+    for event in journal.events:
+        if isinstance(event, Request):
+            known[event.request_id] = event.prompt_token_ids
+        elif isinstance(event, RequestOutput) and event.token_id is not None:
+            tokens = known[event.request_id]
+            is_first = len(tokens) == len(requests[event.request_id].prompt_token_ids)
+            assert event.cached_tokens == (found[event.request_id] if is_first else 0)
+            answered.append((requests[event.request_id].cache_salt, tokens))
+            known[event.request_id] += (event.token_id,)
+        elif isinstance(event, StepPlan):
+            starts = dict(zip(event.request_ids, event.starts.tolist(), strict=True))
+            for request_id in _admitted(event):
+                start = starts[request_id]
+                found.setdefault(request_id, start)
+                begins = requests[request_id].cache_salt, known[request_id][:start]
+                assert not start or begins in [(salt, tokens[:start]) for salt, tokens in answered]
 
 
 def nothing_is_wasted(journal: Journal) -> None:
-    """Without preemption, a token is computed once, and the last token of a request not at all."""
+    """Without preemption, a token is computed once or found in full pages, and the last one not at all."""
     assert journal.stats is not None
     if journal.stats.preemptions:
         return
-    computed: dict[str, int] = dict.fromkeys((r.request_id for r in journal.case.requests), 0)
+    computed: dict[str, int] = {}
     for plan in journal.plans:
         for request_id, start, count in zip(
             plan.request_ids, plan.starts.tolist(), plan.counts.tolist(), strict=True
         ):
-            assert start == computed[request_id]
-            computed[request_id] += count
+            if request_id not in computed:
+                assert start % journal.house.page_size == 0
+                assert journal.house.shares_prefixes or start == 0
+            assert start == computed.get(request_id, start)
+            computed[request_id] = start + count
     for request in journal.case.requests:
         if journal.outputs(request)[-1].finish_reason is FinishReason.LENGTH:
             assert computed[request.request_id] == len(request.prompt_token_ids) + request.max_tokens - 1
@@ -221,8 +277,10 @@ def no_row_is_delayed(journal: Journal) -> None:
                     decoding.pop(request_id, None)
 
 
-def _starts(plan: StepPlan) -> list[tuple[str, int]]:
-    return list(zip(plan.request_ids, plan.starts.tolist(), strict=True))
+def _admitted(plan: StepPlan) -> list[str]:
+    new_slots = {params.slot for params in plan.new_slots}
+    rows = zip(plan.request_ids, plan.slots.tolist(), strict=True)
+    return [request_id for request_id, slot in rows if slot in new_slots]
 
 
 def _samples(plan: StepPlan) -> list[tuple[str, bool]]:
@@ -237,6 +295,8 @@ LAWS = (
     order_is_fair,
     budgets_hold,
     pages_are_exact,
+    copies_are_timely,
+    hits_were_seen_before,
     nothing_is_wasted,
     masks_follow_tokens,
     answers_follow_rules,

@@ -35,6 +35,8 @@ def houses(draw) -> House:
         num_pages=MAX_LEN // page_size + draw(st.integers(0, 6)),
         max_rows=max_rows,
         max_step_tokens=draw(st.integers(max_rows, 24)),
+        num_host_pages=draw(st.sampled_from((0, 1, 3, 9, 40))),
+        shares_prefixes=draw(st.booleans()),
     )
 
 
@@ -49,7 +51,9 @@ def test_law_holds(law, case: Case, house: House) -> None:
 @given(case=cases(), depth=st.integers(1, 4))
 def test_free_rows_run_as_if_there_were_no_bound_ones(case: Case, depth: int) -> None:
     """Given pages and a budget for all, each step of theirs is in the same iteration of the loop."""
-    house = House(depth=depth, page_size=4, num_pages=200, max_rows=8, max_step_tokens=200)
+    house = House(
+        depth=depth, page_size=4, num_pages=200, max_rows=8, max_step_tokens=200, shares_prefixes=False
+    )
     bonds = [replace(case.bond(request), breaks_after=None) for request in case.requests]
     requests = [
         request if bond.modulus else replace(request, stop_ids=(), min_tokens=0)
@@ -75,3 +79,22 @@ def rows_of(journal: Journal, case: Case) -> list[tuple[str, int, int, int]]:
         )
         if request_id in wanted
     ]
+
+
+def test_the_cases_have_hits_evictions_and_copies_both_ways() -> None:
+    """Or the laws would say nothing about them."""
+    house = House(
+        depth=2, page_size=2, num_pages=MAX_LEN // 2, max_rows=3, max_step_tokens=10, num_host_pages=6
+    )
+    cached = evicted = copied_in = lost = preempted = 0
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        requests = tuple(draw_request(f"r{index}", random) for index in range(8))
+        stats = run(Case(requests=requests, arrivals=tuple(range(0, 24, 3))), house).stats
+        assert stats is not None
+        cached += stats.cache.cached_tokens
+        evicted += stats.tiers.copied_out
+        copied_in += stats.tiers.copied_in
+        lost += stats.tiers.lost
+        preempted += stats.preemptions
+    assert min(cached, evicted, copied_in, lost, preempted) > 20

@@ -1,0 +1,119 @@
+"""The line of requests that wait, and what the first of them needs before it may start.
+
+What the first in line finds on the host is copied to the device while it waits: the copies go with a step,
+and once that is committed, they are there. Until then it owns the pages, and nobody overtakes it::
+
+    step      N              N + 1          N + 2 (after the commit of N)
+    first     copies start   waits          starts behind them
+    others    computed       computed       computed
+"""
+
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+
+from albireo_jax.core.plan import NULL_PAGE, Int32s
+from albireo_jax.sched import policy
+from albireo_jax.sched.caching import PrefixCache
+from albireo_jax.sched.prefix import Node
+from albireo_jax.sched.sequence import NOT_ADMITTED, Sequence
+from albireo_jax.sched.tiers import PageTiers
+
+
+class Startable(NamedTuple):
+    """A request that may start behind the pages of a chain, which it owns."""
+
+    sequence: Sequence
+    chain: list[Node]
+
+
+class WaitingLine:
+    """Requests in the order in which they start."""
+
+    def __init__(self, tiers: PageTiers, cache: PrefixCache, *, page_size: int) -> None:
+        self._tiers = tiers
+        self._cache = cache
+        self._page_size = page_size
+        self._waiting: deque[Sequence] = deque()
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    def append(self, sequence: Sequence) -> None:
+        """Queue a request behind all others."""
+        self._waiting.append(sequence)
+
+    def requeue(self, sequence: Sequence) -> None:
+        """Put back a request that gave way."""
+        policy.requeue(self._waiting, sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take out a request that was aborted, wherever it is."""
+        self._waiting.remove(sequence)
+        self._let_go(sequence)
+
+    def pop(self, *, num_running: int, committed_step: int) -> Startable | None:
+        """Take out the first in line if it may start beside so many, and all that it found is there."""
+        if not self._waiting:
+            return None
+        sequence = self._waiting[0]
+        if sequence.restored_by is not None and committed_step < sequence.restored_by:
+            return None
+        chain = sequence.held or self._cache.find(sequence)
+        if not _is_on_device(chain) or not self._fits(sequence, chain, num_running=num_running):
+            return None
+        if not sequence.held:
+            self._tiers.share(chain)
+        sequence.held, sequence.restored_by = [], None
+        return Startable(self._waiting.popleft(), chain)
+
+    def restore(self, *, num_running: int, step: int) -> None:
+        """Have `step` copy what the first in line found on the host, if it could start then.
+
+        Must come after everything else that takes pages for that step.
+        """
+        if not self._waiting or self._waiting[0].held:
+            return
+        sequence = self._waiting[0]
+        chain = self._cache.find(sequence)
+        if not _is_on_device(chain) and self._fits(sequence, chain, num_running=num_running):
+            self._tiers.restore(chain)
+            sequence.held, sequence.restored_by = chain, step
+
+    def give_way(self) -> bool:
+        """Let the first in line give up the pages that it holds; False if it holds none."""
+        if not self._waiting or not self._waiting[0].held:
+            return False
+        self._let_go(self._waiting[0])
+        return True
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError if a waiting request has what only a running one may have."""
+        for place, sequence in enumerate(self._waiting):
+            assert sequence.epoch == NOT_ADMITTED, "a waiting request is admitted"
+            assert not place or not sequence.held, "only the first in line may hold pages"
+
+    def held_pages(self) -> Int32s:
+        """The pages that the first in line holds."""
+        held = [node.page for sequence in self._waiting for node in sequence.held]
+        return np.array(held, np.int32)
+
+    def _fits(self, sequence: Sequence, chain: list[Node], *, num_running: int) -> bool:
+        """Whether there are pages for what the sequence knows beside those of `chain` on the device."""
+        found = sum(node.page != NULL_PAGE for node in chain)
+        return policy.may_start(
+            num_pages=-(-len(sequence.known_ids) // self._page_size) - found,
+            num_free=self._tiers.num_available - self._tiers.num_idle(chain),
+            num_running=num_running,
+        )
+
+    def _let_go(self, sequence: Sequence) -> None:
+        """Release the pages that a request holds; they stay idle where they are."""
+        self._tiers.release(np.array([node.page for node in sequence.held], np.int32))
+        sequence.held, sequence.restored_by = [], None
+
+
+def _is_on_device(chain: list[Node]) -> bool:
+    return all(node.page != NULL_PAGE for node in chain)

@@ -1,0 +1,111 @@
+"""Which pages hold which prefixes: a tree of full pages, found by the hash of all that they hold.
+
+A page's digest is the SHA-256 of its parent's digest and of its tokens; the root's is that of a salt. So
+equal digests mean equal tokens at equal positions behind the same salt, and a request that finds a chain of
+pages from the root can read them instead of computing them again. Only full pages are nodes.
+
+A page may lie on the device, on the host, or be gone; then nothing behind it can be reached, so nodes leave
+from the leaves on.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from albireo_jax.core.plan import NULL_PAGE, Int32s
+
+Digest = bytes
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A full page: its number on the device and on the host, NULL_PAGE where it is not.
+
+    `device_children` of its `children` are on the device. A node without a digest is in no tree.
+    """
+
+    digest: Digest = b""
+    parent: "Node | None" = None
+    page: int = NULL_PAGE
+    host_page: int = NULL_PAGE
+    children: dict[Digest, "Node"] = field(default_factory=dict["bytes", "Node"])
+    device_children: int = 0
+
+    @property
+    def is_behind_device_pages(self) -> bool:
+        """Whether the page before it, if there is one, is on the device."""
+        return self.parent is None or self.parent.page != NULL_PAGE
+
+
+def root_digest(salt: str) -> Digest:
+    """What the first page's digest begins with: prompts with different salts share nothing."""
+    return hashlib.sha256(salt.encode()).digest()
+
+
+def page_digests(root: Digest, token_ids: Int32s, *, page_size: int, known: Sequence[Digest]) -> list[Digest]:
+    """The digests of all full pages of `token_ids`, of which the first ones are `known`."""
+    digests = list(known)
+    for first in range(len(digests) * page_size, len(token_ids) - page_size + 1, page_size):
+        parent = digests[-1] if digests else root
+        digests.append(hashlib.sha256(parent + token_ids[first : first + page_size].tobytes()).digest())
+    return digests
+
+
+class PrefixTree:
+    """The nodes by digest; it moves no pages, it only knows where they are."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[Digest, Node] = {}
+
+    def __len__(self) -> int:
+        """How many pages can be found."""
+        return len(self._nodes)
+
+    def get(self, digest: Digest) -> Node | None:
+        """The node of this digest."""
+        return self._nodes.get(digest)
+
+    def find(self, digests: Sequence[Digest]) -> list[Node]:
+        """The longest chain of nodes with these digests, from the first on."""
+        chain: list[Node] = []
+        for digest in digests:
+            node = self._nodes.get(digest)
+            if node is None:
+                break
+            chain.append(node)
+        return chain
+
+    def insert(self, node: Node, digest: Digest, *, parent: Digest | None) -> bool:
+        """Make a page of the device a node; False if its parent is not there or the digest is known."""
+        above = None if parent is None else self._nodes.get(parent)
+        if digest in self._nodes or (parent is not None and (above is None or above.page == NULL_PAGE)):
+            return False
+        node.digest, node.parent = digest, above
+        self._nodes[digest] = node
+        if above is not None:
+            above.children[digest] = node
+            above.device_children += 1
+        return True
+
+    def move(self, node: Node, *, page: int, host_page: int) -> None:
+        """Note that a node's page lies elsewhere now."""
+        was, node.page, node.host_page = node.page, page, host_page
+        if node.parent is not None:
+            node.parent.device_children += (page != NULL_PAGE) - (was != NULL_PAGE)
+
+    def remove(self, node: Node) -> list[Node]:
+        """Take a node out with all behind it, which cannot be reached any more; gives them, leaves first."""
+        if node.parent is not None:
+            del node.parent.children[node.digest]
+            node.parent.device_children -= node.page != NULL_PAGE
+        gone = [node]
+        for above in gone:  # grows while it is read
+            gone += above.children.values()
+        for each in gone:
+            del self._nodes[each.digest]
+            each.digest, each.parent, each.children, each.device_children = b"", None, {}, 0
+        return gone[::-1]
+
+    def nodes(self) -> list[Node]:
+        """All nodes, parents before their children."""
+        return list(self._nodes.values())

@@ -1,0 +1,34 @@
+"""What a scheduler counts."""
+
+from dataclasses import dataclass
+
+from albireo_jax.sched.caching import CacheStats
+from albireo_jax.sched.tiers import TierStats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerStats:
+    """Requests and pages now, and what happened since the start.
+
+    `finishing` requests have their last step planned and only wait for its result. `nonfinite` requests
+    ended with an error because their logits were not finite.
+    """
+
+    waiting: int
+    running: int
+    finishing: int
+    steps: int
+    preemptions: int
+    nonfinite: int
+    tiers: TierStats
+    cache: CacheStats
+
+    @property
+    def pages_in_use(self) -> int:
+        """Pages of the device that requests own."""
+        return self.tiers.in_use
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of the device."""
+        return self.tiers.num_pages
