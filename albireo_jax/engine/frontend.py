@@ -90,31 +90,44 @@ class Frontend:
         self._requests.prepare(params)
 
     def generate(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        cache_salt: str = "",
     ) -> list[Completion]:
         """All completions of `prompts`, in the order of the choices; blocks until the last has ended."""
-        with self.stream(prompts, params) as turn:
+        with self.stream(prompts, params, cache_salt=cache_salt) as turn:
             return collect(delta for deltas in turn for delta in deltas)
 
     def stream(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        cache_salt: str = "",
     ) -> SyncTurn:
         """A turn for the calling thread to iterate.
 
-        `params` are the same for all prompts or one for each. Raises ValueError for what the engine
-        cannot do, EngineDeadError if it does not run; nothing is left open then.
+        `params` are the same for all prompts or one for each. Prefixes that calls with another `cache_salt`
+        computed are not found. Raises ValueError for what the engine cannot do, EngineDeadError if it does
+        not run; nothing is left open then.
         """
-        choices = self._choices(prompts, params)
+        choices = self._choices(prompts, params, cache_salt=cache_salt)
         door = QueueDoor(self._service, self.metrics, on_empty=self._remove_door)
         turn = SyncTurn(choices, door)
         self._open(choices, turn, door)
         return turn
 
     def stream_async(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        cache_salt: str = "",
     ) -> AsyncTurn:
         """A turn for tasks of the running event loop to read; otherwise as `stream`."""
-        choices = self._choices(prompts, params)
+        choices = self._choices(prompts, params, cache_salt=cache_salt)
         door = self._loop_door()
         turn = AsyncTurn(choices, door)
         self._open(choices, turn, door)
@@ -125,7 +138,11 @@ class Frontend:
         self._service.stop()
 
     def _choices(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        cache_salt: str,
     ) -> list[Choice]:
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
         if len(each) != len(prompts):
@@ -133,7 +150,7 @@ class Frontend:
         choices: list[Choice] = []
         for prompt, prompt_params in zip(prompts, each, strict=True):
             token_ids = self.encode(prompt)
-            for request in self._requests.write(token_ids, prompt_params):
+            for request in self._requests.write(token_ids, prompt_params, cache_salt=cache_salt):
                 detokenizer = Detokenizer(self._tokenizer, prompt_params, prompt_token_ids=token_ids)
                 choices.append(Choice(index=len(choices), request=request, detokenizer=detokenizer))
         return choices

@@ -41,7 +41,9 @@ class RequestWriter:
         """
         self._grammar(params)
 
-    def write(self, token_ids: tuple[int, ...], params: SamplingParams) -> list[Request]:
+    def write(
+        self, token_ids: tuple[int, ...], params: SamplingParams, *, cache_salt: str = ""
+    ) -> list[Request]:
         """The n requests of a prompt, their seeds one after the other. Raises ValueError."""
         max_tokens = self._limits.resolve_max_tokens(len(token_ids), params.max_tokens)
         if params.min_tokens > max_tokens:
@@ -70,6 +72,7 @@ class RequestWriter:
                 constraint=None if grammar is None else grammar.constraint(ignore_eos=params.ignore_eos),
                 logprobs=params.logprobs,
                 prompt_logprobs=params.prompt_logprobs,
+                cache_salt=cache_salt,
                 arrived_s=arrived_s,
             )
             for sample in range(params.n)

@@ -38,7 +38,7 @@ class ChoiceDelta(NamedTuple):
     `text` is empty while a character is incomplete or may begin a stop string. `stop_reason` is the
     stop string or the id among `stop_token_ids` that ended the choice. `logprobs` has an entry per token if
     they were asked for; `prompt_logprobs` come with the first token, one per token of the prompt, None for
-    the first of those.
+    the first of those. The first token also brings how many tokens of the prompt were in the cache.
     """
 
     choice: int
@@ -48,11 +48,15 @@ class ChoiceDelta(NamedTuple):
     stop_reason: str | int | None
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """All that a choice came to; log probabilities as in `ChoiceDelta`, empty if not asked for."""
+    """All that a choice came to; log probabilities as in `ChoiceDelta`, empty if not asked for.
+
+    `cached_tokens` of its prompt were in the cache.
+    """
 
     choice: int
     text: str
@@ -61,6 +65,7 @@ class Completion:
     stop_reason: str | int | None
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    cached_tokens: int = 0
 
     def as_delta(self) -> ChoiceDelta:
         """The completion as if it had come at once."""
@@ -72,6 +77,7 @@ class Completion:
             self.stop_reason,
             self.logprobs,
             self.prompt_logprobs,
+            self.cached_tokens,
         )
 
 
@@ -89,6 +95,7 @@ def collect(deltas: Iterable[ChoiceDelta]) -> list[Completion]:
             stop_reason=parts[-1].stop_reason,
             logprobs=tuple(entry for delta in parts for entry in delta.logprobs),
             prompt_logprobs=tuple(entry for delta in parts for entry in delta.prompt_logprobs),
+            cached_tokens=sum(delta.cached_tokens for delta in parts),
         )
         for choice, parts in sorted(by_choice.items())
     ]
@@ -235,10 +242,10 @@ class Door(ABC):
             turn.fail(error)
             self.service.abort(output.request_id)
             return FinishReason.ERROR
-        if output.scores is None:
-            turn.put(ChoiceDelta(choice.index, *delta))
-        else:
-            turn.put(_scored(ChoiceDelta(choice.index, *delta), output.scores, choice.request))
+        choice_delta = ChoiceDelta(choice.index, *delta, cached_tokens=output.cached_tokens)
+        if output.scores is not None:
+            choice_delta = _scored(choice_delta, output.scores, choice.request)
+        turn.put(choice_delta)
         if output.finish_reason is None and delta.finish_reason is not None:
             self.service.abort(output.request_id)
         return delta.finish_reason

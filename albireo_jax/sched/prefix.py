@@ -39,7 +39,7 @@ class Node:
 
 def root_digest(salt: str) -> Digest:
     """What the first page's digest begins with: prompts with different salts share nothing."""
-    return hashlib.sha256(salt.encode()).digest()
+    return hashlib.sha256(salt.encode(errors="surrogatepass")).digest()
 
 
 def page_digests(root: Digest, token_ids: Int32s, *, page_size: int, known: Sequence[Digest]) -> list[Digest]:

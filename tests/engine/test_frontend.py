@@ -354,3 +354,33 @@ def test_metrics_count_every_token_and_request() -> None:
     assert snapshot.first_token_s.count == snapshot.request_s.count == len(done)
     assert snapshot.inter_token_s.count == num_generated - len(done)
     assert sum(snapshot.finished.values()) == len(done)
+
+
+def test_only_calls_of_the_same_salt_find_each_others_prefixes() -> None:
+    params = SamplingParams(max_tokens=5, ignore_eos=True, seed=1)
+    prompt = "twice told tales, " * 4
+    found = (len(prompt) - 1) // LIMITS.page_size * LIMITS.page_size
+
+    with lab() as engine:
+        frontend = engine.frontend
+
+        async def ask(salt: str) -> list[Completion]:
+            return await frontend.stream_async([prompt], params, cache_salt=salt).completions()
+
+        salts = ("", "a", "a", "\ud800", "", "b", "\ud800")
+        done = [frontend.generate([prompt], params, cache_salt=salt)[0] for salt in salts]
+        assert [completion.cached_tokens for completion in done] == [0, 0, found, 0, found, 0, found]
+        assert len({completion.token_ids for completion in done}) == 1
+        assert [asyncio.run(ask(salt))[0].cached_tokens for salt in ("b", "c", "c")] == [found, 0, found]
+        with frontend.stream([prompt], params, cache_salt="a") as turn:
+            deltas = [delta for deltas in turn for delta in deltas]
+        assert [delta.cached_tokens for delta in deltas] == [found, 0, 0, 0, 0]
+
+
+def test_samples_of_a_prompt_are_told_of_hits_one_by_one() -> None:
+    params = SamplingParams(max_tokens=3, n=2)
+    prompts = ["a" * 40, "b" * 20, "c" * 16]
+    with lab() as engine:
+        engine.frontend.generate(prompts, params)
+        done = engine.frontend.generate(prompts, params)
+    assert [completion.cached_tokens for completion in done] == [32, 32, 16, 16, 0, 0]
