@@ -1,5 +1,6 @@
-"""The API key, checked before anything else is looked at."""
+"""The API key, checked before anything else is looked at, and what it keeps apart."""
 
+import hashlib
 import hmac
 from http import HTTPStatus
 
@@ -11,6 +12,15 @@ from albireo_jax.serving.errors import ApiError
 
 OPEN_PATHS = ("/health", "/metrics")
 """Served without a key: probes and scrapers have none."""
+
+
+def cache_salt(headers: Headers, asked: str | None) -> str:
+    """A salt for the prefixes of a client: of the hash of its key, and of what it `asked` for besides.
+
+    So one key's prompts cannot be guessed by how fast another's are answered. Clients without a key share.
+    """
+    key = hashlib.sha256(headers.get("authorization", "").encode()).hexdigest()
+    return f"{key}/{asked or ''}"
 
 
 class ApiKeyMiddleware:

@@ -1,6 +1,5 @@
 """POST /v1/chat/completions: the assistant's next message, with its reasoning and its tool calls."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -18,6 +17,7 @@ from albireo_jax.engine.reasoning import Thinking
 from albireo_jax.engine.tool_calls import ArgumentsText, CallBegun, ContentText
 from albireo_jax.engine.turns import ChoiceDelta, Completion
 from albireo_jax.serving.asking import Asked, ask
+from albireo_jax.serving.auth import cache_salt
 from albireo_jax.serving.body import body_docs, json_body
 from albireo_jax.serving.events import (
     ChoiceEvents,
@@ -31,7 +31,7 @@ from albireo_jax.serving.events import (
 from albireo_jax.serving.logprobs import ChatLogprobs, prompt_logprobs
 from albireo_jax.serving.schemas_chat import ChatBody
 from albireo_jax.serving.served import Engine, Format
-from albireo_jax.serving.turns import Heading, callers_fault, check_model, prepare, usage
+from albireo_jax.serving.turns import Heading, Usage, callers_fault, check_model, prepare
 
 _CHUNK = "chat.completion.chunk"
 
@@ -52,19 +52,22 @@ async def create_chat_completion(
     with callers_fault(ChatBody):
         asked = await ask(engine.tokenizer, format, body)
         await prepare(engine.frontend, asked.params)
-        turn = engine.frontend.stream_async([asked.prompt_ids], asked.params)
+        salt = cache_salt(request.headers, body.cache_salt)
+        turn = engine.frontend.stream_async([asked.prompt_ids], asked.params, cache_salt=salt)
+    usage = Usage(len(asked.prompt_ids), n=asked.params.n)
 
-    def last_event(num_generated: int) -> bytes:
+    def last_event() -> bytes:
         if not body.wants_usage:
             return b""
-        counts = usage(len(asked.prompt_ids), num_generated)
-        return event(heading.object(_CHUNK, choices=[], usage=counts))
+        return event(heading.object(_CHUNK, choices=[], usage=usage.object()))
 
     if body.stream:
         choices = [_choice_events(heading, index, asked) for index in range(asked.params.n)]
-        return EventStream(turn, turn_events(turn, choices, last_event))
+        return EventStream(turn, turn_events(turn, choices, usage=usage, last_event=last_event))
     done = await read_to_end(turn, request.receive)
-    answer = _answer(heading, done, asked)
+    usage.count(done)
+    choices = [_answered(completion, asked) for completion in done]
+    answer = heading.object("chat.completion", choices=choices, usage=usage.object())
     if body.prompt_logprobs is not None and done:
         answer["prompt_logprobs"] = prompt_logprobs(
             engine.tokenizer, done[0].prompt_logprobs, num_top=body.prompt_logprobs
@@ -149,14 +152,6 @@ def _choice_events(heading: Heading, index: int, asked: Asked) -> DeltaEvents:
     if asked.params.logprobs is not None:
         return EachDelta(chunk, opening=opening)
     return ChoiceEvents(index, chunk, opening=opening)
-
-
-def _answer(heading: Heading, done: Sequence[Completion], asked: Asked) -> dict[str, Any]:
-    return heading.object(
-        "chat.completion",
-        choices=[_answered(completion, asked) for completion in done],
-        usage=usage(len(asked.prompt_ids), sum(len(completion.token_ids) for completion in done)),
-    )
 
 
 def _answered(completion: Completion, asked: Asked) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from albireo_jax.core.types import FinishReason
 from albireo_jax.engine.tokenizer import Tokenizer
 from albireo_jax.engine.turns import ChoiceDelta
+from albireo_jax.serving.auth import cache_salt
 from albireo_jax.serving.body import body_docs, json_body
 from albireo_jax.serving.events import (
     ChoiceEvents,
@@ -22,7 +23,7 @@ from albireo_jax.serving.events import (
 from albireo_jax.serving.logprobs import CompletionLogprobs, prompt_logprobs
 from albireo_jax.serving.schemas import CompletionBody
 from albireo_jax.serving.served import Engine
-from albireo_jax.serving.turns import Heading, callers_fault, check_model, encode, prepare, usage
+from albireo_jax.serving.turns import Heading, Usage, callers_fault, check_model, encode, prepare
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -44,28 +45,28 @@ async def create_completion(
         special = body.add_special_tokens is not False
         prompt_ids = [await encode(engine.frontend, prompt, add_special_tokens=special) for prompt in prompts]
         await prepare(engine.frontend, params)
-        turn = engine.frontend.stream_async(prompt_ids, params)
+        salt = cache_salt(request.headers, body.cache_salt)
+        turn = engine.frontend.stream_async(prompt_ids, params, cache_salt=salt)
     writers = [
         _ChoiceWriter(engine.tokenizer, body, prompt, prompt_ids=ids)
         for prompt, ids in zip(prompts, prompt_ids, strict=True)
         for _ in range(params.n)
     ]
 
-    def usage_of(num_generated: int) -> dict[str, Any]:
-        return usage(sum(map(len, prompt_ids)), num_generated if body.generates else 0)
+    usage = Usage(sum(map(len, prompt_ids)), n=params.n, shown=body.generates)
 
-    def last_event(num_generated: int) -> bytes:
+    def last_event() -> bytes:
         if not body.wants_usage:
             return b""
-        return event(heading.object("text_completion", choices=[], usage=usage_of(num_generated)))
+        return event(heading.object("text_completion", choices=[], usage=usage.object()))
 
     if body.stream:
         choices = [writer.events(heading, index) for index, writer in enumerate(writers)]
-        return EventStream(turn, turn_events(turn, choices, last_event))
+        return EventStream(turn, turn_events(turn, choices, usage=usage, last_event=last_event))
     done = await read_to_end(turn, request.receive)
     choices = [writers[completion.choice].write(completion.as_delta()) for completion in done]
-    counts = usage_of(sum(len(completion.token_ids) for completion in done))
-    return JSONResponse(heading.object("text_completion", choices=choices, usage=counts))
+    usage.count(done)
+    return JSONResponse(heading.object("text_completion", choices=choices, usage=usage.object()))
 
 
 class _ChoiceWriter:

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from albireo_jax.core.errors import EngineDeadError
 from albireo_jax.engine.turns import AsyncTurn, ChoiceDelta, Completion
 from albireo_jax.serving.errors import engine_dead
+from albireo_jax.serving.turns import Usage
 
 _DONE = b"data: [DONE]\n\n"
 
@@ -65,20 +66,19 @@ class EachDelta:
 
 
 async def turn_events(
-    turn: AsyncTurn, choices: Sequence[DeltaEvents], last_event: Callable[[int], bytes]
+    turn: AsyncTurn, choices: Sequence[DeltaEvents], *, usage: Usage, last_event: Callable[[], bytes]
 ) -> AsyncIterator[bytes]:
     """The events of a turn, those of one engine step together, to [DONE].
 
-    `last_event` gives what comes before [DONE], from the number of tokens generated.
+    `last_event` gives what comes before [DONE], when `usage` has counted all.
     """
-    num_generated = 0
     try:
         async for deltas in turn:
-            num_generated += sum(len(delta.token_ids) for delta in deltas)
+            usage.count(deltas)
             yield b"".join([choices[delta.choice].encode(delta) for delta in deltas])
     except EngineDeadError as error:
         yield event(engine_dead(error).body())
-    yield last_event(num_generated) + _DONE
+    yield last_event() + _DONE
 
 
 class EventStream(Response):

@@ -11,6 +11,9 @@ from albireo_jax.serving.schemas_structured import StructuredBody
 from albireo_jax.serving.wire import Refused, Wire, one_message
 
 MAX_STOP_STRINGS = 32
+MAX_CACHE_SALT = 256
+"""Characters of a `cache_salt`."""
+
 MAX_CHOICES = 1024
 """Prompts times n of one body."""
 
@@ -40,7 +43,11 @@ class StreamOptions(Wire):
 
 
 class SamplingBody(StructuredBody):
-    """What completions and chat completions have in common; null takes the default."""
+    """What completions and chat completions have in common; null takes the default.
+
+    A prompt is read from the cache as far as one of the same API key and the same `cache_salt` began like it:
+    who serves several people by one key gives each another.
+    """
 
     model: str | None = None
     stream: bool | None = None
@@ -66,6 +73,7 @@ class SamplingBody(StructuredBody):
     skip_special_tokens: bool | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     return_tokens_as_token_ids: bool | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_CACHE_SALT)] | None = None
 
     @model_validator(mode="after")
     def check_prompt_logprobs(self) -> "SamplingBody":

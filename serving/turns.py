@@ -1,9 +1,9 @@
-"""From a body to an open turn: the model's name, the caller's faults, the prompts' token ids."""
+"""From a body to an open turn: the model's name, the caller's faults, the prompts' token ids; its usage."""
 
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from albireo_jax.core.types import SamplingParams
 from albireo_jax.engine.frontend import Frontend, Prompt
+from albireo_jax.engine.turns import ChoiceDelta, Completion
 from albireo_jax.serving.errors import ApiError, bad_request
 from albireo_jax.serving.wire import Wire
 
@@ -36,6 +37,37 @@ class Heading:
     def object(self, kind: str, **fields: Any) -> dict[str, Any]:
         """An OpenAI object of `kind`."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, **fields}
+
+
+class Usage:
+    """Counts the tokens of a turn with `n` samples of each prompt, to be told as OpenAI's usage object.
+
+    A prompt counts once, and as cached what its first sample found. Answers do not count unless they are
+    `shown`.
+    """
+
+    def __init__(self, num_prompt_tokens: int, *, n: int, shown: bool = True) -> None:
+        self._num_prompt_tokens = num_prompt_tokens
+        self._n = n
+        self._shown = shown
+        self._num_generated = self._num_cached = 0
+
+    def count(self, outcomes: Iterable[ChoiceDelta | Completion]) -> None:
+        """Add what choices brought."""
+        for outcome in outcomes:
+            if self._shown:
+                self._num_generated += len(outcome.token_ids)
+            if outcome.cached_tokens and outcome.choice % self._n == 0:
+                self._num_cached += outcome.cached_tokens
+
+    def object(self) -> dict[str, Any]:
+        """OpenAI's object of what was counted so far."""
+        return {
+            "prompt_tokens": self._num_prompt_tokens,
+            "completion_tokens": self._num_generated,
+            "total_tokens": self._num_prompt_tokens + self._num_generated,
+            "prompt_tokens_details": {"cached_tokens": self._num_cached},
+        }
 
 
 def check_model(asked: str | None, served_name: str) -> None:
@@ -74,15 +106,6 @@ async def prepare(frontend: Frontend, params: SamplingParams) -> None:
 async def aside(num_characters: int, work: Callable[[], _Result]) -> _Result:
     """What `work` gives, done by another thread if it has many characters to do."""
     return work() if num_characters <= _LONG_PROMPT_CHARACTERS else await asyncio.to_thread(work)
-
-
-def usage(num_prompt_tokens: int, num_generated_tokens: int) -> dict[str, int]:
-    """OpenAI's usage object."""
-    return {
-        "prompt_tokens": num_prompt_tokens,
-        "completion_tokens": num_generated_tokens,
-        "total_tokens": num_prompt_tokens + num_generated_tokens,
-    }
 
 
 def _num_characters(prompt: Prompt) -> int:

@@ -97,6 +97,7 @@ def sim_loop(
     max_rows: int = 16,
     max_step_tokens: int = 128,
     depth: int = 2,
+    shares_prefixes: bool = True,
     fail_at: int | None = None,
     clock: Callable[[], float] | None = None,
     wrap: Callable[[Executor], Executor] | None = None,
@@ -110,7 +111,8 @@ def sim_loop(
     if wrap is not None:
         executor = wrap(executor)
     timeline = Timeline(clock=clock or sim_clock)
-    return EngineLoop(Scheduler(config, limits), executor, depth=depth, timeline=timeline)
+    scheduler = Scheduler(config, limits, shares_prefixes=shares_prefixes)
+    return EngineLoop(scheduler, executor, depth=depth, timeline=timeline)
 
 
 @contextmanager

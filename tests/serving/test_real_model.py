@@ -58,6 +58,23 @@ def test_64_concurrent_clients_get_what_they_get_alone(engine: Engine) -> None:
     assert engine.service.stats().pages_in_use == 0
 
 
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_answers_behind_cached_pages_are_the_same(engine: Engine, temperature: float) -> None:
+    text = f"Lily had {temperature} apples. She went to the big park with her mom and her dog."
+    body = {"model": "stories260k", "prompt": text, "max_tokens": 60, "temperature": temperature, "seed": 3}
+    with served(create_app(engine)) as url:
+        answers = []
+        for key in ("one", "one", "other"):
+            with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
+                answers.append(client.completions.create(**body))
+    found = (answers[0].usage.prompt_tokens - 1) // 16 * 16
+    assert found > 0
+    assert [answer.usage.prompt_tokens_details.cached_tokens for answer in answers] == [0, found, 0]
+    texts = [answer.choices[0].text for answer in answers]
+    assert len(texts[0]) > 100
+    assert texts[0] == texts[1] == texts[2]
+
+
 def test_200_clients_that_hang_up_at_random_leave_no_page_in_use(engine: Engine) -> None:
     rng = random.Random(5)
     before = engine.frontend.metrics.snapshot().finished
