@@ -1,4 +1,4 @@
-"""GET /metrics: requests, pages, latencies, ways to sample and the task table, as Prometheus text."""
+"""GET /metrics: requests, cache, latencies, ways to sample and the task table, as Prometheus text."""
 
 from collections.abc import Iterator, Mapping
 
@@ -11,7 +11,9 @@ from starlette.responses import Response
 
 from albireo_jax.engine.metrics import HistogramSnapshot, MetricsSnapshot
 from albireo_jax.engine.timeline import RouteTotals, TaskTable
+from albireo_jax.sched.caching import CacheStats
 from albireo_jax.sched.stats import SchedulerStats
+from albireo_jax.sched.tiers import TierStats
 from albireo_jax.serving.served import Engine, ServedEngine
 
 router = APIRouter()
@@ -33,7 +35,9 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
-        yield from _scheduler_families(self._engine.service.stats())
+        stats = self._engine.service.stats()
+        yield from _scheduler_families(stats)
+        yield from _cache_families(stats.tiers, stats.cache)
         yield from _request_families(self._engine.frontend.metrics.snapshot())
         yield from _sampling_families(self._engine.timeline.routes())
         yield from _task_families(self._engine.timeline.table())
@@ -43,16 +47,43 @@ def _scheduler_families(stats: SchedulerStats) -> Iterator[Metric]:
     running = stats.running + stats.finishing
     yield GaugeMetricFamily("albireo_requests_running", "Requests being computed", value=running)
     yield GaugeMetricFamily("albireo_requests_waiting", "Requests in the queue", value=stats.waiting)
-    yield GaugeMetricFamily(
-        "albireo_kv_pages_in_use", "KV pages that requests hold", value=stats.pages_in_use
-    )
-    yield GaugeMetricFamily("albireo_kv_pages", "KV pages in all", value=stats.num_pages)
     yield CounterMetricFamily("albireo_steps", "Steps planned", value=stats.steps)
     yield CounterMetricFamily("albireo_preemptions", "Requests that gave way", value=stats.preemptions)
     yield CounterMetricFamily(
         "albireo_nonfinite_rows",
         "Rows whose logits were not finite, which ended their requests",
         value=stats.nonfinite,
+    )
+
+
+def _cache_families(tiers: TierStats, cache: CacheStats) -> Iterator[Metric]:
+    yield GaugeMetricFamily("albireo_kv_pages_in_use", "KV pages that requests own", value=tiers.in_use)
+    yield GaugeMetricFamily(
+        "albireo_kv_pages_idle",
+        "KV pages that no request owns, kept for the prefixes in them until they are needed",
+        value=tiers.idle,
+    )
+    yield GaugeMetricFamily("albireo_kv_pages", "KV pages in all", value=tiers.num_pages)
+    yield GaugeMetricFamily(
+        "albireo_kv_host_pages_in_use", "KV pages of the host that hold prefixes", value=tiers.host_in_use
+    )
+    yield GaugeMetricFamily("albireo_kv_host_pages", "KV pages of the host", value=tiers.num_host_pages)
+    copied = CounterMetricFamily(
+        "albireo_kv_pages_copied", "KV pages copied between the devices and the host", labels=["direction"]
+    )
+    copied.add_metric(["to_host"], tiers.copied_out)
+    copied.add_metric(["to_device"], tiers.copied_in)
+    yield copied
+    yield CounterMetricFamily(
+        "albireo_kv_prefixes_lost",
+        "Pages with a prefix that were given up, neither on the devices nor on the host any more",
+        value=tiers.lost,
+    )
+    yield CounterMetricFamily(
+        "albireo_prefix_query_tokens", "Prompt tokens of requests that started", value=cache.prompt_tokens
+    )
+    yield CounterMetricFamily(
+        "albireo_prefix_hit_tokens", "Those of them that were in the cache", value=cache.cached_tokens
     )
 
 

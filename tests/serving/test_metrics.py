@@ -118,3 +118,39 @@ def test_rows_that_are_not_finite_are_counted() -> None:
         samples = _scrape(engine, {"prompt": "x", "max_tokens": 9, "n": 2})
     assert samples["albireo_nonfinite_rows_total",] == 2
     assert samples["albireo_requests_finished_total", "error"] == 2
+
+
+def test_prefixes_are_counted_as_they_are_found_moved_and_lost() -> None:
+    """Each prompt fills 3 of the 8 pages, of which 2 can be found; its answer needs a page of its own."""
+    limits = EngineLimits(max_model_len=64, vocab_size=101, num_pages=8, page_size=8, num_host_pages=2)
+    prompts = ["a", "a", "b", "c", "a", "c"]
+    with lab(limits) as engine:
+        scrapes = [
+            _scrape(engine, {"prompt": letter * 24, "max_tokens": 8, "ignore_eos": True})
+            for letter in prompts
+        ]
+
+    def figures(*name: str) -> list[float]:
+        return [samples[name] for samples in scrapes]
+
+    assert figures("albireo_prefix_query_tokens_total") == [24, 48, 72, 96, 120, 144]
+    assert figures("albireo_prefix_hit_tokens_total") == [0, 16, 16, 16, 32, 48]
+    assert figures("albireo_kv_pages_idle") == [3, 3, 6, 7, 7, 6]
+    # The first c needs 2 idle pages, those of a's end; the next a finds one of them on the host.
+    assert figures("albireo_kv_pages_copied_total", "to_host") == [0, 0, 0, 2, 4, 5]
+    assert figures("albireo_kv_pages_copied_total", "to_device") == [0, 0, 0, 0, 1, 1]
+    assert figures("albireo_kv_host_pages_in_use") == [0, 0, 0, 2, 2, 2]
+    assert figures("albireo_kv_prefixes_lost_total") == [0, 0, 0, 0, 1, 2]
+    assert set(figures("albireo_kv_pages_in_use")) == {0}
+    assert set(figures("albireo_kv_pages")) == {8}
+    assert set(figures("albireo_kv_host_pages")) == {2}
+
+
+def test_requests_that_came_back_and_those_without_hits_are_counted_once() -> None:
+    limits = EngineLimits(max_model_len=128, vocab_size=101, num_pages=10, page_size=8)
+    bodies = [{"prompt": letter * 20, "max_tokens": 60, "ignore_eos": True} for letter in "wxyz"]
+    with lab(limits) as engine:
+        samples = _scrape(engine, *bodies)
+    assert samples["albireo_preemptions_total",] > 0
+    assert samples["albireo_prefix_query_tokens_total",] == samples["albireo_prompt_tokens_total",] == 80
+    assert samples["albireo_prefix_hit_tokens_total",] == 0
