@@ -100,12 +100,13 @@ def launch(
     if measure_sampling:
         executor.measure_sampling()
     timeline = Timeline()
-    loop = EngineLoop(
-        Scheduler(config.scheduler, sizes.limits, shares_prefixes=config.cache.prefix_caching),
-        executor,
-        depth=config.scheduler.depth,
-        timeline=timeline,
+    scheduler = Scheduler(
+        config.scheduler,
+        sizes.limits,
+        shares_prefixes=config.cache.prefix_caching,
+        copy_costs=executor.measure_copies() if sizes.limits.num_host_pages else None,
     )
+    loop = EngineLoop(scheduler, executor, depth=config.scheduler.depth, timeline=timeline)
     service = EngineService(loop, sizes.limits)
     eos_token_ids = tuple(dict.fromkeys((*tokenizer.eos_token_ids, *model.eos_token_ids)))
     return Engine(

@@ -202,12 +202,14 @@ class SchedulerConfig:
     """Limits of a step, and how many steps are in flight.
 
     `max_rows` requests run at once, `max_step_tokens` tokens are computed per step, and `depth`
-    steps are in flight: 1 is the synchronous engine, 2 plans the next step while one runs.
+    steps are in flight: 1 is the synchronous engine, 2 plans the next step while one runs. A step copies
+    `max_copied_pages` pages from the host at most, for which the device needs memory beside the cache.
     """
 
     max_rows: int = 64
     max_step_tokens: int = 512
     depth: int = 2
+    max_copied_pages: int = 64
 
     def __post_init__(self) -> None:
         """Refuse limits that would let nothing run."""
@@ -215,6 +217,8 @@ class SchedulerConfig:
             raise ValueError(f"max_rows must be at least 1, got {self.max_rows}")
         if self.max_step_tokens < self.max_rows:
             raise ValueError(f"max_step_tokens {self.max_step_tokens} is below max_rows {self.max_rows}")
+        if self.max_copied_pages < 1:
+            raise ValueError(f"max_copied_pages must be at least 1, got {self.max_copied_pages}")
         if not 1 <= self.depth <= MAX_DEPTH:
             raise ValueError(f"depth must be between 1 and {MAX_DEPTH}, got {self.depth}")
 

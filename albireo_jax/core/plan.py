@@ -122,6 +122,18 @@ class PageCopies:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CopyCosts:
+    """Seconds to copy a page from the host, to compute a token of a prompt, and to wait for any copy at all.
+
+    A copy is started with one step and used after it was committed: `wait_s` is about two steps.
+    """
+
+    page_s: float
+    token_s: float
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
     """One step: which tokens of which requests to compute, and where their keys and values go.
 

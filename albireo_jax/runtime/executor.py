@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from albireo_jax.core.plan import SampledTokens, SlotParams, StepPlan
+from albireo_jax.core.plan import CopyCosts, SampledTokens, SlotParams, StepPlan
 from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.runtime.batch import (
     ADMISSIONS,
@@ -247,6 +247,38 @@ class JaxExecutor:
                 seconds = self._median_s(sampling, logits_RV)
                 self._costs[sampling] = replace(self._costs[sampling], seconds=seconds)
         self._admit((replace(_GREEDY_SLOT, slot=self._padding_slot),))
+
+    def measure_copies(self) -> CopyCosts:
+        """Time copies from the host and the forward pass, so that one can be weighed against the other.
+
+        Call it before the first step, of an engine that has host pages.
+        """
+        measured = self._host_pages.measure(self._cache.kv)
+        self._cache = self._cache._replace(kv=measured.kv)
+        largest = max(self._buckets)
+        smallest = min(bucket for bucket in self._buckets if bucket.is_decode)
+        return CopyCosts(
+            page_s=measured.page_s,
+            token_s=self._forward_s(largest) / largest.tokens,
+            wait_s=2 * self._forward_s(smallest),
+        )
+
+    def _forward_s(self, bucket: Bucket) -> float:
+        """Median seconds of the forward pass of a bucket full of padding."""
+        shape = layout(bucket, self.program.page_size)
+        times_s: list[float] = []
+        for _ in range(_TIMED_REPEATS + 1):
+            buffer = np.zeros(shape.num_words, np.int32)
+            buffer[shape.rows_at : shape.rows_at + bucket.rows] = self._padding_slot
+            buffer[shape.updates_at : shape.updates_at + shape.num_updates] = self._padding_slot
+            began_s = time.perf_counter()
+            forward: ForwardOutput = self._compiled[bucket](
+                self._weights[bucket], self._cache, self._sampler.last_token_Z, buffer
+            )
+            forward.logits_RV.block_until_ready()
+            times_s.append(time.perf_counter() - began_s)
+            self._cache = forward.cache
+        return statistics.median(times_s[1:])
 
     def _cost(self, sampling: Sampling) -> SamplingCost:
         rows, columns = self._logits(sampling.rows).shape

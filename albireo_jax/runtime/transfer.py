@@ -16,6 +16,7 @@ Arrays never change, so both pages of a pair may be given to others in the next 
 is read before anything later writes it, and the array of the one on the host lives on until it is copied.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ COPIES = 32
 """Pages that one program reads or writes at most; a longer list takes several calls."""
 
 _HOST = "pinned_host"
+_TIMED_REPEATS = 6
 
 _Item = TypeVar("_Item")
 
@@ -62,6 +64,13 @@ class StartedCopies(NamedTuple):
 
     kv: KvCache
     moving: list[PageArrays]
+
+
+class MeasuredCopy(NamedTuple):
+    """The cache after copies that were timed, and the seconds that a page took."""
+
+    kv: KvCache
+    page_s: float
 
 
 class _Kind(StrEnum):
@@ -120,6 +129,19 @@ class HostPages:
         kv = self.finish_copy_in(kv)
         going = self.copy_out(kv, copies.to_host)
         return StartedCopies(kv, going + self.start_copy_in(copies.to_device))
+
+    def measure(self, kv: KvCache) -> MeasuredCopy:
+        """Time copies to the devices, as many as one program takes; overwrites page 1 of both tiers."""
+        count, times_s = self._batch, list[float]()
+        self.copy_out(kv, [(1, 1)])
+        for _ in range(_TIMED_REPEATS):
+            began_s = time.perf_counter()
+            self.start_copy_in([(1, 1)] * count)
+            kv = self.finish_copy_in(kv)
+            jax.block_until_ready(kv)
+            times_s.append(time.perf_counter() - began_s)
+        self._num_copied = [0, 0]
+        return MeasuredCopy(kv, statistics.median(times_s[1:]) / count)
 
     def copy_out(self, kv: KvCache, pairs: Sequence[tuple[int, int]]) -> list[PageArrays]:
         """Copy device pages, as they are now, to host pages: pairs (device page, host page)."""

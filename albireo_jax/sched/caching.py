@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from albireo_jax.core.plan import NULL_PAGE, Bools, Int32s, StepPlan
+from albireo_jax.core.plan import NULL_PAGE, Bools, CopyCosts, Int32s, StepPlan
 from albireo_jax.core.types import Request, RequestOutput
-from albireo_jax.sched.policy import CopyCosts, is_worth_copying
+from albireo_jax.sched.policy import is_worth_copying
 from albireo_jax.sched.prefix import Digest, Node, root_digest
 from albireo_jax.sched.sequence import Sequence, SlotTable
 from albireo_jax.sched.tiers import PageTiers

@@ -1,7 +1,8 @@
 """The line of requests that wait, and what the first of them needs before it may start.
 
-What the first in line finds on the host is copied to the device while it waits: the copies go with a step,
-and once that is committed, they are there. Until then it owns the pages, and nobody overtakes it::
+What the first in line finds on the host is copied to the device while it waits, so many pages with each step,
+because copies stand beside the cache for a while. Once the last of these steps is committed, they are there.
+Until then it owns the pages, and nobody overtakes it::
 
     step      N              N + 1          N + 2 (after the commit of N)
     first     copies start   waits          starts behind them
@@ -29,12 +30,13 @@ class Startable(NamedTuple):
 
 
 class WaitingLine:
-    """Requests in the order in which they start."""
+    """Requests in the order in which they start; a step copies `max_copied` pages to the device at most."""
 
-    def __init__(self, tiers: PageTiers, cache: PrefixCache, *, page_size: int) -> None:
+    def __init__(self, tiers: PageTiers, cache: PrefixCache, *, page_size: int, max_copied: int) -> None:
         self._tiers = tiers
         self._cache = cache
         self._page_size = page_size
+        self._max_copied = max_copied
         self._waiting: deque[Sequence] = deque()
 
     def __len__(self) -> int:
@@ -61,26 +63,28 @@ class WaitingLine:
         sequence = self._waiting[0]
         if sequence.restored_by is not None and committed_step < sequence.restored_by:
             return None
-        chain = sequence.held or self._cache.find(sequence)
+        chain = self._cache.find(sequence)
         if not _is_on_device(chain) or not self._fits(sequence, chain, num_running=num_running):
             return None
-        if not sequence.held:
-            self._tiers.share(chain)
+        self._tiers.share(chain[len(sequence.held) :])
         sequence.held, sequence.restored_by = [], None
         return Startable(self._waiting.popleft(), chain)
 
     def restore(self, *, num_running: int, step: int) -> None:
-        """Have `step` copy what the first in line found on the host, if it could start then.
+        """Have `step` copy the next pages that the first in line found on the host, if it could start then.
 
         Must come after everything else that takes pages for that step.
         """
-        if not self._waiting or self._waiting[0].held:
+        if not self._waiting:
             return
         sequence = self._waiting[0]
         chain = self._cache.find(sequence)
-        if not _is_on_device(chain) and self._fits(sequence, chain, num_running=num_running):
-            self._tiers.restore(chain)
-            sequence.held, sequence.restored_by = chain, step
+        if _is_on_device(chain) or not self._fits(sequence, chain, num_running=num_running):
+            return
+        missing = [place for place, node in enumerate(chain) if node.page == NULL_PAGE]
+        held = chain[: missing[self._max_copied]] if len(missing) > self._max_copied else chain
+        self._tiers.restore(held[len(sequence.held) :])
+        sequence.held, sequence.restored_by = held, step
 
     def give_way(self) -> bool:
         """Let the first in line give up the pages that it holds; False if it holds none."""

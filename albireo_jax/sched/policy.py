@@ -7,22 +7,9 @@ with all pages to itself, and each of the others becomes the oldest in its turn.
 """
 
 from collections import deque
-from dataclasses import dataclass
 
-from albireo_jax.core.plan import Int32s
+from albireo_jax.core.plan import CopyCosts, Int32s
 from albireo_jax.sched.sequence import Sequence
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CopyCosts:
-    """Seconds to copy a page from the host, to compute a token of a prompt, and to wait for any copy at all.
-
-    A copy is started with one step and used after it was committed: `wait_s` is about two steps.
-    """
-
-    page_s: float
-    token_s: float
-    wait_s: float = 0.0
 
 
 def is_worth_copying(num_pages: int, num_tokens: int, *, costs: CopyCosts | None) -> bool:

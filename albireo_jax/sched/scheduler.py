@@ -33,6 +33,7 @@ from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import (
     NOT_FINITE,
     TOKEN_ON_DEVICE,
+    CopyCosts,
     Int32s,
     SampledTokens,
     SlotParams,
@@ -43,7 +44,6 @@ from albireo_jax.sched import policy
 from albireo_jax.sched.caching import PrefixCache
 from albireo_jax.sched.constraints import ConstrainedAnswer
 from albireo_jax.sched.line import WaitingLine
-from albireo_jax.sched.policy import CopyCosts
 from albireo_jax.sched.prefix import Node
 from albireo_jax.sched.scoring import give_scores, scored_tokens, take_scores
 from albireo_jax.sched.sequence import NOT_ADMITTED, Sequence, SlotTable
@@ -94,7 +94,9 @@ class Scheduler:
         self._live: dict[str, Sequence] = {}
         self._may_end = np.zeros(limits.vocab_size + 1, np.bool_)  # ids that stop any request so far
         self._may_end[NOT_FINITE] = True  # the last entry
-        self._line = WaitingLine(self._tiers, self._cache, page_size=limits.page_size)
+        self._line = WaitingLine(
+            self._tiers, self._cache, page_size=limits.page_size, max_copied=config.max_copied_pages
+        )
         self._running: Int32s = np.zeros(0, np.int32)  # slots, oldest request first
         self._epoch = NOT_ADMITTED
         self._steps = 0

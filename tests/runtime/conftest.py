@@ -153,6 +153,7 @@ def small_engine(shape: EngineShape) -> SmallEngine:
         num_pages=shape.num_pages,
         page_size=shape.page_size,
         max_logprobs=shape.max_logprobs,
+        num_host_pages=shape.num_host_pages,
     )
     config = SchedulerConfig(
         max_rows=shape.max_rows, max_step_tokens=shape.max_step_tokens, depth=shape.depth

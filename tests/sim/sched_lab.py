@@ -38,6 +38,7 @@ class House:
     max_step_tokens: int = 16
     num_host_pages: int = 0
     shares_prefixes: bool = True
+    max_copied_pages: int = 64
 
     @property
     def limits(self) -> EngineLimits:
@@ -51,7 +52,12 @@ class House:
 
     @property
     def config(self) -> SchedulerConfig:
-        return SchedulerConfig(max_rows=self.max_rows, max_step_tokens=self.max_step_tokens, depth=self.depth)
+        return SchedulerConfig(
+            max_rows=self.max_rows,
+            max_step_tokens=self.max_step_tokens,
+            depth=self.depth,
+            max_copied_pages=self.max_copied_pages,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

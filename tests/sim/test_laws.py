@@ -37,6 +37,7 @@ def houses(draw) -> House:
         max_step_tokens=draw(st.integers(max_rows, 24)),
         num_host_pages=draw(st.sampled_from((0, 1, 3, 9, 40))),
         shares_prefixes=draw(st.booleans()),
+        max_copied_pages=draw(st.sampled_from((1, 2, 64))),
     )
 
 
