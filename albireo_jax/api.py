@@ -42,6 +42,7 @@ class LLM:
 
     `model` is a built-in name (`smollm2`), a Hugging Face folder, a GGUF file or a saved checkpoint.
     `virtual_devices` lets the CPU stand for that many devices; what is None fits the machine by itself.
+    Pages, their precision, those on the host and the sharing of prefixes are as in `core.config.CacheConfig`.
     Raises ValueError or ModelError for what cannot be served, naming the value and the limit.
     """
 
@@ -59,6 +60,7 @@ class LLM:
         page_size: int = 16,
         kv_cache_dtype: str = "auto",
         host_kv_memory_bytes: int = 0,
+        prefix_caching: bool = True,
         depth: int = 2,
         sampling: str = "sharded",
         measure_sampling: bool = False,
@@ -75,6 +77,7 @@ class LLM:
                 num_pages=num_pages,
                 kv_dtype=KvDtype(kv_cache_dtype),
                 host_memory_bytes=host_kv_memory_bytes,
+                prefix_caching=prefix_caching,
             ),
             scheduler=SchedulerConfig(max_rows=max_rows, max_step_tokens=max_step_tokens, depth=depth),
         )
