@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from albireo_jax.core.config import (
+    MAX_LOGPROBS,
     CacheConfig,
     Dtype,
     EngineConfig,
@@ -63,6 +64,7 @@ class LLM:
         prefix_caching: bool = True,
         depth: int = 2,
         sampling: str = "sharded",
+        max_logprobs: int = MAX_LOGPROBS,
         measure_sampling: bool = False,
         progress: Progress | None = None,
     ) -> None:
@@ -70,6 +72,7 @@ class LLM:
             model=model,
             dtype=None if dtype is None else Dtype(dtype),
             max_model_len=max_model_len,
+            max_logprobs=max_logprobs,
             sampling=SamplingMode(sampling),
             parallel=ParallelConfig(tp=tp, virtual_devices=virtual_devices),
             cache=CacheConfig(

@@ -90,7 +90,8 @@ def launch(
     use_virtual_devices(config.parallel.virtual_devices)
     mesh = make_mesh(config.parallel.tp)
     dtype = config.dtype or _default_dtype(mesh)
-    sizes = _sizes(config, model, budget_bytes=_budget_bytes(mesh), dtype=dtype)
+    budget_bytes = _budget_bytes(mesh)
+    sizes = _sizes(config, model, budget_bytes=budget_bytes, dtype=dtype, fills_memory=not _is_cpu(mesh))
     tokenizer = Tokenizer.from_files(files)
     use_persistent_cache(_cache_folder())
     decoder = load_model(files, config=model, dtype=dtype, mesh=mesh)
@@ -147,10 +148,13 @@ def resolve_max_model_len(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_model_len
 
 
-def _sizes(config: EngineConfig, model: ModelConfig, *, budget_bytes: int, dtype: Dtype) -> _Sizes:
+def _sizes(
+    config: EngineConfig, model: ModelConfig, *, budget_bytes: int, dtype: Dtype, fills_memory: bool
+) -> _Sizes:
     page_size = config.cache.page_size
     max_model_len = resolve_max_model_len(config, model)
-    useful_pages = config.scheduler.max_rows * -(-max_model_len // page_size)
+    # On a GPU cached prefixes take all that is left; on a CPU what all rows can fill at once.
+    most_pages = None if fills_memory else config.scheduler.max_rows * -(-max_model_len // page_size)
     counts_bytes = rules_bytes(model, tp=config.parallel.tp, num_slots=config.scheduler.max_rows + 1)
     memory = plan_memory(
         model,
@@ -159,7 +163,7 @@ def _sizes(config: EngineConfig, model: ModelConfig, *, budget_bytes: int, dtype
         dtype=dtype,
         budget_bytes=budget_bytes - counts_bytes,
         kv_dtype=config.cache.kv_dtype,
-        max_pages=config.cache.num_pages or useful_pages,
+        max_pages=config.cache.num_pages or most_pages,
     )
     if config.cache.num_pages is not None and memory.num_pages < config.cache.num_pages:
         raise ValueError(

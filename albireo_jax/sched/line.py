@@ -1,14 +1,20 @@
-"""The line of requests that wait, and what the first of them needs before it may start.
+"""The line of requests that wait, and what the first of them need before they may start.
 
-What the first in line finds on the host is copied to the device while it waits, so many pages with each step,
-because copies stand beside the cache for a while. Once the last of these steps is committed, they are there.
-Until then it owns the pages, and nobody overtakes it::
+What a request finds on the host is copied to the device while it waits, so many pages with each step, because
+the next step waits for them and they stand beside the cache for a while. Once the last of these steps is
+committed, they are there. Until then it owns the pages, and nobody overtakes it; but those behind it may have
+theirs copied meanwhile::
 
     step      N              N + 1          N + 2 (after the commit of N)
     first     copies start   waits          starts behind them
-    others    computed       computed       computed
+    second    waits          copies start   waits
+    running   computed       computed       computed
+
+A request behind the first holds pages only while there are enough for those before it as well, and gives
+them up as soon as one that runs, or one before it, cannot do without.
 """
 
+import itertools
 from collections import deque
 from typing import NamedTuple
 
@@ -20,6 +26,9 @@ from albireo_jax.sched.caching import PrefixCache
 from albireo_jax.sched.prefix import Node
 from albireo_jax.sched.sequence import NOT_ADMITTED, Sequence
 from albireo_jax.sched.tiers import PageTiers
+
+_MOST_HOLDERS = 4
+"""Requests at the head of the line that may have pages copied before they start."""
 
 
 class Startable(NamedTuple):
@@ -66,52 +75,67 @@ class WaitingLine:
         chain = self._cache.find(sequence)
         if not _is_on_device(chain) or not self._fits(sequence, chain, num_running=num_running):
             return None
+        while not num_running and self._missing(sequence, chain) > self._available(chain):
+            if not self.give_way(keeping=1):
+                break
         self._tiers.share(chain[len(sequence.held) :])
         sequence.held, sequence.restored_by = [], None
         return Startable(self._waiting.popleft(), chain)
 
     def restore(self, *, num_running: int, step: int) -> None:
-        """Have `step` copy the next pages that the first in line found on the host, if it could start then.
+        """Have `step` copy the next pages that the first in line found on the host, if they could start then.
 
         Must come after everything else that takes pages for that step.
         """
-        if not self._waiting:
-            return
-        sequence = self._waiting[0]
-        chain = self._cache.find(sequence)
-        if _is_on_device(chain) or not self._fits(sequence, chain, num_running=num_running):
-            return
-        missing = [place for place, node in enumerate(chain) if node.page == NULL_PAGE]
-        held = chain[: missing[self._max_copied]] if len(missing) > self._max_copied else chain
-        self._tiers.restore(held[len(sequence.held) :])
-        sequence.held, sequence.restored_by = held, step
+        left, reserved = self._max_copied, 0
+        for place, sequence in enumerate(itertools.islice(self._waiting, _MOST_HOLDERS)):
+            chain = self._cache.find(sequence)
+            if not self._fits(sequence, chain, num_running=num_running + place, reserved=reserved):
+                return
+            on_host = [at for at, node in enumerate(chain) if node.page == NULL_PAGE]
+            if on_host:
+                held = chain[: on_host[left]] if len(on_host) > left else chain
+                self._tiers.restore(held[len(sequence.held) :])
+                sequence.held, sequence.restored_by = held, step
+                left -= min(left, len(on_host))
+            if not left:
+                return
+            reserved += -(-len(sequence.known_ids) // self._page_size) - len(sequence.held)
 
-    def give_way(self) -> bool:
-        """Let the first in line give up the pages that it holds; False if it holds none."""
-        if not self._waiting or not self._waiting[0].held:
-            return False
-        self._let_go(self._waiting[0])
-        return True
+    def give_way(self, *, keeping: int = 0) -> bool:
+        """Let the last in line that holds pages give them up; False if none does but the first `keeping`."""
+        holders = [sequence for sequence in itertools.islice(self._waiting, keeping, None) if sequence.held]
+        if holders:
+            self._let_go(holders[-1])
+        return bool(holders)
 
     def check_invariants(self) -> None:
         """Raise AssertionError if a waiting request has what only a running one may have."""
         for place, sequence in enumerate(self._waiting):
             assert sequence.epoch == NOT_ADMITTED, "a waiting request is admitted"
-            assert not place or not sequence.held, "only the first in line may hold pages"
+            assert place < _MOST_HOLDERS or not sequence.held, "one holds pages too far behind"
 
     def held_pages(self) -> Int32s:
         """The pages that the first in line holds."""
         held = [node.page for sequence in self._waiting for node in sequence.held]
         return np.array(held, np.int32)
 
-    def _fits(self, sequence: Sequence, chain: list[Node], *, num_running: int) -> bool:
+    def _fits(self, sequence: Sequence, chain: list[Node], *, num_running: int, reserved: int = 0) -> bool:
         """Whether there are pages for what the sequence knows beside those of `chain` on the device."""
-        found = sum(node.page != NULL_PAGE for node in chain)
         return policy.may_start(
-            num_pages=-(-len(sequence.known_ids) // self._page_size) - found,
-            num_free=self._tiers.num_available - self._tiers.num_idle(chain),
+            num_pages=self._missing(sequence, chain) + reserved,
+            num_free=self._available(chain),
             num_running=num_running,
         )
+
+    def _missing(self, sequence: Sequence, chain: list[Node]) -> int:
+        """Pages that the sequence needs beside those of `chain` that are on the device."""
+        found = sum(node.page != NULL_PAGE for node in chain)
+        return -(-len(sequence.known_ids) // self._page_size) - found
+
+    def _available(self, chain: list[Node]) -> int:
+        """Pages to be had once those of `chain` are owned."""
+        return self._tiers.num_available - self._tiers.num_idle(chain)
 
     def _let_go(self, sequence: Sequence) -> None:
         """Release the pages that a request holds; they stay idle where they are."""

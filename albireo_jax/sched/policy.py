@@ -45,3 +45,13 @@ def may_start(*, num_pages: int, num_free: int, num_running: int) -> bool:
     the whole took 1.7 times as long.
     """
     return num_running == 0 or num_pages + num_running <= num_free
+
+
+def most_copied(limit: int, *, costs: CopyCosts | None) -> int:
+    """Pages that a step should copy to the device: what a step of one token per row has time for.
+
+    The next step waits for them. At least one, and `limit` at most, which is all if nobody measured.
+    """
+    if costs is None or not costs.page_s:
+        return limit
+    return max(1, min(limit, int(costs.wait_s / 2 / costs.page_s)))

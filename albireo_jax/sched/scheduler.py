@@ -95,7 +95,10 @@ class Scheduler:
         self._may_end = np.zeros(limits.vocab_size + 1, np.bool_)  # ids that stop any request so far
         self._may_end[NOT_FINITE] = True  # the last entry
         self._line = WaitingLine(
-            self._tiers, self._cache, page_size=limits.page_size, max_copied=config.max_copied_pages
+            self._tiers,
+            self._cache,
+            page_size=limits.page_size,
+            max_copied=policy.most_copied(config.max_copied_pages, costs=copy_costs),
         )
         self._running: Int32s = np.zeros(0, np.int32)  # slots, oldest request first
         self._epoch = NOT_ADMITTED

@@ -13,6 +13,7 @@ that they depend on everything before it.
 
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,26 +53,62 @@ class Clock:
         self._now_s = max(self._now_s, moment_s)
 
 
+class CopyTimes(NamedTuple):
+    """Seconds of copies between the tiers, and those of them in which the device had to wait for one."""
+
+    copied_s: float
+    exposed_s: float
+
+
 class SimExecutor:
     """Runs plans in order on simulated device state, each `cost(plan)` seconds after the one before.
+
+    Copies between the tiers take `page_copy_s` a page, on a lane for each direction beside the device. A step
+    waits for the copies to the device that the step before it started.
 
     A step reads its plan only when its result, or a later one, is waited for: a plan that changed after
     its dispatch is found out.
     """
 
-    def __init__(self, limits: EngineLimits, *, max_rows: int, cost: Cost, clock: Clock) -> None:
+    def __init__(
+        self, limits: EngineLimits, *, max_rows: int, cost: Cost, clock: Clock, page_copy_s: float = 0.0
+    ) -> None:
         self._device = _Device(limits, max_rows)
         self._cost = cost
         self._clock = clock
+        self._page_copy_s = page_copy_s
         self._free_s = 0.0  # when the last queued step ends
+        self._copied_out_s = self._copied_in_s = 0.0  # when the last copy of each direction ends
+        self._on_host_s: dict[int, float] = {}  # when a host page was there
+        self._copy_s = self._exposed_s = 0.0
         self._queued: deque[_SimHandle] = deque()
 
+    @property
+    def copy_times(self) -> CopyTimes:
+        """What copies took so far."""
+        return CopyTimes(self._copy_s, self._exposed_s)
+
     def dispatch(self, plan: StepPlan) -> "_SimHandle":
-        """Queue a step; it starts now, or when the step before it ends."""
-        self._free_s = max(self._clock(), self._free_s) + self._cost(plan)
-        handle = _SimHandle(self, plan, self._free_s)
+        """Queue a step; it starts now, or when the step before it and the copies that it needs end."""
+        ready_s = max(self._clock(), self._free_s)
+        starts_s = max(ready_s, self._copied_in_s) if plan.num_rows else ready_s
+        self._exposed_s += starts_s - ready_s
+        self._copy(plan, starts_s)
+        self._free_s = starts_s + self._cost(plan)
+        finished_s = self._free_s if plan.num_rows else max(self._free_s, self._copied_in_s)
+        handle = _SimHandle(self, plan, finished_s)
         self._queued.append(handle)
         return handle
+
+    def _copy(self, plan: StepPlan, starts_s: float) -> None:
+        """Queue the copies of a step that starts at `starts_s`."""
+        page_s = self._page_copy_s
+        for _, host_page in plan.copies.to_host:
+            self._copied_out_s = max(self._copied_out_s, starts_s) + page_s
+            self._on_host_s[host_page] = self._copied_out_s
+        for host_page, _ in plan.copies.to_device:
+            self._copied_in_s = max(self._copied_in_s, self._clock(), self._on_host_s[host_page]) + page_s
+        self._copy_s += page_s * (len(plan.copies.to_host) + len(plan.copies.to_device))
 
     def finish(self, handle: "_SimHandle") -> SampledTokens:
         """Run what is queued up to and with `handle`, and let its time pass."""

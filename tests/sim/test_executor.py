@@ -218,3 +218,23 @@ def test_the_null_executor_answers_at_once_with_one_id_per_row() -> None:
     clock.advance_to(2.0)
     sampled = NullExecutor(token_id=7, clock=clock).dispatch(plan([5, 6])).wait()
     assert (sampled.ids.tolist(), sampled.finished_s) == ([7], 2.0)
+
+
+def test_copies_have_lanes_of_their_own_and_a_step_waits_for_those_before_it() -> None:
+    """A step takes 10 seconds and a page 4, beside the step."""
+    sim = SimExecutor(LIMITS, max_rows=3, cost=lambda _: 10.0, clock=Clock(), page_copy_s=4.0)
+
+    def end_s(to_host: tuple[int, ...] = (), to_device: tuple[int, ...] = ()) -> float:
+        copies = PageCopies(
+            to_host=tuple((host, host) for host in to_host),
+            to_device=tuple((host, host) for host in to_device),
+        )
+        return sim.dispatch(dataclasses.replace(plan([5]), copies=copies)).finished_s
+
+    assert end_s(to_host=(1, 2, 3)) == 10  # on the host at 4, 8 and 12
+    assert end_s(to_device=(1, 2)) == 20  # page 2 is there at 8, so on the device at 12
+    assert end_s(to_device=(3, 1, 2)) == 30  # at 24
+    assert end_s(to_device=(1,) * 7) == 40  # at 52
+    assert sim.copy_times == (60, 0)
+    assert end_s() == 62
+    assert sim.copy_times == (60, 12)
