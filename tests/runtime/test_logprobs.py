@@ -109,9 +109,7 @@ def test_scores_are_those_of_the_dense_model(engine: Build, outputs: dict[str, l
     assert ranked > 200
 
 
-@pytest.mark.parametrize(
-    "shape", [{"tp": 4, "depth": 2}, {"tp": 1, "depth": 1}, {"tp": 2, "num_pages": 40, "max_step_tokens": 20}]
-)
+@pytest.mark.parametrize("shape", [{"tp": 1, "depth": 1}, {"tp": 4, "num_pages": 40}])
 def test_scores_do_not_depend_on_how_tokens_are_computed(
     engine: Build, outputs: dict[str, list[RequestOutput]], shape: dict[str, int]
 ) -> None:

@@ -47,7 +47,7 @@ def computed(engine: Build) -> list[dict[str, list[int]]]:
     ]
 
 
-@pytest.mark.parametrize("shape", [{"tp": 1}, {"tp": 4, "depth": 3}, {"tp": 2, "depth": 1}])
+@pytest.mark.parametrize("shape", [{"tp": 1, "depth": 1}, {"tp": 4, "depth": 3}])
 def test_tokens_do_not_depend_on_what_was_cached(
     engine: Build, computed: list[dict[str, list[int]]], shape: dict[str, int]
 ) -> None:
@@ -58,25 +58,24 @@ def test_tokens_do_not_depend_on_what_was_cached(
     assert stats.tiers.copied_out == 0
 
 
-@pytest.mark.parametrize("shape", [{"tp": 1}, {"tp": 4}, {"tp": 2, "depth": 3}])
+@pytest.mark.parametrize(("shape", "host_pages"), [({"tp": 1, "depth": 3}, 200), ({"tp": 4}, 30)])
 def test_tokens_do_not_depend_on_what_was_swapped(
-    engine: Build, computed: list[dict[str, list[int]]], shape: dict[str, int]
+    engine: Build, computed: list[dict[str, list[int]]], shape: dict[str, int], host_pages: int
 ) -> None:
     """In a third of the pages, with a host that holds the rest, or half of it."""
-    for num_host_pages in (200, 30):
-        small = engine(num_pages=48, num_host_pages=num_host_pages, **shape)
-        assert [small.run(requests) for requests in ROUNDS] == computed
-        small.loop.scheduler.check_invariants()
-        stats = small.loop.scheduler.stats()
-        assert stats.tiers.copied_out > 50
-        assert stats.tiers.copied_in > 10
-        assert (stats.tiers.lost == 0) == (num_host_pages == 200)
+    small = engine(num_pages=48, num_host_pages=host_pages, **shape)
+    assert [small.run(requests) for requests in ROUNDS] == computed
+    small.loop.scheduler.check_invariants()
+    stats = small.loop.scheduler.stats()
+    assert stats.tiers.copied_out > 50
+    assert stats.tiers.copied_in > 10
+    assert (stats.tiers.lost == 0) == (host_pages == 200)
 
 
 def test_what_copies_cost_is_measured_before_the_first_step(engine: Build) -> None:
-    small = engine(num_pages=48, num_host_pages=8)
+    small = engine(num_pages=48, num_host_pages=200)
     tokens = small.run(ROUNDS[0][:2])
     costs = small.executor.measure_copies()
     assert min(costs.page_s, costs.token_s, costs.wait_s) > 0
     assert small.executor.copied.to_host == 0
-    assert engine(num_pages=48, num_host_pages=8).run(ROUNDS[0][:2]) == tokens
+    assert engine(num_pages=48, num_host_pages=200).run(ROUNDS[0][:2]) == tokens
