@@ -1,0 +1,64 @@
+"""Policies over measured costs, and that the scheduler follows them."""
+
+import numpy as np
+import pytest
+
+from albireo_jax.core.config import SchedulerConfig
+from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.plan import CopyCosts, SampledTokens
+from albireo_jax.core.types import Request
+from albireo_jax.sched.policy import is_worth_copying, most_copied
+from albireo_jax.sched.scheduler import Scheduler
+
+FAST_BUS = CopyCosts(page_s=1e-4, token_s=1e-4, wait_s=1e-3)
+SLOW_BUS = CopyCosts(page_s=1e-2, token_s=1e-4, wait_s=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("pages", "costs", "expected"),
+    [
+        (4, FAST_BUS, True),  # 1.4 ms against 1.6
+        (3, FAST_BUS, False),  # 1.3 against 1.2: the wait does not pay
+        (100, SLOW_BUS, False),
+        (1, None, True),
+    ],
+)
+def test_pages_are_copied_where_that_is_faster(pages: int, costs: CopyCosts | None, expected: bool) -> None:
+    assert is_worth_copying(pages, 4 * pages, costs=costs) is expected
+
+
+def test_a_step_copies_what_it_has_time_for() -> None:
+    assert most_copied(64, costs=None) == 64
+    assert most_copied(64, costs=FAST_BUS) == 5
+    assert most_copied(3, costs=FAST_BUS) == 3
+    assert most_copied(64, costs=SLOW_BUS) == 1
+
+
+@pytest.mark.parametrize(
+    ("costs", "copied_in", "computed_again"),
+    [
+        (None, 7, 1),
+        (FAST_BUS, 5, 9),  # five pages at once; then two are left, which are faster to compute
+        (SLOW_BUS, 0, 29),
+    ],
+)
+def test_what_is_on_the_host_comes_back_or_is_computed_again(
+    costs: CopyCosts | None, copied_in: int, computed_again: int
+) -> None:
+    """A prompt of 33 tokens, asked for again after another one evicted seven of its eight full pages."""
+    limits = EngineLimits(max_model_len=64, vocab_size=100, num_pages=10, page_size=4, num_host_pages=20)
+    engine = Scheduler(SchedulerConfig(max_rows=2, max_step_tokens=64), limits, copy_costs=costs)
+    computed: list[int] = []
+    for name, first in (("a", 0), ("b", 1), ("again", 0)):
+        engine.add(Request(request_id=name, prompt_token_ids=(first, *range(32)), max_tokens=1))
+        computed.append(0)
+        for _ in range(20):
+            plan = engine.plan()
+            if plan is None:
+                break
+            computed[-1] += plan.num_tokens
+            engine.commit(plan, SampledTokens(ids=np.zeros(plan.num_rows, np.int32), finished_s=0.0))
+            engine.check_invariants()
+        assert not engine.has_work
+    assert computed == [33, 33, computed_again]
+    assert engine.stats().tiers.copied_in == copied_in
