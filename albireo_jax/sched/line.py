@@ -87,6 +87,8 @@ class WaitingLine:
 
         Must come after everything else that takes pages for that step.
         """
+        if not self._tiers.num_on_host:
+            return
         left, reserved = self._max_copied, 0
         for place, sequence in enumerate(itertools.islice(self._waiting, _MOST_HOLDERS)):
             chain = self._cache.find(sequence)

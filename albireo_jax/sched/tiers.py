@@ -64,6 +64,11 @@ class PageTiers:
         """Pages that `take` can hand out: free and idle ones."""
         return self._device.num_free + len(self._idle)
 
+    @property
+    def num_on_host(self) -> int:
+        """Pages of the host that can be found."""
+        return len(self._on_host)
+
     def stats(self) -> TierStats:
         """Counts of pages and events."""
         return TierStats(
