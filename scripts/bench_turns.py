@@ -1,8 +1,8 @@
 """How much of their first turns second turns find in the prefix cache, and how soon they begin, recorded.
 
-Two-turn questions, asked again with other seeds until there are enough turns; the texts of a conversation are
-joined without a template. The same model runs in two engines, one of which keeps no prefixes: every second
-turn is asked in both, one after the other, so that their times compare. The aims: 90% of the full pages
+Two-turn questions, asked again with other seeds until there are enough turns, by the model's chat template
+or, where it has none, as one text. The same model runs in two engines, one of which keeps no prefixes: every
+second turn is asked in both, one after the other, so that their times compare. The aims: 90% of the full pages
 of first turns (prompt and answer) found, and first tokens sooner accordingly.
 
     python scripts/bench_turns.py ../shared/data/models/stories260k \\
@@ -31,7 +31,7 @@ from albireo_jax.launch import Engine, launch
 ROOT = Path(__file__).resolve().parents[1]
 NOTE = (
     "One sample per second turn. Pages: full ones of the first turn's prompt and answer, found by the second "
-    "turn's prompt, which is the joined text of both and the next question, encoded again. The key and value "
+    "turn's prompt, which is made of both as texts and the next question, encoded again. The key and value "
     "of an answer's last token are never computed, so an answer that fills its last page leaves it unfound. "
     "Times are from sending a prompt, alone, to its first token, in both engines in turns."
 )
@@ -46,8 +46,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=1000)
     parser.add_argument("--users", type=int, default=8, help="first turns at once")
     parser.add_argument("--context", type=int, default=512, help="tokens of a conversation at most")
-    parser.add_argument("--first-prompt", type=int, default=224, help="tokens of a first prompt at most")
-    parser.add_argument("--answer", type=int, default=64, help="tokens of each answer")
+    parser.add_argument("--first-prompt", type=int, default=224, help="tokens of what is said first, at most")
+    parser.add_argument("--answer", type=int, default=64, help="tokens of an answer at most")
     parser.add_argument("--max-step-tokens", type=int, default=128)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     return parser.parse_args()

@@ -1,8 +1,9 @@
 """What second turns of conversations find of their first, and what that does to their first tokens.
 
-Conversations are texts: a second turn's prompt is the first one, its answer and what the user says next, as
-text that is encoded again. What is found of an answer thus depends on the tokenizer as well, which need not
-cut a text into the tokens that the model made it of.
+A second turn's prompt is made of texts: of what the user said, what the model answered and what the user says
+next, by the model's chat template or, where it has none, one text after the other. It is encoded again, so
+what is found of an answer depends on the tokenizer too, which need not cut a text into the tokens that it
+came as.
 """
 
 import json
@@ -10,6 +11,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +29,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatLengths:
-    """Tokens of a first prompt and of a conversation at most, and of each answer."""
+    """Tokens at most: of what is said first, of an answer, and of all that a conversation comes to."""
 
     first_prompt: int
     answer: int
@@ -77,10 +79,10 @@ class _Asking(NamedTuple):
 
 
 class _FirstTurn(NamedTuple):
-    """The tokens of a first prompt and its answer, and the text that is the second turn's prompt."""
+    """The tokens of a first prompt and its answer, and the second turn's prompt."""
 
     token_ids: tuple[int, ...]
-    next_prompt: str
+    next_prompt: tuple[int, ...]
 
 
 class _Timed(NamedTuple):
@@ -105,13 +107,13 @@ def bench_turns(
     take turns to be the first. Groups of users find nothing of each other, nor of calls with another `seed`,
     which also makes other answers. Raises ValueError if the plain engine finds anything.
     """
-    params = SamplingParams(max_tokens=lengths.answer, temperature=0.8, seed=seed, ignore_eos=True)
+    params = SamplingParams(max_tokens=lengths.answer, temperature=0.8, seed=seed)
     turns: list[SecondTurn] = []
     for begin in range(0, len(questions), users):
         asking = _Asking(params, f"{seed}/{begin}")
         group = questions[begin : begin + users]
         for first in _first_turns(engines, group, lengths=lengths, asking=asking):
-            prompt = engines.caching.encode(first.next_prompt)[: lengths.conversation - lengths.answer]
+            prompt = first.next_prompt[: lengths.conversation - lengths.answer]
             if len(turns) % 2:
                 caching = _second_turn(engines.caching, prompt, asking=asking)
                 plain = _second_turn(engines.plain, prompt, asking=asking)
@@ -150,15 +152,32 @@ def _first_turns(
     engines: ChatEngines, questions: Sequence[Question], *, lengths: ChatLengths, asking: _Asking
 ) -> list[_FirstTurn]:
     """The first turns of some users at once, in the engine that keeps prefixes."""
-    prompts = [engines.caching.encode(question.first)[: lengths.first_prompt] for question in questions]
+    firsts = [_cut(question.first, lengths.first_prompt, engines.tokenizer) for question in questions]
+    prompts = [_prompt(engines, (first,)) for first in firsts]
     answers = engines.caching.generate(prompts, asking.params, cache_salt=asking.salt)
     return [
         _FirstTurn(
             token_ids=(*prompt, *answer.token_ids),
-            next_prompt=f"{engines.tokenizer.decode(prompt)}{answer.text}\n{question.second}",
+            next_prompt=_prompt(engines, (first, answer.text, question.second)),
         )
-        for question, prompt, answer in zip(questions, prompts, answers, strict=True)
+        for question, first, prompt, answer in zip(questions, firsts, prompts, answers, strict=True)
     ]
+
+
+def _cut(text: str, num_tokens: int, tokenizer: Tokenizer) -> str:
+    """The text, or as much of it as so many tokens come to."""
+    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    return text if len(token_ids) <= num_tokens else tokenizer.decode(token_ids[:num_tokens])
+
+
+def _prompt(engines: ChatEngines, said: tuple[str, ...]) -> tuple[int, ...]:
+    """What the user and the model said in turns, as the prompt of the user's latest turn."""
+    if engines.tokenizer.has_chat_template:
+        roles = cycle(("user", "assistant"))
+        return engines.caching.encode(
+            [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)]
+        )
+    return engines.caching.encode("\n".join(("".join(said[:2]), *said[2:])))
 
 
 def _second_turn(frontend: Frontend, prompt: tuple[int, ...], *, asking: _Asking) -> _Timed:
@@ -167,6 +186,6 @@ def _second_turn(frontend: Frontend, prompt: tuple[int, ...], *, asking: _Asking
     with frontend.stream([prompt], asking.params, cache_salt=asking.salt) as turn:
         deltas = [(delta, time.perf_counter() - begin_s) for batch in turn for delta in batch]
     return _Timed(
-        first_s=next(seconds for delta, seconds in deltas if delta.token_ids),
+        first_s=deltas[0][1],
         cached_tokens=sum(delta.cached_tokens for delta, _ in deltas),
     )
