@@ -2,8 +2,8 @@
 
 Two-turn questions, asked again with other seeds until there are enough turns, by the model's chat template
 or, where it has none, as one text. The same model runs in two engines, one of which keeps no prefixes: every
-second turn is asked in both, one after the other, so that their times compare. The aims: 90% of the full pages
-of first turns (prompt and answer) found, and first tokens sooner accordingly.
+second turn is asked in both, one after the other, so that their times compare. The aims: 90% of the full
+pages of first turns (prompt and answer) found, and first tokens sooner accordingly.
 
     python scripts/bench_turns.py ../shared/data/models/stories260k \\
         ../shared/data/prompts/mt_bench_question.jsonl
