@@ -18,7 +18,7 @@ from albireo_jax.core.config import Dtype, Llama3RopeScaling, ModelConfig
 from albireo_jax.core.hf_config import read_hf_config
 from albireo_jax.core.model_files import find_model
 from albireo_jax.models.registry import load_model, model_config
-from albireo_jax.nn.decoder import forward, logits, weight_specs
+from albireo_jax.nn.decoder import forward, head, logits, weight_specs
 from albireo_jax.nn.layers import causal_attention
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.sharding import TP, make_mesh
@@ -97,7 +97,7 @@ def sharded_logits(model: Decoder, tokens: np.ndarray, *, unroll: bool) -> np.nd
         hidden_TD, _ = forward(
             config, weights, token_T, position_T=position_T, cache=(), attend=attend, axis=TP, unroll=unroll
         )
-        return logits(config, weights, hidden_TD, axis=TP)
+        return logits(config, head(weights), hidden_TD, axis=TP)
 
     specs = (weight_specs(weights), P())
     program = jax.shard_map(local, mesh=model.mesh, in_specs=specs, out_specs=P(None, TP))
