@@ -185,6 +185,8 @@ class EngineService:
                     deliver(outputs)
                     self._close(outputs)
                     self._loop.timeline.record_delivery(begin_s, clock())
+                if not self._loop.has_work:
+                    self._loop.scheduler.check_idle()
         except Exception as error:
             _logger.exception("the engine stopped on an error")
             deliver(self._die(error))

@@ -24,7 +24,7 @@ A row with a constraint waits for its own tokens and delays no other row: see `c
 """
 
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -176,7 +176,7 @@ class Scheduler:
         if self._free_slots:
             self._line.restore(num_running=len(self._running), step=self._steps)
         copies = self._tiers.copies()
-        if not num_rows and not copies.to_device:
+        if not (num_rows or copies.to_device or copies.to_host):
             return None
         rows = np.concatenate((rows, self._running[first_chunk : first_chunk + len(chunks)]))
         starts = table.computed[rows]
@@ -263,6 +263,11 @@ class Scheduler:
         """Let requests that are added from now on find no page of earlier ones."""
         self._cache.forget()
 
+    def check_idle(self) -> None:
+        """Raise AssertionError if a page is owned or lost though no request is left; only counts."""
+        assert not self._live, f"{len(self._live)} requests are left"
+        self._tiers.check_unowned()
+
     def check_invariants(self) -> None:
         """Raise AssertionError if pages, slots or queues contradict each other; for tests."""
         table, running = self._table, self._running
@@ -330,7 +335,7 @@ class Scheduler:
         start, held = int(table.computed[slot]), int(table.num_pages[slot])
         room = (held + self._tiers.num_available) * self._page_size
         end = min(int(table.known[slot]), start + budget, room)
-        columns = np.arange(held, _ceil_div(end, self._page_size), dtype=np.int32)
+        columns = np.arange(held, -(-end // self._page_size), dtype=np.int32)
         new_pages.append(self._give_pages(np.full(len(columns), slot, np.int32), columns))
         return table.token_ids[slot, start:end]
 
@@ -391,10 +396,3 @@ def _join(parts: list[_NewPages]) -> _NewPages:
     if len(parts) == 1:
         return parts[0]
     return _NewPages(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-
-
-_Int = TypeVar("_Int", int, Int32s)
-
-
-def _ceil_div(count: _Int, size: int) -> _Int:
-    return -(-count // size)

@@ -159,6 +159,14 @@ class PageTiers:
         self._to_device.clear()
         return copies
 
+    def check_unowned(self) -> None:
+        """Raise AssertionError unless every page is free or can be handed out, by counting alone."""
+        assert not self._device.owners.any(), "a page has an owner"
+        lost = self._device.num_pages - self.num_available
+        assert not lost, f"{lost} pages are lost"
+        host_lost = self._host.num_pages - self._host.num_free - len(self._on_host)
+        assert not host_lost, f"{host_lost} pages of the host are lost"
+
     def check_invariants(self, held: Int32s) -> None:
         """Raise AssertionError if pages and tree contradict each other; `held` lists all owned pages."""
         idle = np.array(list(self._idle), np.int32)

@@ -1,6 +1,7 @@
 """Pages of two tiers under random use: none is lost, prefixes leave from their ends, and copies add up."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,6 +76,7 @@ def test_what_is_found_is_what_was_written(num_pages: int, num_host_pages: int, 
         model.end(0)
     assert model.tiers.num_available == num_pages
     assert model.tiers.stats().in_use == 0
+    model.tiers.check_unowned()
 
 
 def test_a_prefix_moves_to_the_host_from_its_end_and_comes_back() -> None:
@@ -126,3 +128,16 @@ def test_pending_pages_are_found_only_if_they_are_still_there() -> None:
             tiers.insert(node, digests[place], parent=digests[place - 1] if place else None)
         assert len(tiers.find(digests)) == 2 - evicted
         assert tiers.copies().to_host == ()
+
+
+def test_pages_that_somebody_owns_or_nobody_has_are_missed_when_idle() -> None:
+    tiers = PageTiers(3, num_host_pages=0)
+    pages = tiers.take(2)
+    with pytest.raises(AssertionError, match="a page has an owner"):
+        tiers.check_unowned()
+    tiers.release(pages)
+    tiers.check_unowned()
+    tiers._device.take(1)
+    tiers._device._owners[:] = 0
+    with pytest.raises(AssertionError, match="1 pages are lost"):
+        tiers.check_unowned()

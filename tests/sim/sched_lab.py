@@ -252,6 +252,8 @@ def run(case: Case, house: House, *, break_scheduler=_same, break_executor=_same
         if scheduler is real:
             real.check_invariants()
     journal.stats = real.stats()
+    if scheduler is real and not loop.has_work:
+        real.check_idle()
     return journal
 
 
