@@ -97,8 +97,9 @@ class PrefixCache:
         slots, full = plan.slots[sampled_R], (plan.starts + plan.counts)[sampled_R] // self._page_size
         for at in np.flatnonzero(full > table.registered[slots]).tolist():
             slot, end = int(slots[at]), int(full[at])
-            pages = table.pages[slot, :end].tolist()
-            nodes = {place: Node(page=pages[place]) for place in range(int(table.registered[slot]), end)}
+            first = int(table.registered[slot])
+            pages = table.pages[slot, first:end].tolist()
+            nodes = {place: Node(page=page) for place, page in enumerate(pages, start=first)}
             token_ids = table.token_ids[slot, : end * self._page_size]
             self._register(live[str(table.request_id[slot])], token_ids, nodes)
             table.registered[slot] = end
@@ -112,6 +113,7 @@ class PrefixCache:
     def _register(self, sequence: Sequence, token_ids: Int32s, nodes: dict[int, Node]) -> None:
         """Let pages of a sequence be found: `nodes` by place, as far as its `token_ids` fill them."""
         digests = sequence.full_pages(token_ids, page_size=self._page_size)
+        num_full = len(token_ids) // self._page_size
         for place, node in nodes.items():
-            if place < len(digests):
+            if place < num_full:
                 self._tiers.insert(node, digests[place], parent=digests[place - 1] if place else None)

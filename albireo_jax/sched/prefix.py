@@ -42,13 +42,12 @@ def root_digest(salt: str) -> Digest:
     return hashlib.sha256(salt.encode(errors="surrogatepass")).digest()
 
 
-def page_digests(root: Digest, token_ids: Int32s, *, page_size: int, known: Sequence[Digest]) -> list[Digest]:
-    """The digests of all full pages of `token_ids`, of which the first ones are `known`."""
-    digests = list(known)
+def extend_digests(digests: list[Digest], root: Digest, token_ids: Int32s, *, page_size: int) -> None:
+    """Append the digests of the full pages of `token_ids`, of which the first ones are there already."""
+    parent = digests[-1] if digests else root
     for first in range(len(digests) * page_size, len(token_ids) - page_size + 1, page_size):
-        parent = digests[-1] if digests else root
-        digests.append(hashlib.sha256(parent + token_ids[first : first + page_size].tobytes()).digest())
-    return digests
+        parent = hashlib.sha256(parent + token_ids[first : first + page_size].tobytes()).digest()
+        digests.append(parent)
 
 
 class PrefixTree:

@@ -13,7 +13,7 @@ from albireo_jax.core.plan import Int32s, SlotParams, SlotRules, TokenScores
 from albireo_jax.core.rules import NO_RULES
 from albireo_jax.core.types import FinishReason, Request
 from albireo_jax.sched.constraints import ConstrainedAnswer
-from albireo_jax.sched.prefix import Digest, Node, page_digests
+from albireo_jax.sched.prefix import Digest, Node, extend_digests
 
 NOT_ADMITTED = 0
 """Epoch of a sequence, and of a slot, that is in no admission; those are numbered from 1."""
@@ -49,9 +49,9 @@ class Sequence:
     cached_tokens: int | None = None
 
     def full_pages(self, token_ids: Int32s, *, page_size: int) -> list[Digest]:
-        """The digests of the full pages of the request's first tokens."""
-        self.digests = page_digests(self.root, token_ids, page_size=page_size, known=self.digests)
-        return self.digests[: len(token_ids) // page_size]
+        """The digests of all full pages that are known, those of the request's first tokens among them."""
+        extend_digests(self.digests, self.root, token_ids, page_size=page_size)
+        return self.digests
 
     @property
     def needs_whole_prompt(self) -> bool:

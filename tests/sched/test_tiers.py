@@ -6,10 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from albireo_jax.core.plan import NULL_PAGE
-from albireo_jax.sched.prefix import Node, page_digests, root_digest
+from albireo_jax.sched.prefix import Digest, Node, extend_digests, root_digest
 from albireo_jax.sched.tiers import PageTiers
 
 PAGE_SIZE = 2
+
+
+def digests_of(text: tuple[int, ...]) -> list[Digest]:
+    digests: list[Digest] = []
+    extend_digests(digests, root_digest(""), np.array(text, np.int32), page_size=PAGE_SIZE)
+    return digests
 
 
 class Model:
@@ -30,7 +36,7 @@ class Model:
 
     def run(self, text: tuple[int, ...]) -> int:
         """A request that holds `text`, as far as there are pages; gives the pages that it found."""
-        digests = page_digests(root_digest(""), np.array(text, np.int32), page_size=PAGE_SIZE, known=[])
+        digests = digests_of(text)
         chain = self.tiers.find(digests)
         missing = [node for node in chain if node.page == NULL_PAGE]
         wanted = len(digests) - len(chain)
@@ -103,7 +109,7 @@ def test_without_a_host_the_prefix_used_longest_ago_is_lost() -> None:
 
 def test_what_is_computed_again_takes_the_place_of_what_is_on_the_host() -> None:
     tiers = PageTiers(2, num_host_pages=1)
-    (digest,) = page_digests(root_digest(""), np.array((0, 1), np.int32), page_size=2, known=[])
+    (digest,) = digests_of((0, 1))
     (page,) = tiers.take(1)
     tiers.insert(Node(page=int(page)), digest, parent=None)
     tiers.release(np.array([page], np.int32))
@@ -117,7 +123,7 @@ def test_what_is_computed_again_takes_the_place_of_what_is_on_the_host() -> None
 
 
 def test_pending_pages_are_found_only_if_they_are_still_there() -> None:
-    digests = page_digests(root_digest(""), np.arange(4, dtype=np.int32), page_size=2, known=[])
+    digests = digests_of((0, 1, 2, 3))
     for evicted in (0, 1, 2):
         tiers = PageTiers(2, num_host_pages=4)
         pages = tiers.take(2)
