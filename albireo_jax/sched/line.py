@@ -118,7 +118,7 @@ class WaitingLine:
             assert place < _MOST_HOLDERS or not sequence.held, "one holds pages too far behind"
 
     def held_pages(self) -> Int32s:
-        """The pages that the first in line holds."""
+        """The pages that waiting requests hold."""
         held = [node.page for sequence in self._waiting for node in sequence.held]
         return np.array(held, np.int32)
 
