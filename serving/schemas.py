@@ -151,11 +151,6 @@ class CompletionBody(SamplingBody):
         """Whether anything is to follow the prompt: to have a prompt scored, one asks for it alone."""
         return self.max_tokens != 0 or not self.echo
 
-    @property
-    def echoes_logprobs(self) -> bool:
-        """Whether the echoed prompt comes with log probabilities."""
-        return bool(self.echo) and self.logprobs is not None
-
     def sampling_params(self, default_max_tokens: int | None) -> SamplingParams:
         """As of any body; what is echoed and not to be continued is continued by a token that nobody sees."""
         body = self if self.generates else self.model_copy(update={"max_tokens": 1})

@@ -17,7 +17,7 @@ from functools import partial
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Sharding
 
 from albireo_jax.core.plan import CopyCosts, SampledTokens, SlotParams, StepPlan
 from albireo_jax.nn.decoder import DecoderWeights
@@ -138,7 +138,6 @@ class JaxExecutor:
         self._scoring = ScoringCalls(program, weights, num_top=max_logprobs)
         self.replace_weights(weights)
         self._padding_slot = state.sampler.last_token_Z.shape[0] - 1
-        self._replicated = NamedSharding(program.mesh, PartitionSpec())
         self._ruled = RuledRows(program, rules, max_len=max_len)
         self._host_pages = HostPages(
             self._cache.kv, program.mesh, axis=program.axis, num_host_pages=num_host_pages
@@ -170,12 +169,14 @@ class JaxExecutor:
         shape = layout(bucket, self.program.page_size)
         weights = self._weights[bucket]
         forward = jit_forward(self.program, shape, weights)
-        return forward.lower(weights, self._cache, self._sampler.last_token_Z, self._ints(shape.num_words))
+        return forward.lower(
+            weights, self._cache, self._sampler.last_token_Z, self.program.ints(shape.num_words)
+        )
 
     def lower_sampling(self, sampling: Sampling) -> jax.stages.Lowered:
         """A sampling program, lowered for this engine's shapes and devices."""
         return jit_sample(self.program, sampling.route).lower(
-            self._sampler, self._logits(sampling.rows), self._ints(3 * sampling.rows)
+            self._sampler, self.program.logits(sampling.rows), self.program.ints(3 * sampling.rows)
         )
 
     def compiled(self, name: Bucket | Sampling) -> jax.stages.Compiled:
@@ -241,7 +242,7 @@ class JaxExecutor:
         """
         samplings = [name for name in self._compiled if isinstance(name, Sampling)]
         for rows in dict.fromkeys(sampling.rows for sampling in samplings):
-            wanted = self._logits(rows)
+            wanted = self.program.logits(rows)
             logits_RV = _random_logits(wanted.shape, wanted.sharding)
             for sampling in [name for name in samplings if name.rows == rows]:
                 seconds = self._median_s(sampling, logits_RV)
@@ -281,7 +282,7 @@ class JaxExecutor:
         return statistics.median(times_s[1:])
 
     def _cost(self, sampling: Sampling) -> SamplingCost:
-        rows, columns = self._logits(sampling.rows).shape
+        rows, columns = self.program.logits(sampling.rows).shape
         moved = wire_bytes(sampling.route, rows=rows, columns=columns, ranks=self.program.mesh.size)
         return SamplingCost(route=sampling.route.name.lower(), wire_bytes=moved)
 
@@ -323,20 +324,11 @@ class JaxExecutor:
             self._sampler = self._compiled[_ADMIT](self._sampler, words)
 
     def _lower_admit(self) -> jax.stages.Lowered:
-        return admit.lower(self._sampler, self._ints(ADMISSIONS, 1 + SLOT_FIELDS))
+        return admit.lower(self._sampler, self.program.ints(ADMISSIONS, 1 + SLOT_FIELDS))
 
     def _lower_begin(self) -> jax.stages.Lowered:
         table_ZM = self._cache.page_table_ZM
-        return begin_with_pages.lower(table_ZM, self._ints(ADMISSIONS, 1 + table_ZM.shape[1]))
-
-    def _ints(self, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, np.int32, sharding=self._replicated)
-
-    def _logits(self, rows: int) -> jax.ShapeDtypeStruct:
-        mesh = self.program.mesh
-        vocab = self.program.model.padded_vocab_size(mesh.size)
-        split = NamedSharding(mesh, PartitionSpec(None, self.program.axis))
-        return jax.ShapeDtypeStruct((rows, vocab), np.float32, sharding=split)
+        return begin_with_pages.lower(table_ZM, self.program.ints(ADMISSIONS, 1 + table_ZM.shape[1]))
 
     def _look(self) -> None:
         while self._in_flight and self._in_flight[0].look():

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from albireo_jax.core.plan import Bools, Int32s, StepPlan
 from albireo_jax.runtime.rules_stage import (
@@ -107,20 +106,18 @@ class RuledRows:
         self._rules = self._compiled[RuleProgram(_Kind.NOTE, len(slot_R))](self._rules, slot_R, id_R)
 
     def _lower_admit(self) -> jax.stages.Lowered:
-        words = self._ints(self._shape.admission_words)
+        words = self._program.ints(self._shape.admission_words)
         return jit_admit_rules(self._program, self._shape).lower(self._rules, words)
 
     def _lower_mask(self) -> jax.stages.Lowered:
-        return jit_masks(self._program).lower(self._rules, self._ints(MASKS, 1 + self._shape.mask_words))
+        return jit_masks(self._program).lower(
+            self._rules, self._program.ints(MASKS, 1 + self._shape.mask_words)
+        )
 
     def _lower_apply(self, rows: int) -> jax.stages.Lowered:
-        split = NamedSharding(self._program.mesh, PartitionSpec(None, self._program.axis))
-        logits = jax.ShapeDtypeStruct((rows, self._shape.padded_vocab), np.float32, sharding=split)
-        return jit_apply(self._program).lower(self._rules, self._ints(rows), logits)
+        return jit_apply(self._program).lower(
+            self._rules, self._program.ints(rows), self._program.logits(rows)
+        )
 
     def _lower_note(self, rows: int) -> jax.stages.Lowered:
-        return jit_note(self._program).lower(self._rules, self._ints(rows), self._ints(rows))
-
-    def _ints(self, *shape: int) -> jax.ShapeDtypeStruct:
-        everywhere = NamedSharding(self._program.mesh, PartitionSpec())
-        return jax.ShapeDtypeStruct(shape, np.int32, sharding=everywhere)
+        return jit_note(self._program).lower(self._rules, self._program.ints(rows), self._program.ints(rows))

@@ -18,7 +18,6 @@ from albireo_jax.runtime.scoring_stage import (
     Sampled,
     jit_score_hidden,
     jit_score_sampled,
-    sampled_specs,
     take_hidden,
     take_sampled,
 )
@@ -155,35 +154,26 @@ class ScoringCalls:
         return pieces
 
     def _lower_take_sampled(self, count: int, of: int) -> jax.stages.Lowered:
-        return take_sampled.lower(self._sampled(of), self._ints(count))
+        return take_sampled.lower(self._sampled(of), self._program.ints(count))
 
     def _lower_take_hidden(self, of: int) -> jax.stages.Lowered:
-        return take_hidden.lower(self._hidden(of), self._ints(_MANY))
+        return take_hidden.lower(self._hidden(of), self._program.ints(_MANY))
 
     def _lower_score_sampled(self, count: int) -> jax.stages.Lowered:
         return jit_score_sampled(self._program, num_top=self._num_top).lower(self._sampled(count))
 
     def _lower_score_hidden(self) -> jax.stages.Lowered:
         return jit_score_hidden(self._program, num_top=self._num_top).lower(
-            self._head, self._hidden(_MANY), self._ints(_MANY)
+            self._head, self._hidden(_MANY), self._program.ints(_MANY)
         )
 
     def _sampled(self, rows: int) -> Sampled:
-        mesh = self._program.mesh
-        vocab = self._program.model.padded_vocab_size(mesh.size)
-        split = NamedSharding(mesh, sampled_specs(self._program).logits_RV)  # type: ignore[arg-type]
-        logits = jax.ShapeDtypeStruct((rows, vocab), np.float32, sharding=split)
-        return Sampled(logits, self._ints(rows))  # type: ignore[arg-type]
+        return Sampled(self._program.logits(rows), self._program.ints(rows))  # type: ignore[arg-type]
 
     def _hidden(self, tokens: int) -> jax.ShapeDtypeStruct:
+        everywhere = NamedSharding(self._program.mesh, PartitionSpec())
         shape, dtype = (tokens, self._program.model.hidden_size), self._head.head_VD.dtype
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._everywhere())
-
-    def _ints(self, count: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((count,), np.int32, sharding=self._everywhere())
-
-    def _everywhere(self) -> NamedSharding:
-        return NamedSharding(self._program.mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
 
 
 def _pieces(numbers: Int32s, size: int) -> list[tuple[Int32s, int]]:

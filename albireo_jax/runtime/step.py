@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32
 
 from albireo_jax.core.config import ModelConfig, SamplingMode
@@ -81,6 +81,17 @@ class StepProgram:
     def arrange(self, weights: DecoderWeights, bucket: Bucket) -> DecoderWeights:
         """Stacked weights in the form that the steps of a bucket read."""
         return unstack(weights) if self.layer_loop(bucket) is LayerLoop.UNSTACKED else weights
+
+    def ints(self, *shape: int) -> jax.ShapeDtypeStruct:
+        """The int32 arrays of this shape that every rank has whole."""
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=everywhere)
+
+    def logits(self, rows: int) -> jax.ShapeDtypeStruct:
+        """The float32 logits of so many rows, split over the padded vocabulary."""
+        split = NamedSharding(self.mesh, PartitionSpec(None, self.axis))
+        vocab = self.model.padded_vocab_size(self.mesh.size)
+        return jax.ShapeDtypeStruct((rows, vocab), jnp.float32, sharding=split)
 
     @property
     def collective_axis(self) -> str | None:
