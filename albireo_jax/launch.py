@@ -38,6 +38,23 @@ _MAX_CPU_UNROLLED_LAYERS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """An engine whose loop no thread runs yet: whoever steps it is its engine thread."""
+
+    config: EngineConfig
+    model_config: ModelConfig
+    dtype: Dtype
+    memory: MemoryPlan
+    limits: EngineLimits
+    served_name: str
+    tokenizer: Tokenizer
+    model: Decoder
+    executor: JaxExecutor
+    timeline: Timeline
+    loop: EngineLoop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
     """A running engine and its parts, ready to take requests through `frontend`."""
 
@@ -78,7 +95,29 @@ class _Sizes:
 def launch(
     config: EngineConfig, *, progress: Progress | None = None, measure_sampling: bool = False
 ) -> Engine:
-    """Load the model, compile every step, and start the engine thread.
+    """Load the model, compile every step, and start the engine thread; see `prepare`."""
+    ready = prepare(config, progress=progress, measure_sampling=measure_sampling)
+    service = EngineService(ready.loop, ready.limits)
+    eos_token_ids = dict.fromkeys((*ready.tokenizer.eos_token_ids, *ready.model_config.eos_token_ids))
+    return Engine(
+        config=config,
+        model_config=ready.model_config,
+        memory=ready.memory,
+        limits=ready.limits,
+        served_name=ready.served_name,
+        tokenizer=ready.tokenizer,
+        model=ready.model,
+        executor=ready.executor,
+        timeline=ready.timeline,
+        service=service,
+        frontend=Frontend(service, ready.tokenizer, limits=ready.limits, eos_token_ids=tuple(eos_token_ids)),
+    )
+
+
+def prepare(
+    config: EngineConfig, *, progress: Progress | None = None, measure_sampling: bool = False
+) -> Prepared:
+    """Load the model and compile every step, without starting a thread.
 
     `progress` is called as buckets are compiled. `measure_sampling` times the sampling stage alone,
     so that the task table can tell T4 from T3. Raises ValueError or ModelError for what cannot be
@@ -107,12 +146,10 @@ def launch(
         shares_prefixes=config.cache.prefix_caching,
         copy_costs=executor.measure_copies() if sizes.limits.num_host_pages else None,
     )
-    loop = EngineLoop(scheduler, executor, depth=config.scheduler.depth, timeline=timeline)
-    service = EngineService(loop, sizes.limits)
-    eos_token_ids = tuple(dict.fromkeys((*tokenizer.eos_token_ids, *model.eos_token_ids)))
-    return Engine(
+    return Prepared(
         config=config,
         model_config=model,
+        dtype=dtype,
         memory=sizes.memory,
         limits=sizes.limits,
         served_name=files.name,
@@ -120,8 +157,7 @@ def launch(
         model=decoder,
         executor=executor,
         timeline=timeline,
-        service=service,
-        frontend=Frontend(service, tokenizer, limits=sizes.limits, eos_token_ids=eos_token_ids),
+        loop=EngineLoop(scheduler, executor, depth=config.scheduler.depth, timeline=timeline),
     )
 
 
