@@ -10,7 +10,6 @@ nothing of that was measured on a GPU.
 import argparse
 import json
 import os
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +81,7 @@ def bench_engine(model: str, options: argparse.Namespace) -> list[Series]:
                     engine.frontend,
                     replace(talks, seed=repeat),
                     stats=engine.service.stats,
-                    clock=time.perf_counter,
+                    timeline=engine.timeline,
                 )
                 if repeat:  # the first one warms up
                     runs[memory].append(run)
@@ -148,9 +147,16 @@ def series_of(subject: str, memory: Memory, runs: list[SwapRun]) -> list[Series]
         series("pages copied to the host", "1", [run.stats.tiers.copied_out for run in runs]),
         series("pages copied to the device", "1", [run.stats.tiers.copied_in for run in runs]),
     ]
-    if runs[0].copied_s is not None:
-        found.append(series("copying", "s", [run.copied_s or 0.0 for run in runs]))
-        found.append(series("exposed copying", "s", [run.exposed_s or 0.0 for run in runs]))
+    if memory is Memory.SWAP:
+        tables = [run.table for run in runs]
+        per_step = [1e6 / table.steps for table in tables]
+        exposed = [table.copies.exposed_s * each for table, each in zip(tables, per_step, strict=True)]
+        copying = [table.copies.total_s * each for table, each in zip(tables, per_step, strict=True)]
+        found.append(series("copying per step", "us", copying))
+        found.append(series("exposed copying per step", "us", exposed))
+        found.append(
+            series("hidden share of copying", "1", [1 - e / c for e, c in zip(exposed, copying, strict=True)])
+        )
     return found
 
 

@@ -143,3 +143,13 @@ def _task_families(table: TaskTable) -> Iterator[Metric]:
         exposed.add_metric([number, name], task.exposed_s)
     yield spent
     yield exposed
+    yield GaugeMetricFamily(
+        "albireo_kv_copy_window_seconds",
+        "Time that the copies of KV pages of these steps take by themselves",
+        value=table.copies.total_s,
+    )
+    yield GaugeMetricFamily(
+        "albireo_kv_copy_exposed_seconds",
+        "The part of these steps in which the device computed nothing for them",
+        value=table.copies.exposed_s,
+    )

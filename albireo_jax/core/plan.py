@@ -182,6 +182,9 @@ class SampledTokens:
 
     `finished_s` is when the device ended the step, on the clock of `time.perf_counter` (or the
     simulator's); `sample_s` is the part of the step spent sampling, 0 where it was never measured.
+    `copy_s` is what the copies that the plan asked for take by themselves, 0 where that was never measured;
+    `copy_wait_s` is the part of the step in which the device computed nothing for copies, its own or those of
+    the step before.
     `route` names the way in which its rows were sampled, "" where the executor has no routes; `wire_bytes`
     are what each rank received for it, as far as the host can know.
     `scores` are those of the plan's scored tokens, its rows before its `tokens`; None if there are none.
@@ -190,6 +193,8 @@ class SampledTokens:
     ids: Int32s
     finished_s: float
     sample_s: float = 0.0
+    copy_s: float = 0.0
+    copy_wait_s: float = 0.0
     route: str = ""
     wire_bytes: int = 0
     scores: TokenScores | None = None

@@ -19,6 +19,9 @@ were aborted: from the latest commit to the next plan). With the busy time of th
 wall time of the window, which spans from the end of the oldest recorded step to the end of the newest.
 
 The end of a dispatch is a late estimate of when the device could start, so exposed T2 is an upper bound.
+
+Copies of KV pages run beside the steps, on neither lane. What a step waits for them is exposed too, but within
+the busy time of the device, and none of T3 or T4.
 """
 
 import time
@@ -64,7 +67,8 @@ class TaskTime:
 class TaskTable:
     """Where the wall time of a window of `steps` steps went; `tasks` are T1 … T5.
 
-    wall_s = device_busy_s + no_work_s + between_s + the exposed time of the tasks.
+    wall_s = device_busy_s + no_work_s + between_s + the exposed time of the tasks, and
+    device_busy_s = the total time of T3 and T4 + the exposed time of `copies`, those of KV pages.
     """
 
     steps: int
@@ -73,6 +77,7 @@ class TaskTable:
     no_work_s: float
     between_s: float
     tasks: tuple[TaskTime, ...]
+    copies: TaskTime
 
     @property
     def idle_share(self) -> float:
@@ -101,6 +106,8 @@ class _Record(NamedTuple):
     after_pause: bool
     finished_s: float
     sample_s: float
+    copy_s: float
+    copy_wait_s: float
     commit_s: float
     committed_s: float
 
@@ -122,7 +129,17 @@ class Timeline:
 
     def record(self, stamps: StepStamps, sampled: SampledTokens, *, commit_s: float) -> None:
         """Keep a step whose commit began at `commit_s` and ends now."""
-        self._records.append(_Record(*stamps, sampled.finished_s, sampled.sample_s, commit_s, self.clock()))
+        self._records.append(
+            _Record(
+                *stamps,
+                finished_s=sampled.finished_s,
+                sample_s=sampled.sample_s,
+                copy_s=sampled.copy_s,
+                copy_wait_s=sampled.copy_wait_s,
+                commit_s=commit_s,
+                committed_s=self.clock(),
+            )
+        )
         if sampled.route:
             before = self._routes.get(sampled.route, RouteTotals())
             self._routes[sampled.route] = RouteTotals(
@@ -152,7 +169,7 @@ def render(table: TaskTable) -> str:
     """The table as text, times in microseconds per step."""
     per_step = 1e6 / max(table.steps, 1)
     lines = [f"{'task':<22}{'µs per step':>12}{'exposed':>12}"]
-    for task in table.tasks:
+    for task in (*table.tasks, *((table.copies,) if table.copies.total_s else ())):
         exposed = "on device" if task.on_device else f"{task.exposed_s * per_step:.1f}"
         lines.append(f"{task.name:<22}{task.total_s * per_step:>12.1f}{exposed:>12}")
     lines.append(f"{'between tasks':<34}{max(table.between_s, 0.0) * per_step:>12.1f}")
@@ -166,9 +183,15 @@ def render(table: TaskTable) -> str:
 def _task_table(records: list[_Record], deliveries: list[tuple[float, float]]) -> TaskTable:
     if len(records) < 2:
         return TaskTable(
-            steps=0, wall_s=0.0, device_busy_s=0.0, no_work_s=0.0, between_s=0.0, tasks=_tasks(_ZEROS, _ZEROS)
+            steps=0,
+            wall_s=0.0,
+            device_busy_s=0.0,
+            no_work_s=0.0,
+            between_s=0.0,
+            tasks=_tasks(_ZEROS, _ZEROS),
+            copies=_copies(0.0, 0.0),
         )
-    plan, dispatch, queued, paused, ended, sample, commit, committed = np.array(records, float).T
+    plan, dispatch, queued, paused, ended, sample, copy, wait, commit, committed = np.array(records, float).T
     # A device that was done before its dispatch returned counts as busy for no time at all.
     finished = np.maximum.accumulate(np.maximum(ended, queued))
     begun = np.maximum(queued[1:], finished[:-1])
@@ -183,8 +206,10 @@ def _task_table(records: list[_Record], deliveries: list[tuple[float, float]]) -
     t1 = np.stack((plan, dispatch), axis=1)[1:]
     t2 = np.stack((dispatch, queued), axis=1)[1:]
     t5 = np.concatenate((np.stack((commit, committed), axis=1)[:-1], delivery))
-    t4_s = float(np.minimum(sample[1:], busy).sum())
-    totals_s = (_length(t1), _length(t2), float(busy.sum()) - t4_s, t4_s, _length(t5))
+    waited = np.minimum(wait[1:], busy)
+    t4_s = float(np.minimum(sample[1:], busy - waited).sum())
+    t3_s = float((busy - waited).sum()) - t4_s
+    totals_s = (_length(t1), _length(t2), t3_s, t4_s, _length(t5))
     exposed_s = (idle.overlap(t1), idle.overlap(t2), 0.0, 0.0, idle.overlap(t5))
     return TaskTable(
         steps=len(records) - 1,
@@ -193,6 +218,7 @@ def _task_table(records: list[_Record], deliveries: list[tuple[float, float]]) -
         no_work_s=float((work_began - work_ended).sum()),
         between_s=idle.total_s - sum(exposed_s),
         tasks=_tasks(totals_s, exposed_s),
+        copies=_copies(float(np.maximum(copy[1:], waited).sum()), float(waited.sum())),
     )
 
 
@@ -207,6 +233,10 @@ def _tasks(totals_s: tuple[float, ...], exposed_s: tuple[float, ...]) -> tuple[T
         TaskTime(name=name, total_s=total, exposed_s=exposed, on_device=on_device)
         for name, total, exposed, on_device in columns
     )
+
+
+def _copies(total_s: float, exposed_s: float) -> TaskTime:
+    return TaskTime(name="copies of KV pages", total_s=total_s, exposed_s=exposed_s, on_device=False)
 
 
 def _length(intervals: _Floats) -> float:

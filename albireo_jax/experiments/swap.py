@@ -22,13 +22,14 @@ from albireo_jax.core.plan import CopyCosts, StepPlan
 from albireo_jax.core.types import Request, SamplingParams
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.loop import EngineLoop
-from albireo_jax.engine.timeline import Timeline
+from albireo_jax.engine.timeline import TaskTable, Timeline
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sched.stats import SchedulerStats
 from albireo_jax.sim.executor import Clock, Cost, SimExecutor
 from albireo_jax.sim.workload import replay
 
 PAGE_SIZE = 16
+_SIMULATED_STEPS = 10**6
 Tokens = tuple[int, ...]
 
 
@@ -57,16 +58,15 @@ class Pages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwapRun:
-    """A run of all conversations: its seconds, the tokens it generated, and what its scheduler counted.
+    """A run of all conversations: its seconds, the tokens it generated, and what was counted and timed.
 
-    Of `copied_s` spent copying pages, the device waited for `exposed_s`; None where nobody can tell.
+    `stats` count since the engine's start.
     """
 
     seconds: float
     num_tokens: int
     stats: SchedulerStats
-    copied_s: float | None = None
-    exposed_s: float | None = None
+    table: TaskTable
 
     @property
     def tokens_per_s(self) -> float:
@@ -110,17 +110,19 @@ class Talks:
 
 
 def run_engine(
-    frontend: Frontend, talks: Talks, *, stats: Callable[[], SchedulerStats], clock: Callable[[], float]
+    frontend: Frontend, talks: Talks, *, stats: Callable[[], SchedulerStats], timeline: Timeline
 ) -> SwapRun:
-    """The conversations with a running engine; `stats` gives what it has counted since its start."""
+    """The conversations with a running engine, whose timeline is cleared first."""
 
     def answer(texts: list[Tokens], max_tokens: int) -> list[Tokens]:
         params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
         return [completion.token_ids for completion in frontend.generate(texts, params)]
 
-    began_s = clock()
+    timeline.clear()
+    began_s = timeline.clock()
     num_tokens = talks.hold(answer)
-    return SwapRun(seconds=clock() - began_s, num_tokens=num_tokens, stats=stats())
+    seconds = timeline.clock() - began_s
+    return SwapRun(seconds=seconds, num_tokens=num_tokens, stats=stats(), table=timeline.table())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +157,8 @@ def simulate(device: SimulatedDevice, talks: Talks, pages: Pages, *, config: Sch
     )
     costs = _costs(device, limits, tokens=config.max_step_tokens)
     scheduler = Scheduler(config, limits, copy_costs=costs)
-    loop = EngineLoop(scheduler, executor, depth=config.depth, timeline=Timeline(clock=clock))
+    timeline = Timeline(clock=clock, capacity=_SIMULATED_STEPS)
+    loop = EngineLoop(scheduler, executor, depth=config.depth, timeline=timeline)
 
     def answer(texts: list[Tokens], max_tokens: int) -> list[Tokens]:
         requests = [
@@ -172,8 +175,7 @@ def simulate(device: SimulatedDevice, talks: Talks, pages: Pages, *, config: Sch
         num_tokens=talks.hold(answer),
         seconds=clock(),
         stats=scheduler.stats(),
-        copied_s=executor.copy_times.copied_s,
-        exposed_s=executor.copy_times.exposed_s,
+        table=timeline.table(),
     )
 
 

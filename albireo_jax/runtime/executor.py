@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from albireo_jax.core.plan import CopyCosts, SampledTokens, SlotParams, StepPlan
+from albireo_jax.core.plan import CopyCosts, SlotParams, StepPlan
 from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.runtime.batch import (
     ADMISSIONS,
@@ -33,12 +33,20 @@ from albireo_jax.runtime.batch import (
     pack_rows,
 )
 from albireo_jax.runtime.compile import Progress, compile_all
+from albireo_jax.runtime.handles import CopyHandle, Ends, JaxStepHandle, StepCopies
 from albireo_jax.runtime.ruled_rows import RuledRows, RuleProgram
-from albireo_jax.runtime.sampling_stage import SampleOutput, admit, jit_sample, routes, slot_route
-from albireo_jax.runtime.scored_tokens import PendingScores, ScoreProgram, ScoringCalls
+from albireo_jax.runtime.sampling_stage import (
+    SampleOutput,
+    SamplingCost,
+    admit,
+    jit_sample,
+    routes,
+    slot_route,
+)
+from albireo_jax.runtime.scored_tokens import ScoreProgram, ScoringCalls
 from albireo_jax.runtime.state import DeviceState
 from albireo_jax.runtime.step import ForwardOutput, StepProgram, begin_with_pages, jit_forward
-from albireo_jax.runtime.transfer import CopiedBytes, CopyHandle, CopyProgram, HostPages
+from albireo_jax.runtime.transfer import CopiedBytes, CopyProgram, HostPages
 from albireo_jax.sampling.logits import Rules
 from albireo_jax.sampling.routes import Route, wire_bytes
 
@@ -58,58 +66,8 @@ class Sampling:
     route: Route
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingCost:
-    """What a sampling program costs a step; seconds are 0 until they were measured."""
-
-    route: str
-    wire_bytes: int
-    seconds: float = 0.0
-
-
 _Program = Bucket | Sampling | RuleProgram | ScoreProgram | CopyProgram | str
 """Names of the executor's programs."""
-
-
-class JaxStepHandle:
-    """A step on the device. Its end is known exactly if the host waited for it.
-
-    If it ended while the host was busy, the end is taken as the last moment at which it was seen
-    running (the executor looks at each dispatch and wait): exposed time is never understated.
-    """
-
-    def __init__(
-        self, ids: jax.Array, num_rows: int, *, scores: PendingScores, sampling: SamplingCost
-    ) -> None:
-        self._ids = ids
-        self._num_rows = num_rows
-        self._scores = scores
-        self._sampling = sampling
-        self._seen_running_s = time.perf_counter()
-        self._ended = False
-        ids.copy_to_host_async()
-
-    def look(self) -> bool:
-        """Note whether the step still runs; True once it has ended."""
-        if not self._ended:
-            self._ended = self._ids.is_ready()  # pyright: ignore[reportAttributeAccessIssue]  # on every array
-            if not self._ended:
-                self._seen_running_s = time.perf_counter()
-        return self._ended
-
-    def wait(self) -> SampledTokens:
-        """Block until the ids and scores are on the host."""
-        ended_before = self.look()
-        ids = np.asarray(self._ids)[: self._num_rows]
-        finished_s = self._seen_running_s if ended_before else time.perf_counter()
-        return SampledTokens(
-            ids=ids,
-            finished_s=finished_s,
-            sample_s=self._sampling.seconds,
-            route=self._sampling.route,
-            wire_bytes=self._sampling.wire_bytes,
-            scores=self._scores.wait(),
-        )
 
 
 class JaxExecutor:
@@ -143,6 +101,7 @@ class JaxExecutor:
             self._cache.kv, program.mesh, axis=program.axis, num_host_pages=num_host_pages
         )
         self._in_flight: deque[JaxStepHandle | CopyHandle] = deque()
+        self._ends = Ends()
         self._routes = routes(program)
         self._slot_route = np.zeros(self._padding_slot + 1, np.int32)
         samplings = [
@@ -196,12 +155,16 @@ class JaxExecutor:
         self._look()
         started = self._host_pages.run(self._cache.kv, plan.copies)
         self._cache = self._cache._replace(kv=started.kv)
-        handle = self._compute(plan) if plan.num_rows else CopyHandle(started.moving)
+        if plan.num_rows:
+            handle = self._compute(plan, started.copies)
+        else:
+            moving = jax.tree.leaves(started.moving)
+            handle = CopyHandle(moving, copies=started.copies, ends=self._ends)
         self._look()
         self._in_flight.append(handle)
         return handle
 
-    def _compute(self, plan: StepPlan) -> JaxStepHandle:
+    def _compute(self, plan: StepPlan, copies: StepCopies) -> JaxStepHandle:
         """Queue the forward pass of a step and the sampling of its rows."""
         bucket = choose_bucket(plan, self._buckets)
         padding_slot = self._padding_slot
@@ -224,7 +187,14 @@ class JaxExecutor:
         self._sampler = sampled.state
         self._ruled.note(ruled, sampled.id_R)
         scores = self._scoring.score(plan, forward, sampled.id_R)
-        return JaxStepHandle(sampled.id_R, plan.num_rows, scores=scores, sampling=self._costs[sampling])
+        return JaxStepHandle(
+            sampled.id_R,
+            plan.num_rows,
+            scores=scores,
+            sampling=self._costs[sampling],
+            copies=copies,
+            ends=self._ends,
+        )
 
     def replace_weights(self, weights: DecoderWeights) -> None:
         """Compute all later steps with other arrays of the same shapes, dtypes and shardings."""
@@ -259,7 +229,7 @@ class JaxExecutor:
         largest = max(self._buckets)
         smallest = min(bucket for bucket in self._buckets if bucket.is_decode)
         return CopyCosts(
-            page_s=measured.page_s,
+            page_s=measured.times.arrive_s + measured.times.write_s,
             token_s=self._forward_s(largest) / largest.tokens,
             wait_s=2 * self._forward_s(smallest),
         )

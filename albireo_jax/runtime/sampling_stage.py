@@ -10,6 +10,7 @@ knows what the rows of a step ask for, picks the cheapest (`sampling.routes`)::
 Nothing here waits for the host, and nothing is compiled after the start.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -32,6 +33,15 @@ class SampleOutput(NamedTuple):
 
     state: SamplerState
     id_R: Int32[Array, " R"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingCost:
+    """What a sampling program costs a step; seconds are 0 until they were measured."""
+
+    route: str
+    wire_bytes: int
+    seconds: float = 0.0
 
 
 def routes(program: StepProgram) -> tuple[Route, ...]:

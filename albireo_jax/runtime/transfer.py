@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -29,9 +30,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32, Real
 
-from albireo_jax.core.plan import Int32s, PageCopies, SampledTokens
+from albireo_jax.core.plan import Int32s, PageCopies
 from albireo_jax.nn.sharding import shardings
 from albireo_jax.ops.kv_cache import KvCache
+from albireo_jax.runtime.handles import StepCopies, Watched
 from albireo_jax.runtime.state import kv_specs
 
 COPIES = 32
@@ -64,13 +66,23 @@ class StartedCopies(NamedTuple):
 
     kv: KvCache
     moving: list[PageArrays]
+    copies: StepCopies
+
+
+class PageTimes(NamedTuple):
+    """Seconds of a page: to be read on the devices and leave them, to arrive on them and be written there."""
+
+    read_s: float = 0.0
+    leave_s: float = 0.0
+    arrive_s: float = 0.0
+    write_s: float = 0.0
 
 
 class MeasuredCopy(NamedTuple):
-    """The cache after copies that were timed, and the seconds that a page took."""
+    """The cache after copies that were timed, and what a page took."""
 
     kv: KvCache
-    page_s: float
+    times: PageTimes
 
 
 class _Kind(StrEnum):
@@ -108,6 +120,8 @@ class HostPages:
         self._arriving: list[tuple[int, PageArrays]] = []
         self._compiled: Mapping[Any, jax.stages.Compiled] = {}
         self._num_copied = [0, 0]  # pages to the host, pages to the devices
+        self._sent: Watched | None = None
+        self._times = PageTimes()
 
     def programs(self) -> dict[CopyProgram, Callable[[], jax.stages.Lowered]]:
         """All programs, ready to be lowered; none if there are no host pages."""
@@ -126,37 +140,56 @@ class HostPages:
 
     def run(self, kv: KvCache, copies: PageCopies) -> StartedCopies:
         """Dispatch all copies that come before a step's forward pass, in their order; donates `kv`."""
+        needed, num_written = self._sent, len(self._arriving)
         kv = self.finish_copy_in(kv)
         going = self.copy_out(kv, copies.to_host)
-        return StartedCopies(kv, going + self.start_copy_in(copies.to_device))
+        coming = self.start_copy_in(copies.to_device)
+        self._sent = Watched(jax.tree.leaves(coming)) if coming else None
+        times = self._times
+        computing_s = times.read_s * len(going) + times.write_s * num_written
+        alone_s = computing_s + times.leave_s * len(going) + times.arrive_s * len(coming)
+        step = StepCopies(needed=needed, sent=self._sent, alone_s=alone_s, computing_s=computing_s)
+        return StartedCopies(kv, going + coming, step)
 
     def measure(self, kv: KvCache) -> MeasuredCopy:
-        """Time copies to the devices, as many as one program takes; overwrites page 1 of both tiers."""
-        count, times_s = self._batch, list[float]()
-        self.copy_out(kv, [(1, 1)])
+        """Time the parts of copies, as many as one program takes; overwrites page 1 of both tiers."""
+        trials: list[PageTimes] = []
         for _ in range(_TIMED_REPEATS):
-            began_s = time.perf_counter()
-            self.start_copy_in([(1, 1)] * count)
-            kv = self.finish_copy_in(kv)
-            jax.block_until_ready(kv)
-            times_s.append(time.perf_counter() - began_s)
+            moments_s = [time.perf_counter()]
+            read = jax.block_until_ready(self._read(kv, [1] * self._batch))
+            moments_s.append(time.perf_counter())
+            self._held[1] = jax.block_until_ready(self._send_to_host(read))[0]
+            moments_s.append(time.perf_counter())
+            jax.block_until_ready(self.start_copy_in([(1, 1)] * self._batch))
+            moments_s.append(time.perf_counter())
+            kv = jax.block_until_ready(self.finish_copy_in(kv))
+            moments_s.append(time.perf_counter())
+            trials.append(PageTimes(*((end - begin) / self._batch for begin, end in pairwise(moments_s))))
         self._num_copied = [0, 0]
-        return MeasuredCopy(kv, statistics.median(times_s[1:]) / count)
+        self._times = PageTimes(*map(statistics.median, zip(*trials[1:], strict=True)))
+        return MeasuredCopy(kv, self._times)
 
     def copy_out(self, kv: KvCache, pairs: Sequence[tuple[int, int]]) -> list[PageArrays]:
         """Copy device pages, as they are now, to host pages: pairs (device page, host page)."""
         if not pairs:
             return []
-        read: list[PageArrays] = []
-        for batch in self._batches(pairs):
-            pages = [page for page, _ in batch]
-            program = CopyProgram(_Kind.READ, _padded(len(pages)))
-            read += self._compiled[program](kv, self._indices(pages, program.pages))[: len(pages)]
-        held: list[PageArrays] = jax.device_put(read, [self._on_host] * len(read))
+        held = self._send_to_host(self._read(kv, [page for page, _ in pairs]))
         for (_, host_page), arrays in zip(pairs, held, strict=True):
             assert 0 < host_page <= self._num_host_pages, f"host page {host_page} of {self._num_host_pages}"
             self._held[host_page] = arrays
         self._num_copied[0] += len(pairs)
+        return held
+
+    def _read(self, kv: KvCache, pages: Sequence[int]) -> list[PageArrays]:
+        """Arrays of their own with the contents of device pages."""
+        read: list[PageArrays] = []
+        for batch in self._batches(pages):
+            program = CopyProgram(_Kind.READ, _padded(len(batch)))
+            read += self._compiled[program](kv, self._indices(batch, program.pages))[: len(batch)]
+        return read
+
+    def _send_to_host(self, read: list[PageArrays]) -> list[PageArrays]:
+        held: list[PageArrays] = jax.device_put(read, [self._on_host] * len(read))
         return held
 
     def start_copy_in(self, pairs: Sequence[tuple[int, int]]) -> list[PageArrays]:
@@ -185,10 +218,10 @@ class HostPages:
         assert self._batch or not items, f"{len(items)} copies, but there are no host pages"
         return (items[first : first + self._batch] for first in range(0, len(items), self._batch or 1))
 
-    def _indices(self, pages: list[int], size: int) -> Int32s:
+    def _indices(self, pages: Sequence[int], size: int) -> Int32s:
         """Device pages for a program of `size`; the last one stands for those that it has too many."""
         assert all(0 < page < self._num_pages for page in pages), f"device pages {pages} of {self._num_pages}"
-        return np.array(pages + pages[-1:] * (size - len(pages)), np.int32)
+        return np.array([*pages, *[pages[-1]] * (size - len(pages))], np.int32)
 
     def _lower_read(self, pages: int) -> jax.stages.Lowered:
         return _jit_read(self._mesh, self._axis, pages).lower(self._kv, self._page_numbers(pages))
@@ -202,30 +235,6 @@ class HostPages:
     def _page_numbers(self, pages: int) -> jax.ShapeDtypeStruct:
         everywhere = NamedSharding(self._mesh, PartitionSpec())
         return jax.ShapeDtypeStruct((pages,), np.int32, sharding=everywhere)
-
-
-class CopyHandle:
-    """A step without rows: its copies on their way, and no ids."""
-
-    def __init__(self, moving: list[PageArrays]) -> None:
-        self._moving = jax.tree.leaves(moving)
-        self._seen_running_s = time.perf_counter()
-        self._ended = False
-
-    def look(self) -> bool:
-        """Note whether the copies still run; True once they have ended."""
-        if not self._ended:
-            self._ended = all(array.is_ready() for array in self._moving)
-            if not self._ended:
-                self._seen_running_s = time.perf_counter()
-        return self._ended
-
-    def wait(self) -> SampledTokens:
-        """Block until the copies have ended."""
-        ended_before = self.look()
-        jax.block_until_ready(self._moving)
-        finished_s = self._seen_running_s if ended_before else time.perf_counter()
-        return SampledTokens(ids=np.zeros(0, np.int32), finished_s=finished_s)
 
 
 def _jit_read(mesh: Mesh, axis: str, pages: int) -> jax.stages.Wrapped:

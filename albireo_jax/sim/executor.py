@@ -80,35 +80,37 @@ class SimExecutor:
         self._free_s = 0.0  # when the last queued step ends
         self._copied_out_s = self._copied_in_s = 0.0  # when the last copy of each direction ends
         self._on_host_s: dict[int, float] = {}  # when a host page was there
-        self._copy_s = self._exposed_s = 0.0
+        self._copy_times = CopyTimes(0.0, 0.0)
         self._queued: deque[_SimHandle] = deque()
 
     @property
     def copy_times(self) -> CopyTimes:
         """What copies took so far."""
-        return CopyTimes(self._copy_s, self._exposed_s)
+        return self._copy_times
 
     def dispatch(self, plan: StepPlan) -> "_SimHandle":
         """Queue a step; it starts now, or when the step before it and the copies that it needs end."""
         ready_s = max(self._clock(), self._free_s)
         starts_s = max(ready_s, self._copied_in_s) if plan.num_rows else ready_s
-        self._exposed_s += starts_s - ready_s
-        self._copy(plan, starts_s)
-        self._free_s = starts_s + self._cost(plan)
-        finished_s = self._free_s if plan.num_rows else max(self._free_s, self._copied_in_s)
-        handle = _SimHandle(self, plan, finished_s)
+        copy_s = self._copy(plan, starts_s)
+        computed_s = starts_s + self._cost(plan)
+        # The device has nothing to compute beside copies that are all of a step: it waits for them.
+        self._free_s = computed_s if plan.num_rows else max(computed_s, self._copied_in_s)
+        wait_s = (starts_s - ready_s) + (self._free_s - computed_s)
+        self._copy_times = CopyTimes(self._copy_times.copied_s + copy_s, self._copy_times.exposed_s + wait_s)
+        handle = _SimHandle(self, plan, self._free_s, CopyTimes(copy_s, wait_s))
         self._queued.append(handle)
         return handle
 
-    def _copy(self, plan: StepPlan, starts_s: float) -> None:
-        """Queue the copies of a step that starts at `starts_s`."""
+    def _copy(self, plan: StepPlan, starts_s: float) -> float:
+        """Queue the copies of a step that starts at `starts_s`; gives the seconds that they take."""
         page_s = self._page_copy_s
         for _, host_page in plan.copies.to_host:
             self._copied_out_s = max(self._copied_out_s, starts_s) + page_s
             self._on_host_s[host_page] = self._copied_out_s
         for host_page, _ in plan.copies.to_device:
             self._copied_in_s = max(self._copied_in_s, self._clock(), self._on_host_s[host_page]) + page_s
-        self._copy_s += page_s * (len(plan.copies.to_host) + len(plan.copies.to_device))
+        return page_s * (len(plan.copies.to_host) + len(plan.copies.to_device))
 
     def finish(self, handle: "_SimHandle") -> SampledTokens:
         """Run what is queued up to and with `handle`, and let its time pass."""
@@ -116,14 +118,21 @@ class SimExecutor:
             queued = self._queued.popleft()
             queued.ids, queued.scores = self._device.run(queued.plan)
         self._clock.advance_to(handle.finished_s)
-        return SampledTokens(ids=handle.ids, finished_s=handle.finished_s, scores=handle.scores)
+        return SampledTokens(
+            ids=handle.ids,
+            finished_s=handle.finished_s,
+            copy_s=handle.copies.copied_s,
+            copy_wait_s=handle.copies.exposed_s,
+            scores=handle.scores,
+        )
 
 
 class _SimHandle:
-    def __init__(self, executor: SimExecutor, plan: StepPlan, finished_s: float) -> None:
+    def __init__(self, executor: SimExecutor, plan: StepPlan, finished_s: float, copies: CopyTimes) -> None:
         self._executor = executor
         self.plan = plan
         self.finished_s = finished_s
+        self.copies = copies
         self.ids: Int32s | None = None
         self.scores: TokenScores | None = None
 

@@ -23,7 +23,12 @@ class ManualClock:
 
 
 def play(
-    *, depth: int, device_s: list[float], sample_s: float = 0.0, pauses_s: dict[int, float] | None = None
+    *,
+    depth: int,
+    device_s: list[float],
+    sample_s: float = 0.0,
+    copy_wait_s: float = 0.0,
+    pauses_s: dict[int, float] | None = None,
 ) -> TaskTable:
     """The table of a loop with constant host times; step i takes device_s[i], pauses follow some steps."""
     clock = ManualClock()
@@ -36,7 +41,13 @@ def play(
         stamps, finished_s = in_flight.pop(0)
         clock.spend(max(0.0, finished_s - clock()) + WAKE_S)
         commit_s = clock.spend(COMMIT_S)
-        sampled = SampledTokens(ids=None, finished_s=finished_s, sample_s=sample_s)
+        sampled = SampledTokens(
+            ids=None,
+            finished_s=finished_s,
+            sample_s=sample_s,
+            copy_s=3 * copy_wait_s,
+            copy_wait_s=copy_wait_s,
+        )
         timeline.record(stamps, sampled, commit_s=commit_s)
         timeline.record_delivery(clock.spend(DELIVER_S), clock())
 
@@ -102,17 +113,28 @@ def test_time_without_work_is_not_exposed() -> None:
     device_s=st.lists(st.floats(0, 0.05), min_size=2, max_size=30),
     pauses_s=st.dictionaries(st.integers(0, 30), st.floats(0, 1), max_size=3),
     sample_s=st.floats(0, 0.02),
+    wait_s=st.floats(0, 0.02),
 )
-def test_busy_exposed_and_idle_add_up_to_the_wall_time(depth, device_s, pauses_s, sample_s) -> None:
-    table = play(depth=depth, device_s=device_s, pauses_s=pauses_s, sample_s=sample_s)
+def test_busy_exposed_and_idle_add_up_to_the_wall_time(depth, device_s, pauses_s, sample_s, wait_s) -> None:
+    table = play(depth=depth, device_s=device_s, pauses_s=pauses_s, sample_s=sample_s, copy_wait_s=wait_s)
     assert table.steps == len(device_s) - 1
     parts = table.device_busy_s + table.no_work_s + table.between_s + sum(t.exposed_s for t in table.tasks)
     assert parts == pytest.approx(table.wall_s)
     assert table.between_s >= -1e-9
-    for task in table.tasks:
+    for task in (*table.tasks, table.copies):
         assert -1e-9 <= task.exposed_s <= task.total_s + 1e-9
     device = [task.total_s for task in table.tasks if task.on_device]
-    assert sum(device) == pytest.approx(table.device_busy_s)
+    assert sum(device) + table.copies.exposed_s == pytest.approx(table.device_busy_s)
+
+
+def test_what_a_step_waits_for_copies_is_exposed_and_none_of_its_forward_pass() -> None:
+    table = play(depth=2, device_s=[0.02] * 11, sample_s=0.005, copy_wait_s=0.004)
+    tasks = by_name(table)
+    assert (table.copies.total_s, table.copies.exposed_s) == (pytest.approx(0.12), pytest.approx(0.04))
+    assert (tasks["T3"][0], tasks["T4"][0]) == (pytest.approx(0.11), pytest.approx(0.05))
+    (line,) = [line for line in render(table).splitlines() if line.startswith("copies")]
+    assert line.split()[-2:] == ["12000.0", "4000.0"]
+    assert "copies" not in render(play(depth=2, device_s=[0.02] * 11))
 
 
 def test_a_device_that_ends_before_its_dispatch_returns_is_never_busy() -> None:

@@ -72,10 +72,14 @@ def test_tokens_do_not_depend_on_what_was_swapped(
     assert (stats.tiers.lost == 0) == (host_pages == 200)
 
 
-def test_what_copies_cost_is_measured_before_the_first_step(engine: Build) -> None:
+def test_copies_are_measured_before_the_first_step_and_timed_in_the_others(
+    engine: Build, computed: list[dict[str, list[int]]]
+) -> None:
     small = engine(num_pages=48, num_host_pages=200)
-    tokens = small.run(ROUNDS[0][:2])
     costs = small.executor.measure_copies()
     assert min(costs.page_s, costs.token_s, costs.wait_s) > 0
     assert small.executor.copied.to_host == 0
-    assert engine(num_pages=48, num_host_pages=200).run(ROUNDS[0][:2]) == tokens
+    assert [small.run(requests) for requests in ROUNDS] == computed
+    copies, busy_s = small.loop.timeline.table().copies, small.loop.timeline.table().device_busy_s
+    assert small.loop.scheduler.stats().tiers.copied_in * costs.page_s < copies.total_s
+    assert 0 < copies.exposed_s <= min(copies.total_s, busy_s)

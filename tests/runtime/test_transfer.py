@@ -1,5 +1,6 @@
 """Pages that move between the devices and the host: against a model of both tiers, and within an engine."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -15,6 +16,7 @@ from albireo_jax.core.plan import PageCopies, SlotParams, StepPlan
 from albireo_jax.nn.sharding import TP, make_mesh
 from albireo_jax.ops.kv_cache import KvCache
 from albireo_jax.runtime.compile import compile_all
+from albireo_jax.runtime.handles import StepCopies, Watched
 from albireo_jax.runtime.state import StateShape, kv_specs, new_state
 from albireo_jax.runtime.transfer import COPIES, HostPages
 
@@ -187,7 +189,7 @@ def test_one_host_page_may_go_to_more_pages_than_there_are_host_pages() -> None:
 def test_without_host_pages_there_are_no_programs() -> None:
     pages, kv = _uncompiled(1, KvDtype.FLOAT32, num_host_pages=0), _empty(1, KvDtype.FLOAT32)
     assert pages.programs() == {}
-    assert pages.run(kv, PageCopies()) == (kv, [])
+    assert pages.run(kv, PageCopies()) == (kv, [], StepCopies())
 
 
 def test_pages_that_are_not_there_are_our_bug() -> None:
@@ -281,3 +283,37 @@ def test_what_comes_back_to_the_pages_it_left_is_there_from_the_next_step_on(eng
     ]
     assert moved == alone
     assert lost != alone
+
+
+def _watched(unready_s: float, ready_s: float | None) -> Watched:
+    watched = Watched([])
+    watched.unready_s, watched.ready_s = unready_s, ready_s
+    return watched
+
+
+@pytest.mark.parametrize(
+    ("needed", "computing_s", "wait_s"),
+    [
+        (None, 0.0, 0.0),
+        (None, 2.0, 2.0),
+        (_watched(9.0, 14.0), 0.0, 0.0),  # it may have come before the step could begin
+        (_watched(10.0, 14.0), 0.0, 4.0),
+        (_watched(13.0, 14.0), 2.0, 6.0),
+        (_watched(19.0, None), 0.0, 10.0),  # a step does not end before what it needs has come
+        (_watched(13.0, 19.0), 2.0, 10.0),
+    ],
+)
+def test_what_a_step_waits_for_its_copies(needed: Watched | None, computing_s: float, wait_s: float) -> None:
+    copies = StepCopies(needed=needed, computing_s=computing_s)
+    assert copies.wait_s(10.0, 20.0) == wait_s
+    assert copies.wait_s(30.0, 20.0) == 0.0
+
+
+def test_an_array_is_seen_ready_once_it_is() -> None:
+    began_s = time.perf_counter()
+    watched = Watched([jax.jit(lambda x: x @ x)(jax.numpy.ones((256, 256)))])
+    assert watched.ready_s is None or watched.look()
+    assert began_s < watched.unready_s <= watched.wait() <= time.perf_counter()
+    assert watched.look()
+    assert watched.ready_s is not None
+    assert watched.wait() == watched.unready_s <= watched.ready_s

@@ -90,6 +90,8 @@ def test_the_task_table_is_there() -> None:
     assert sorted(spent.values()) == sorted(task.total_s for task in table.tasks)
     assert sorted(exposed.values()) == sorted(task.exposed_s for task in table.tasks)
     assert max(spent.values()) > 0
+    assert samples["albireo_kv_copy_window_seconds",] == table.copies.total_s
+    assert samples["albireo_kv_copy_exposed_seconds",] == table.copies.exposed_s
 
 
 def test_preemptions_are_counted() -> None:

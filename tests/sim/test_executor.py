@@ -238,3 +238,24 @@ def test_copies_have_lanes_of_their_own_and_a_step_waits_for_those_before_it() -
     assert sim.copy_times == (60, 0)
     assert end_s() == 62
     assert sim.copy_times == (60, 12)
+
+
+def test_a_step_that_only_copies_waits_for_its_copies() -> None:
+    sim = SimExecutor(LIMITS, max_rows=3, cost=lambda _: 1.0, clock=Clock(), page_copy_s=4.0)
+    out = PageCopies(to_host=((1, 1), (2, 2)))
+    sim.dispatch(dataclasses.replace(plan([5], pages=(1,), new=PARAMS), copies=out))
+    none = np.zeros(0, np.int32)
+    only = dataclasses.replace(
+        plan([]),
+        request_ids=(),
+        epochs=none,
+        slots=none,
+        starts=none,
+        counts=none,
+        samples=np.zeros(0, bool),
+        copies=PageCopies(to_device=((2, 1),)),  # there at 12: it is on the host at 8
+    )
+    sampled = sim.dispatch(only).wait()
+    assert (sampled.finished_s, sampled.copy_s, sampled.copy_wait_s) == (12, 4, 10)
+    assert sim.dispatch(plan([6], start=1)).wait().copy_wait_s == 0
+    assert sim.copy_times == (12, 10)

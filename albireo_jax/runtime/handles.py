@@ -1,0 +1,160 @@
+"""Dispatched steps: their results, and when they and their copies ended as far as the host can see.
+
+Nothing on the devices tells the time. The host learns whether an array is ready where it looks, at each
+dispatch and each wait, and knows a moment exactly only where it waits for it. Otherwise an end lies between
+two looks, and exposed time is never understated: a step is taken to end at the first of them, and a copy to
+arrive at the second.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from albireo_jax.core.plan import SampledTokens
+from albireo_jax.runtime.sampling_stage import SamplingCost
+from albireo_jax.runtime.scored_tokens import PendingScores
+
+
+class Watched:
+    """Arrays on their way: `unready_s` is when they were last seen so, `ready_s` when first seen ready."""
+
+    def __init__(self, arrays: Sequence[jax.Array]) -> None:
+        self._arrays = arrays
+        self.unready_s = time.perf_counter()
+        self.ready_s: float | None = None
+
+    def look(self) -> bool:
+        """Note whether the arrays are ready; True once they are."""
+        if self.ready_s is None:
+            ready = all(array.is_ready() for array in self._arrays)  # pyright: ignore[reportAttributeAccessIssue]  # on every array
+            if ready:
+                self._end()
+            else:
+                self.unready_s = time.perf_counter()
+        return self.ready_s is not None
+
+    def wait(self) -> float:
+        """Block until the arrays are ready; since when they are, or the last look before it."""
+        if self.look():
+            return self.unready_s
+        jax.block_until_ready(self._arrays)
+        return self._end()
+
+    def _end(self) -> float:
+        self._arrays = ()
+        self.ready_s = time.perf_counter()
+        return self.ready_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCopies:
+    """Copies of one step: `sent` to the devices with it, and `needed`, those that were sent before it.
+
+    Copies of both directions take `alone_s` by themselves, as was measured, of which `computing_s` on the
+    devices, which compute nothing else then.
+    """
+
+    needed: Watched | None = None
+    sent: Watched | None = None
+    alone_s: float = 0.0
+    computing_s: float = 0.0
+
+    def look(self) -> None:
+        """Note which copies have arrived."""
+        for watched in (self.needed, self.sent):
+            if watched is not None:
+                watched.look()
+
+    def wait_s(self, could_begin_s: float, ended_s: float) -> float:
+        """What a step waited for copies that could have begun and has ended at these moments."""
+        arrived_s = could_begin_s
+        if self.needed is not None and self.needed.unready_s >= could_begin_s:
+            arrived_s = self.needed.ready_s or ended_s
+        waited_s = arrived_s - could_begin_s + self.computing_s
+        return min(waited_s, max(ended_s - could_begin_s, 0.0))
+
+
+class Ends:
+    """When the last step that was waited for had ended: the next one could begin then."""
+
+    last_s: float = 0.0
+
+
+class JaxStepHandle:
+    """A step on the device. Its end is known exactly if the host waited for it."""
+
+    def __init__(
+        self,
+        ids: jax.Array,
+        num_rows: int,
+        *,
+        scores: PendingScores,
+        sampling: SamplingCost,
+        copies: StepCopies,
+        ends: Ends,
+    ) -> None:
+        self._ids = ids
+        self._num_rows = num_rows
+        self._scores = scores
+        self._sampling = sampling
+        self._copies = copies
+        self._ends = ends
+        self._queued_s = time.perf_counter()
+        self._watched = Watched([ids])
+        ids.copy_to_host_async()
+
+    def look(self) -> bool:
+        """Note whether the step still runs; True once it has ended."""
+        ended = self._watched.look()
+        self._copies.look()
+        return ended
+
+    def wait(self) -> SampledTokens:
+        """Block until the ids and scores are on the host."""
+        finished_s = self._watched.wait()
+        self._copies.look()
+        ids = np.asarray(self._ids)[: self._num_rows]
+        wait_s = self._copies.wait_s(max(self._queued_s, self._ends.last_s), finished_s)
+        self._ends.last_s = finished_s
+        return SampledTokens(
+            ids=ids,
+            finished_s=finished_s,
+            sample_s=self._sampling.seconds,
+            copy_s=self._copies.alone_s,
+            copy_wait_s=wait_s,
+            route=self._sampling.route,
+            wire_bytes=self._sampling.wire_bytes,
+            scores=self._scores.wait(),
+        )
+
+
+class CopyHandle:
+    """A step without rows: its copies on their way, for which the devices wait, and no ids."""
+
+    def __init__(self, moving: Sequence[jax.Array], *, copies: StepCopies, ends: Ends) -> None:
+        self._copies = copies
+        self._ends = ends
+        self._queued_s = time.perf_counter()
+        self._watched = Watched(moving)
+
+    def look(self) -> bool:
+        """Note whether the copies still run; True once they have ended."""
+        ended = self._watched.look()
+        self._copies.look()
+        return ended
+
+    def wait(self) -> SampledTokens:
+        """Block until the copies have ended."""
+        finished_s = self._watched.wait()
+        self._copies.look()
+        wait_s = max(0.0, finished_s - max(self._queued_s, self._ends.last_s))
+        self._ends.last_s = finished_s
+        return SampledTokens(
+            ids=np.zeros(0, np.int32),
+            finished_s=finished_s,
+            copy_s=self._copies.alone_s,
+            copy_wait_s=wait_s,
+        )
