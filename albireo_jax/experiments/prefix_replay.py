@@ -17,7 +17,8 @@ from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sched.stats import SchedulerStats
-from albireo_jax.sim.executor import Clock, Cost, SimExecutor
+from albireo_jax.sim.executor import SimExecutor
+from albireo_jax.sim.lanes import Clock, Cost
 from albireo_jax.sim.workload import Arrival, replay, scale_lengths
 
 

@@ -25,7 +25,8 @@ from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import TaskTable, Timeline
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sched.stats import SchedulerStats
-from albireo_jax.sim.executor import Clock, Cost, SimExecutor
+from albireo_jax.sim.executor import SimExecutor
+from albireo_jax.sim.lanes import Clock, Cost
 from albireo_jax.sim.workload import replay
 
 PAGE_SIZE = 16

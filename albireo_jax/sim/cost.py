@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from albireo_jax.core.config import Dtype, KvDtype, ModelConfig
 from albireo_jax.core.memory import page_bytes, weight_bytes
 from albireo_jax.core.plan import StepPlan
-from albireo_jax.sim.executor import Cost
+from albireo_jax.sim.lanes import Cost
 
 _LOGIT_BYTES = 4
 
@@ -40,46 +40,75 @@ class StepWork:
     collectives: int
 
 
+class RankWork:
+    """The work of one of `tp` ranks for any step: weights read once, each row's keys and values read once.
+
+    Counts the multiplications of weights and attention, not norms and activations, which are read and
+    written within fused kernels.
+    """
+
+    def __init__(
+        self, model: ModelConfig, *, tp: int, dtype: Dtype, kv_dtype: KvDtype = KvDtype.AUTO
+    ) -> None:
+        self._tp = tp
+        self._window = model.sliding_window or model.max_position
+        self._vocab = model.padded_vocab_size(tp) // tp
+        self._head = self._vocab * model.hidden_size
+        # Of an embedding that is not the head as well, only rows are read.
+        embedding_bytes = 0 if model.tie_word_embeddings else self._head * dtype.num_bytes
+        self._read_bytes = weight_bytes(model, tp=tp, dtype=dtype) - embedding_bytes
+        self._layers = self._read_bytes // dtype.num_bytes - self._head
+        self._pair_flops = 4 * model.num_layers * (model.num_heads // tp) * model.head_dim
+        self._token_bytes = page_bytes(model, tp=tp, page_size=1, dtype=dtype, kv_dtype=kv_dtype)
+        self._all_reduced_bytes = 2 * model.num_layers * model.hidden_size * dtype.num_bytes  # per token
+        self._collectives = 0 if tp == 1 else 2 * model.num_layers + 2
+
+    def of(self, plan: StepPlan) -> StepWork:
+        """The work of a step; one without tokens, which only copies pages, has none."""
+        if not plan.num_tokens:
+            return StepWork(flops=0, memory_bytes=0, link_bytes=0, collectives=0)
+        tp, tokens, sampled = self._tp, plan.num_tokens, int(plan.samples.sum())
+        starts, ends = plan.starts.astype(np.int64), (plan.starts + plan.counts).astype(np.int64)
+        seen = int((_seen_before(ends, self._window) - _seen_before(starts, self._window)).sum())
+        cached = int(np.minimum(ends, self._window + plan.counts - 1).sum())
+        logit_bytes = 2 * _LOGIT_BYTES * sampled * self._vocab
+        wire_bytes = 2 * self._all_reduced_bytes * tokens + _LOGIT_BYTES * sampled * self._vocab
+        return StepWork(
+            flops=2 * (self._layers * tokens + self._head * sampled) + self._pair_flops * seen,
+            memory_bytes=self._read_bytes + self._token_bytes * (cached + tokens) + logit_bytes,
+            link_bytes=(tp - 1) / tp * wire_bytes,
+            collectives=self._collectives,
+        )
+
+
 def step_work(
     plan: StepPlan, model: ModelConfig, *, tp: int, dtype: Dtype, kv_dtype: KvDtype = KvDtype.AUTO
 ) -> StepWork:
-    """The work of one of `tp` ranks: weights read once, keys and values of each row's context read once.
+    """The work of one of `tp` ranks for a step, as `RankWork` counts it."""
+    return RankWork(model, tp=tp, dtype=dtype, kv_dtype=kv_dtype).of(plan)
 
-    Counts the multiplications of weights and attention, not norms and activations, which are read and
-    written within fused kernels. A step without tokens, which only copies pages, has no work.
-    """
-    if not plan.num_tokens:
-        return StepWork(flops=0, memory_bytes=0, link_bytes=0, collectives=0)
-    tokens, sampled = plan.num_tokens, int(plan.samples.sum())
-    vocab = model.padded_vocab_size(tp) // tp
-    head = vocab * model.hidden_size
-    embedding_bytes = 0 if model.tie_word_embeddings else head * dtype.num_bytes  # only rows of it are read
-    read_bytes = weight_bytes(model, tp=tp, dtype=dtype) - embedding_bytes
-    layers = read_bytes // dtype.num_bytes - head
 
-    window = model.sliding_window or model.max_position
-    starts, counts = plan.starts.astype(np.int64), plan.counts.astype(np.int64)
-    seen = int((_seen_before(starts + counts, window) - _seen_before(starts, window)).sum())
-    cached = int(np.minimum(starts + counts, window + counts - 1).sum())
-    attention = 4 * model.num_layers * (model.num_heads // tp) * model.head_dim * seen
-    token_bytes = page_bytes(model, tp=tp, page_size=1, dtype=dtype, kv_dtype=kv_dtype)
-    logit_bytes = 2 * _LOGIT_BYTES * sampled * vocab
-    all_reduced = 2 * model.num_layers * tokens * model.hidden_size * dtype.num_bytes
-    return StepWork(
-        flops=2 * (layers * tokens + head * sampled) + attention,
-        memory_bytes=read_bytes + token_bytes * (cached + tokens) + logit_bytes,
-        link_bytes=2 * (tp - 1) / tp * all_reduced + (tp - 1) / tp * _LOGIT_BYTES * sampled * vocab,
-        collectives=0 if tp == 1 else 2 * model.num_layers + 2,
-    )
+def rank_cost(
+    model: ModelConfig, device: DeviceSpec, *, tp: int, dtype: Dtype, kv_dtype: KvDtype = KvDtype.AUTO
+) -> Cost:
+    """The least seconds for a rank's own part of a step: arithmetic or memory, whichever is slower."""
+    rank = RankWork(model, tp=tp, dtype=dtype, kv_dtype=kv_dtype)
+
+    def cost(plan: StepPlan) -> float:
+        work = rank.of(plan)
+        return max(work.flops / device.flops_per_s, work.memory_bytes / device.bytes_per_s)
+
+    return cost
 
 
 def roofline_cost(
     model: ModelConfig, device: DeviceSpec, *, tp: int, dtype: Dtype, kv_dtype: KvDtype = KvDtype.AUTO
 ) -> Cost:
-    """The least seconds for a step: arithmetic or memory, whichever is slower, and then the collectives."""
+    """The least seconds for a step: that of each rank, and then the collectives."""
+    rank = RankWork(model, tp=tp, dtype=dtype, kv_dtype=kv_dtype)
 
     def cost(plan: StepPlan) -> float:
-        work = step_work(plan, model, tp=tp, dtype=dtype, kv_dtype=kv_dtype)
+        work = rank.of(plan)
         local_s = max(work.flops / device.flops_per_s, work.memory_bytes / device.bytes_per_s)
         return local_s + work.link_bytes / device.link_bytes_per_s + work.collectives * device.collective_s
 

@@ -13,7 +13,6 @@ that they depend on everything before it.
 
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,33 +30,9 @@ from albireo_jax.core.plan import (
     StepPlan,
     TokenScores,
 )
+from albireo_jax.sim.lanes import Clock, CopyTimes, Cost, Lanes, QueuedStep
 
 _UInt64s = NDArray[np.uint64]
-
-Cost = Callable[[StepPlan], float]
-"""Seconds that the device takes for a step."""
-
-
-class Clock:
-    """Simulated seconds; called like `time.perf_counter`."""
-
-    def __init__(self) -> None:
-        self._now_s = 0.0
-
-    def __call__(self) -> float:
-        """Seconds since the start."""
-        return self._now_s
-
-    def advance_to(self, moment_s: float) -> None:
-        """Let time pass until `moment_s`, if it is not past already."""
-        self._now_s = max(self._now_s, moment_s)
-
-
-class CopyTimes(NamedTuple):
-    """Seconds of copies between the tiers, and those of them in which the device had to wait for one."""
-
-    copied_s: float
-    exposed_s: float
 
 
 class SimExecutor:
@@ -76,63 +51,41 @@ class SimExecutor:
         self._device = _Device(limits, max_rows)
         self._cost = cost
         self._clock = clock
-        self._page_copy_s = page_copy_s
-        self._free_s = 0.0  # when the last queued step ends
-        self._copied_out_s = self._copied_in_s = 0.0  # when the last copy of each direction ends
-        self._on_host_s: dict[int, float] = {}  # when a host page was there
-        self._copy_times = CopyTimes(0.0, 0.0)
+        self._lanes = Lanes(clock, page_copy_s=page_copy_s)
         self._queued: deque[_SimHandle] = deque()
 
     @property
     def copy_times(self) -> CopyTimes:
         """What copies took so far."""
-        return self._copy_times
+        return self._lanes.copy_times
 
     def dispatch(self, plan: StepPlan) -> "_SimHandle":
         """Queue a step; it starts now, or when the step before it and the copies that it needs end."""
-        ready_s = max(self._clock(), self._free_s)
-        starts_s = max(ready_s, self._copied_in_s) if plan.num_rows else ready_s
-        copy_s = self._copy(plan, starts_s)
-        computed_s = starts_s + self._cost(plan)
-        # The device has nothing to compute beside copies that are all of a step: it waits for them.
-        self._free_s = computed_s if plan.num_rows else max(computed_s, self._copied_in_s)
-        wait_s = (starts_s - ready_s) + (self._free_s - computed_s)
-        self._copy_times = CopyTimes(self._copy_times.copied_s + copy_s, self._copy_times.exposed_s + wait_s)
-        handle = _SimHandle(self, plan, self._free_s, CopyTimes(copy_s, wait_s))
+        handle = _SimHandle(self, plan, self._lanes.queue(plan, cost_s=self._cost(plan)))
         self._queued.append(handle)
         return handle
-
-    def _copy(self, plan: StepPlan, starts_s: float) -> float:
-        """Queue the copies of a step that starts at `starts_s`; gives the seconds that they take."""
-        page_s = self._page_copy_s
-        for _, host_page in plan.copies.to_host:
-            self._copied_out_s = max(self._copied_out_s, starts_s) + page_s
-            self._on_host_s[host_page] = self._copied_out_s
-        for host_page, _ in plan.copies.to_device:
-            self._copied_in_s = max(self._copied_in_s, self._clock(), self._on_host_s[host_page]) + page_s
-        return page_s * (len(plan.copies.to_host) + len(plan.copies.to_device))
 
     def finish(self, handle: "_SimHandle") -> SampledTokens:
         """Run what is queued up to and with `handle`, and let its time pass."""
         while handle.ids is None:
             queued = self._queued.popleft()
             queued.ids, queued.scores = self._device.run(queued.plan)
-        self._clock.advance_to(handle.finished_s)
+        step = handle.step
+        self._clock.advance_to(step.finished_s)
         return SampledTokens(
             ids=handle.ids,
-            finished_s=handle.finished_s,
-            copy_s=handle.copies.copied_s,
-            copy_wait_s=handle.copies.exposed_s,
+            finished_s=step.finished_s,
+            copy_s=step.copies.copied_s,
+            copy_wait_s=step.copies.exposed_s,
             scores=handle.scores,
         )
 
 
 class _SimHandle:
-    def __init__(self, executor: SimExecutor, plan: StepPlan, finished_s: float, copies: CopyTimes) -> None:
+    def __init__(self, executor: SimExecutor, plan: StepPlan, step: QueuedStep) -> None:
         self._executor = executor
         self.plan = plan
-        self.finished_s = finished_s
-        self.copies = copies
+        self.step = step
         self.ids: Int32s | None = None
         self.scores: TokenScores | None = None
 

@@ -1,7 +1,7 @@
 """Arrivals and lengths of requests: a Poisson process or a trace file, and their replay through a loop."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 
 from albireo_jax.core.types import Request, RequestOutput
 from albireo_jax.engine.loop import EngineLoop
-from albireo_jax.sim.executor import Clock
+from albireo_jax.sim.lanes import Clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +90,14 @@ def make_requests(arrivals: Sequence[Arrival], *, vocab_size: int, seed: int) ->
     ]
 
 
-def replay(loop: EngineLoop, requests: Sequence[Request], *, clock: Clock) -> list[TimedOutput]:
+def play(
+    loop: EngineLoop, requests: Sequence[Request], *, clock: Clock
+) -> Iterator[tuple[float, list[RequestOutput]]]:
     """Add each request at its arrival on the simulated clock and step until all have ended.
 
-    `requests` are in order of arrival; `clock` is the one that the loop's executor advances.
+    Gives the outputs of each step and the moment at which it was committed. `requests` are in order of
+    arrival; `clock` is the one that the loop's executor advances.
     """
-    outputs: list[TimedOutput] = []
     arrived = 0
     while arrived < len(requests) or loop.has_work:
         if not loop.has_work:
@@ -103,8 +105,17 @@ def replay(loop: EngineLoop, requests: Sequence[Request], *, clock: Clock) -> li
         while arrived < len(requests) and requests[arrived].arrived_s <= clock():
             loop.scheduler.add(requests[arrived])
             arrived += 1
-        outputs += [TimedOutput(clock(), output) for output in loop.step()]
-    return outputs
+        outputs = loop.step()
+        yield clock(), outputs
+
+
+def replay(loop: EngineLoop, requests: Sequence[Request], *, clock: Clock) -> list[TimedOutput]:
+    """All outputs of `play`, in the order in which they came."""
+    return [
+        TimedOutput(moment_s, output)
+        for moment_s, outputs in play(loop, requests, clock=clock)
+        for output in outputs
+    ]
 
 
 def _prompt(arrival: Arrival, random: np.random.Generator, vocab_size: int, *, seed: int) -> tuple[int, ...]:

@@ -229,7 +229,7 @@ def test_copies_have_lanes_of_their_own_and_a_step_waits_for_those_before_it() -
             to_host=tuple((host, host) for host in to_host),
             to_device=tuple((host, host) for host in to_device),
         )
-        return sim.dispatch(dataclasses.replace(plan([5]), copies=copies)).finished_s
+        return sim.dispatch(dataclasses.replace(plan([5]), copies=copies)).step.finished_s
 
     assert end_s(to_host=(1, 2, 3)) == 10  # on the host at 4, 8 and 12
     assert end_s(to_device=(1, 2)) == 20  # page 2 is there at 8, so on the device at 12
