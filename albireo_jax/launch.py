@@ -14,6 +14,7 @@ from albireo_jax.core.config import Dtype, EngineConfig, ModelConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.memory import MemoryPlan, host_pages, plan_memory, rules_bytes
 from albireo_jax.core.model_files import find_model
+from albireo_jax.engine.energy import Meter, open_meter
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.service import EngineService
@@ -51,6 +52,7 @@ class Prepared:
     model: Decoder
     executor: JaxExecutor
     timeline: Timeline
+    energy: Meter
     loop: EngineLoop
 
 
@@ -67,6 +69,7 @@ class Engine:
     model: Decoder
     executor: JaxExecutor
     timeline: Timeline
+    energy: Meter
     service: EngineService
     frontend: Frontend
 
@@ -109,6 +112,7 @@ def launch(
         model=ready.model,
         executor=ready.executor,
         timeline=ready.timeline,
+        energy=ready.energy,
         service=service,
         frontend=Frontend(service, ready.tokenizer, limits=ready.limits, eos_token_ids=tuple(eos_token_ids)),
     )
@@ -157,6 +161,7 @@ def prepare(
         model=decoder,
         executor=executor,
         timeline=timeline,
+        energy=_energy_meter(mesh),
         loop=EngineLoop(scheduler, executor, depth=config.scheduler.depth, timeline=timeline),
     )
 
@@ -169,7 +174,7 @@ def use_virtual_devices(count: int) -> None:
     if not count:
         return
     jax.config.update("jax_platforms", "cpu")
-    if jax.config.read("jax_num_cpu_devices") != count:
+    if jax.config.jax_num_cpu_devices != count:
         jax.config.update("jax_num_cpu_devices", count)
 
 
@@ -277,6 +282,11 @@ def _layer_loop(model: ModelConfig, mesh: Mesh) -> LayerLoop:
     if not _is_cpu(mesh):
         return LayerLoop.UNROLLED
     return LayerLoop.UNSTACKED if model.num_layers <= _MAX_CPU_UNROLLED_LAYERS else LayerLoop.SCANNED
+
+
+def _energy_meter(mesh: Mesh) -> Meter:
+    devices = mesh.devices.flat
+    return open_meter([device.local_hardware_id for device in devices], platform=devices[0].platform)
 
 
 def _is_cpu(mesh: Mesh) -> bool:

@@ -1,4 +1,4 @@
-"""GET /metrics: requests, cache, latencies, ways to sample and the task table, as Prometheus text."""
+"""GET /metrics: requests, cache, latencies, ways to sample, tasks and energy, as Prometheus text."""
 
 from collections.abc import Iterator, Mapping
 
@@ -9,6 +9,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
+from albireo_jax.engine.energy import EnergyReading
 from albireo_jax.engine.metrics import HistogramSnapshot, MetricsSnapshot
 from albireo_jax.engine.timeline import RouteTotals, TaskTable
 from albireo_jax.sched.caching import CacheStats
@@ -38,9 +39,11 @@ class _EngineCollector(Collector):
         stats = self._engine.service.stats()
         yield from _scheduler_families(stats)
         yield from _cache_families(stats.tiers, stats.cache)
-        yield from _request_families(self._engine.frontend.metrics.snapshot())
+        requests = self._engine.frontend.metrics.snapshot()
+        yield from _request_families(requests)
         yield from _sampling_families(self._engine.timeline.routes())
         yield from _task_families(self._engine.timeline.table())
+        yield from _energy_families(self._engine.energy.read(), output_tokens=requests.generated_tokens)
 
 
 def _scheduler_families(stats: SchedulerStats) -> Iterator[Metric]:
@@ -153,3 +156,20 @@ def _task_families(table: TaskTable) -> Iterator[Metric]:
         "The part of these steps in which the device computed nothing for them",
         value=table.copies.exposed_s,
     )
+
+
+def _energy_families(reading: EnergyReading, *, output_tokens: int) -> Iterator[Metric]:
+    """Nothing where no counter can be read: 0 would be a lie."""
+    if reading.joules is None:
+        return
+    yield CounterMetricFamily(
+        "albireo_energy_joules",
+        "Energy that the engine's devices took since it was launched, idle or not",
+        value=reading.joules,
+    )
+    if output_tokens:
+        yield GaugeMetricFamily(
+            "albireo_energy_joules_per_output_token",
+            "All of that energy over all tokens generated",
+            value=reading.joules / output_tokens,
+        )

@@ -5,6 +5,7 @@ from typing import Annotated, Protocol
 from fastapi import Depends, Request
 
 from albireo_jax.core.limits import EngineLimits
+from albireo_jax.engine.energy import Meter
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.service import EngineService
 from albireo_jax.engine.timeline import Timeline
@@ -43,6 +44,11 @@ class ServedEngine(Protocol):
     @property
     def timeline(self) -> Timeline:
         """When each task of each step ran."""
+        ...
+
+    @property
+    def energy(self) -> Meter:
+        """What its devices take."""
         ...
 
 

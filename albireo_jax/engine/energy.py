@@ -5,13 +5,13 @@ millijoules since the driver was loaded, idle time and other programs on it incl
 reading says why.
 """
 
-import os
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 _GPU_PLATFORMS = ("gpu", "cuda")
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_BUS_ID_BYTES = 32
 
 
 class Nvml(Protocol):
@@ -26,12 +26,8 @@ class Nvml(Protocol):
         """Load the driver's library."""
         ...
 
-    def nvmlDeviceGetHandleByIndex(self, index: int, /) -> Any:  # noqa: N802
-        """A device by its number among all of the machine."""
-        ...
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str, /) -> Any:  # noqa: N802
-        """A device by its name for life."""
+    def nvmlDeviceGetHandleByPciBusId(self, bus_id: str, /) -> Any:  # noqa: N802
+        """The device in that place."""
         ...
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, /) -> int:  # noqa: N802
@@ -92,34 +88,41 @@ Meter = EnergyMeter | NoEnergyMeter
 
 
 def open_meter(device_ids: Sequence[int], *, platform: str) -> Meter:
-    """A meter of JAX's devices of these numbers; one without joules on a platform that has no counter.
-
-    JAX numbers the devices that CUDA_VISIBLE_DEVICES names in its order, the driver all of the machine.
-    """
+    """A meter of JAX's devices of these local numbers; one without joules where they have no counter."""
     if platform not in _GPU_PLATFORMS:
         return NoEnergyMeter(f"devices of the platform {platform} have no energy counter")
     import pynvml  # reads no driver yet, but is not needed without a GPU
 
-    return gpu_meter(device_ids, nvml=pynvml, visible=os.environ.get(_VISIBLE))
+    try:
+        bus_ids = [_bus_id(ctypes.CDLL("libcuda.so.1"), device_id) for device_id in device_ids]
+    except OSError as error:
+        return NoEnergyMeter(f"CUDA: {error}")
+    return bus_meter(bus_ids, nvml=pynvml)
 
 
-def gpu_meter(device_ids: Sequence[int], *, nvml: Nvml, visible: str | None) -> Meter:
-    """A meter over `nvml` of those devices among the `visible` ones, a list like "2,3"; None: of all."""
-    names = None if visible is None else [name.strip() for name in visible.split(",")]
-    if names is not None and max(device_ids) >= len(names):
-        return NoEnergyMeter(f"device {max(device_ids)} is not among those of {_VISIBLE}={visible}")
-    chosen = [str(index) if names is None else names[index] for index in device_ids]
+def bus_meter(bus_ids: Sequence[str], *, nvml: Nvml) -> Meter:
+    """A meter over `nvml` of the devices in these places of the PCI bus."""
     try:
         nvml.nvmlInit()
-        return EnergyMeter(nvml, [_handle(nvml, name) for name in chosen])
+        return EnergyMeter(nvml, [nvml.nvmlDeviceGetHandleByPciBusId(bus_id) for bus_id in bus_ids])
     except nvml.NVMLError as error:
         return NoEnergyMeter(_reason(error))
 
 
-def _handle(nvml: Nvml, name: str) -> Any:
-    if name.isdecimal():
-        return nvml.nvmlDeviceGetHandleByIndex(int(name))
-    return nvml.nvmlDeviceGetHandleByUUID(name)
+def _bus_id(cuda: ctypes.CDLL, ordinal: int) -> str:
+    """Where the device that CUDA gives this number is; raises OSError.
+
+    CUDA numbers the devices that the process may see, in an order of its own; NVML all of the machine.
+    """
+    device, bus_id = ctypes.c_int(), ctypes.create_string_buffer(_BUS_ID_BYTES)
+    for call, *arguments in (
+        (cuda.cuInit, 0),
+        (cuda.cuDeviceGet, ctypes.byref(device), ordinal),
+        (cuda.cuDeviceGetPCIBusId, bus_id, _BUS_ID_BYTES, device),
+    ):
+        if code := call(*arguments):
+            raise OSError(f"{call.__name__} for device {ordinal} gave the error {code}")
+    return bus_id.value.decode()
 
 
 def _reason(error: Exception) -> str:

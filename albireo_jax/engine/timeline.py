@@ -20,8 +20,8 @@ wall time of the window, which spans from the end of the oldest recorded step to
 
 The end of a dispatch is a late estimate of when the device could start, so exposed T2 is an upper bound.
 
-Copies of KV pages run beside the steps, on neither lane. What a step waits for them is exposed too, but within
-the busy time of the device, and none of T3 or T4.
+Copies of KV pages run beside the steps, on neither lane. What a step waits for them is exposed too, but
+within the busy time of the device, and none of T3 or T4.
 """
 
 import time
@@ -99,7 +99,9 @@ class RouteTotals:
     wire_bytes: int = 0
 
 
-class _Record(NamedTuple):
+class StepRecord(NamedTuple):
+    """The stamps of a committed step, and what its result said of the device; see `SampledTokens`."""
+
     plan_s: float
     dispatch_s: float
     queued_s: float
@@ -110,6 +112,13 @@ class _Record(NamedTuple):
     copy_wait_s: float
     commit_s: float
     committed_s: float
+
+
+class Delivery(NamedTuple):
+    """When outputs of a step were handed to their requests."""
+
+    begin_s: float
+    end_s: float
 
 
 class Timeline:
@@ -123,14 +132,14 @@ class Timeline:
 
     def __init__(self, *, capacity: int = 4096, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
-        self._records: deque[_Record] = deque(maxlen=capacity)
-        self._deliveries: deque[tuple[float, float]] = deque(maxlen=capacity)
+        self._records: deque[StepRecord] = deque(maxlen=capacity)
+        self._deliveries: deque[Delivery] = deque(maxlen=capacity)
         self._routes: dict[str, RouteTotals] = {}
 
     def record(self, stamps: StepStamps, sampled: SampledTokens, *, commit_s: float) -> None:
         """Keep a step whose commit began at `commit_s` and ends now."""
         self._records.append(
-            _Record(
+            StepRecord(
                 *stamps,
                 finished_s=sampled.finished_s,
                 sample_s=sampled.sample_s,
@@ -148,17 +157,24 @@ class Timeline:
 
     def record_delivery(self, begin_s: float, end_s: float) -> None:
         """Keep an interval in which outputs were handed to their requests; it counts as T5."""
-        self._deliveries.append((begin_s, end_s))
+        self._deliveries.append(Delivery(begin_s, end_s))
 
     def clear(self) -> None:
         """Forget the stamps of all steps, for instance those of a warm-up."""
         self._records.clear()
         self._deliveries.clear()
 
+    def records(self) -> list[StepRecord]:
+        """The recorded steps, oldest first."""
+        return list(self._records)  # one step copies the deque whole while the engine thread appends to it
+
+    def deliveries(self) -> list[Delivery]:
+        """The recorded deliveries, oldest first."""
+        return list(self._deliveries)  # one step, as above
+
     def table(self) -> TaskTable:
         """The task table of the recorded steps; all zeros before the second of them."""
-        # One step copies a deque of immutable records whole while the engine thread appends to it.
-        return _task_table(list(self._records), list(self._deliveries))
+        return _task_table(self.records(), self.deliveries())
 
     def routes(self) -> dict[str, RouteTotals]:
         """Totals since the start, of each route that a step has taken."""
@@ -180,7 +196,7 @@ def render(table: TaskTable) -> str:
     return "\n".join(lines)
 
 
-def _task_table(records: list[_Record], deliveries: list[tuple[float, float]]) -> TaskTable:
+def _task_table(records: list[StepRecord], deliveries: list[Delivery]) -> TaskTable:
     if len(records) < 2:
         return TaskTable(
             steps=0,

@@ -3,7 +3,9 @@
 import pynvml
 import pytest
 
-from albireo_jax.engine.energy import EnergyReading, Nvml, gpu_meter, open_meter
+from albireo_jax.engine.energy import EnergyReading, Nvml, bus_meter, open_meter
+
+PLACES = ["0000:1B:00.0", "0000:43:00.0", "0000:9D:00.0", "0001:1B:00.0"]
 
 
 class DriverError(Exception):
@@ -27,13 +29,9 @@ class Driver:
     def nvmlInit(self) -> None:  # noqa: N802
         self._answer("init")
 
-    def nvmlDeviceGetHandleByIndex(self, index: int, /) -> int:  # noqa: N802
-        self._answer("index")
-        return index
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str, /) -> int:  # noqa: N802
-        self._answer("uuid")
-        return {"GPU-a": 0, "GPU-b": 1, "GPU-c": 2, "GPU-d": 3}[uuid]
+    def nvmlDeviceGetHandleByPciBusId(self, bus_id: str, /) -> int:  # noqa: N802
+        self._answer("bus")
+        return PLACES.index(bus_id)
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: int, /) -> int:  # noqa: N802
         self._answer("energy")
@@ -43,7 +41,7 @@ class Driver:
 
 def test_joules_are_those_since_the_meter_was_opened_over_its_devices_alone() -> None:
     driver = Driver()
-    meter = gpu_meter([1, 2], nvml=driver, visible=None)
+    meter = bus_meter([PLACES[2], PLACES[1]], nvml=driver)
     assert meter.read() == EnergyReading(joules=0.0)
     for index, taken in enumerate((7_000_000, 500, 1_500, 9_000_000)):
         driver.millijoules[index] += taken
@@ -53,30 +51,15 @@ def test_joules_are_those_since_the_meter_was_opened_over_its_devices_alone() ->
     assert meter.read().since(first) == EnergyReading(joules=0.25)
 
 
-@pytest.mark.parametrize(
-    ("visible", "ids", "read"),
-    [("3,1", [0], [3]), (" 2 , 0 ", [1], [0]), ("GPU-c,GPU-b", [0, 1], [2, 1]), (None, [3], [3])],
-)
-def test_devices_are_those_that_are_visible_in_their_order(
-    visible: str | None, ids: list[int], read: list[int]
-) -> None:
-    driver = Driver()
-    meter = gpu_meter(ids, nvml=driver, visible=visible)
-    for index in range(4):
-        driver.millijoules[index] += 1_000 * 10**index
-    assert meter.read().joules == sum(10**index for index in read)
-
-
-@pytest.mark.parametrize("call", ["init", "index", "uuid", "energy"])
+@pytest.mark.parametrize("call", ["init", "bus", "energy"])
 def test_what_the_driver_refuses_is_the_reason(call: str) -> None:
-    visible = "GPU-a" if call == "uuid" else None
-    reading = gpu_meter([0], nvml=Driver(fails=call), visible=visible).read()
+    reading = bus_meter(PLACES[:1], nvml=Driver(fails=call)).read()
     assert reading == EnergyReading(joules=None, reason=f"NVML: {call} is not supported")
 
 
 def test_a_counter_that_fails_later_or_begins_again_gives_a_reason_and_may_recover() -> None:
     driver = Driver()
-    meter = gpu_meter([2], nvml=driver, visible=None)
+    meter = bus_meter([PLACES[2]], nvml=driver)
     driver.millijoules[2] += 5_000
     driver.fails = "energy"
     lost = meter.read()
@@ -89,20 +72,14 @@ def test_a_counter_that_fails_later_or_begins_again_gives_a_reason_and_may_recov
     assert "driver was reloaded" in meter.read().reason
 
 
-def test_a_device_that_is_not_visible_is_no_guess() -> None:
-    reading = gpu_meter([1], nvml=Driver(), visible="0").read()
-    assert reading.joules is None
-    assert "device 1 is not among those of CUDA_VISIBLE_DEVICES=0" in reading.reason
-
-
 def test_an_error_that_is_not_the_drivers_is_not_swallowed() -> None:
-    with pytest.raises(KeyError):
-        gpu_meter([0], nvml=Driver(), visible="GPU-unknown")
+    with pytest.raises(ValueError, match="not in list"):
+        bus_meter(["0000:00:00.0"], nvml=Driver())
 
 
 def test_the_counter_is_read_on_demand_only() -> None:
     driver = Driver()
-    meter = gpu_meter([0, 1], nvml=driver, visible=None)
+    meter = bus_meter(PLACES[:2], nvml=driver)
     opened = driver.reads
     meter.read()
     assert driver.reads == opened + 2

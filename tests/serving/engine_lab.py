@@ -18,6 +18,7 @@ from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import Executor, StepHandle, StepPlan
 from albireo_jax.core.types import Request
+from albireo_jax.engine.energy import Meter, NoEnergyMeter
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.service import EngineService
@@ -76,6 +77,9 @@ class FailingExecutor:
         return self._inner.dispatch(plan)
 
 
+NO_ENERGY = NoEnergyMeter("the device is simulated")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lab:
     """What the HTTP app and the tests see of a simulated engine."""
@@ -86,6 +90,7 @@ class Lab:
     timeline: Timeline
     service: EngineService
     frontend: Frontend
+    energy: Meter = NO_ENERGY
 
 
 LIMITS = EngineLimits(max_model_len=2048, vocab_size=tiny_tokenizer().vocab_size, num_pages=512, page_size=16)
@@ -116,7 +121,12 @@ def sim_loop(
 
 
 @contextmanager
-def lab(limits: EngineLimits = LIMITS, **loop_options: Any) -> Iterator[Lab]:
+def lab(
+    limits: EngineLimits = LIMITS,
+    *,
+    energy: Meter = NO_ENERGY,
+    **loop_options: Any,
+) -> Iterator[Lab]:
     """A running simulated engine."""
     loop = sim_loop(limits, **loop_options)
     tokenizer = tiny_tokenizer()
@@ -130,6 +140,7 @@ def lab(limits: EngineLimits = LIMITS, **loop_options: Any) -> Iterator[Lab]:
             timeline=loop.timeline,
             service=service,
             frontend=frontend,
+            energy=energy,
         )
     finally:
         frontend.close()

@@ -12,6 +12,7 @@ from script_lab import Said
 
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import NOT_FINITE, Executor, StepHandle, StepPlan
+from albireo_jax.engine.energy import EnergyMeter
 from albireo_jax.serving.app import create_app
 
 TASKS = ("T1", "T2", "T3", "T4", "T5")
@@ -156,3 +157,38 @@ def test_requests_that_came_back_and_those_without_hits_are_counted_once() -> No
     assert samples["albireo_preemptions_total",] > 0
     assert samples["albireo_prefix_query_tokens_total",] == samples["albireo_prompt_tokens_total",] == 80
     assert samples["albireo_prefix_hit_tokens_total",] == 0
+
+
+class _Counter:
+    """A driver whose one device takes 2.5 J between readings."""
+
+    NVMLError = LookupError
+
+    def __init__(self) -> None:
+        self.millijoules = 77_000
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        raise AssertionError("the meter is open")
+
+    def nvmlDeviceGetHandleByPciBusId(self, bus_id: str, /) -> int:  # noqa: N802
+        return 0
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int, /) -> int:  # noqa: N802
+        self.millijoules += 2_500
+        return self.millijoules
+
+
+def test_energy_is_that_since_the_launch_and_per_token_of_all() -> None:
+    with lab(energy=EnergyMeter(_Counter(), [0])) as engine:
+        first = _scrape(engine)
+        second = _scrape(engine, {"prompt": "x", "max_tokens": 10, "ignore_eos": True})
+    assert first["albireo_energy_joules_total",] == 2.5
+    assert ("albireo_energy_joules_per_output_token",) not in first
+    assert second["albireo_energy_joules_total",] == 5
+    assert second["albireo_energy_joules_per_output_token",] == 0.5
+
+
+def test_without_a_counter_there_is_no_energy_rather_than_none_spent() -> None:
+    with lab() as engine:
+        samples = _scrape(engine, {"prompt": "x", "max_tokens": 3, "ignore_eos": True})
+    assert not any("energy" in key[0] for key in samples)
