@@ -1,0 +1,43 @@
+"""Frozen dataclasses from the JSON that `dataclasses.asdict` made of them."""
+
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def restore(kind: type[T], content: object) -> T:
+    """The `kind` that was written as `content`: dataclasses, tuples of one type, enums, numbers, texts, None.
+
+    Raises ValueError if the content has not the form of `kind`.
+    """
+    return _restore(kind, content)
+
+
+def _restore(kind: Any, content: Any) -> Any:
+    if is_dataclass(kind):
+        return _dataclass(kind, content)
+    origin = get_origin(kind)
+    if origin is UnionType:
+        if content is None:
+            return None
+        [one] = [argument for argument in get_args(kind) if argument is not NoneType]
+        return _restore(one, content)
+    if origin is tuple and isinstance(content, list):
+        return tuple(_restore(get_args(kind)[0], item) for item in content)
+    if isinstance(kind, type):
+        if issubclass(kind, Enum):
+            return kind(content)
+        if isinstance(content, kind) or (kind is float and isinstance(content, int)):
+            return content
+    raise ValueError(f"expected {kind}, got {content!r:.80}")
+
+
+def _dataclass(kind: Any, content: Any) -> Any:
+    names = {field.name for field in fields(kind)}
+    if not isinstance(content, dict) or set(content) != names:
+        raise ValueError(f"expected the fields {sorted(names)} of {kind}, got {content!r:.80}")
+    hints = get_type_hints(kind)
+    return kind(**{name: _restore(hints[name], content[name]) for name in names})
