@@ -1,7 +1,7 @@
 """EngineConfig to running engine: the one place that knows every concrete class."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.service import EngineService
 from albireo_jax.engine.timeline import Timeline
 from albireo_jax.engine.tokenizer import Tokenizer
-from albireo_jax.models.registry import load_model, model_config
+from albireo_jax.models.registry import load_model, model_config, random_model
 from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.sharding import TP, make_mesh
@@ -47,8 +47,6 @@ class Prepared:
     dtype: Dtype
     memory: MemoryPlan
     limits: EngineLimits
-    served_name: str
-    tokenizer: Tokenizer
     model: Decoder
     executor: JaxExecutor
     timeline: Timeline
@@ -99,29 +97,31 @@ def launch(
     config: EngineConfig, *, progress: Progress | None = None, measure_sampling: bool = False
 ) -> Engine:
     """Load the model, compile every step, and start the engine thread; see `prepare`."""
+    files = find_model(config.model)
+    tokenizer = Tokenizer.from_files(files)
     ready = prepare(config, progress=progress, measure_sampling=measure_sampling)
     service = EngineService(ready.loop, ready.limits)
-    eos_token_ids = dict.fromkeys((*ready.tokenizer.eos_token_ids, *ready.model_config.eos_token_ids))
+    eos_token_ids = tuple(dict.fromkeys((*tokenizer.eos_token_ids, *ready.model_config.eos_token_ids)))
     return Engine(
         config=config,
         model_config=ready.model_config,
         memory=ready.memory,
         limits=ready.limits,
-        served_name=ready.served_name,
-        tokenizer=ready.tokenizer,
+        served_name=files.name,
+        tokenizer=tokenizer,
         model=ready.model,
         executor=ready.executor,
         timeline=ready.timeline,
         energy=ready.energy,
         service=service,
-        frontend=Frontend(service, ready.tokenizer, limits=ready.limits, eos_token_ids=tuple(eos_token_ids)),
+        frontend=Frontend(service, tokenizer, limits=ready.limits, eos_token_ids=eos_token_ids),
     )
 
 
 def prepare(
     config: EngineConfig, *, progress: Progress | None = None, measure_sampling: bool = False
 ) -> Prepared:
-    """Load the model and compile every step, without starting a thread.
+    """Load the model and compile every step, without a tokenizer and without starting a thread.
 
     `progress` is called as buckets are compiled. `measure_sampling` times the sampling stage alone,
     so that the task table can tell T4 from T3. Raises ValueError or ModelError for what cannot be
@@ -129,15 +129,45 @@ def prepare(
     """
     files = find_model(config.model)
     model = model_config(files)
+
+    def load(dtype: Dtype, mesh: Mesh) -> Decoder:
+        return load_model(files, config=model, dtype=dtype, mesh=mesh)
+
+    return _prepare(config, model, load=load, progress=progress, measure_sampling=measure_sampling)
+
+
+def prepare_random(
+    config: EngineConfig,
+    model: ModelConfig,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    measure_sampling: bool = False,
+) -> Prepared:
+    """The same for a model of this shape with random weights; no files are read, whatever `config` names."""
+
+    def load(dtype: Dtype, mesh: Mesh) -> Decoder:
+        return random_model(model, dtype=dtype, mesh=mesh, seed=seed)
+
+    return _prepare(config, model, load=load, progress=progress, measure_sampling=measure_sampling)
+
+
+def _prepare(
+    config: EngineConfig,
+    model: ModelConfig,
+    *,
+    load: Callable[[Dtype, Mesh], Decoder],
+    progress: Progress | None,
+    measure_sampling: bool,
+) -> Prepared:
     model.check_tp(config.parallel.tp)
     use_virtual_devices(config.parallel.virtual_devices)
     mesh = make_mesh(config.parallel.tp)
     dtype = config.dtype or _default_dtype(mesh)
     budget_bytes = _budget_bytes(mesh)
     sizes = _sizes(config, model, budget_bytes=budget_bytes, dtype=dtype, fills_memory=not _is_cpu(mesh))
-    tokenizer = Tokenizer.from_files(files)
     use_persistent_cache(_cache_folder())
-    decoder = load_model(files, config=model, dtype=dtype, mesh=mesh)
+    decoder = load(dtype, mesh)
     executor = _executor(
         config, model, decoder=decoder, mesh=mesh, sizes=sizes, dtype=dtype, progress=progress
     )
@@ -156,8 +186,6 @@ def prepare(
         dtype=dtype,
         memory=sizes.memory,
         limits=sizes.limits,
-        served_name=files.name,
-        tokenizer=tokenizer,
         model=decoder,
         executor=executor,
         timeline=timeline,
