@@ -143,6 +143,15 @@ class JaxExecutor:
         return self._compiled[name]
 
     @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The sizes that steps are padded to."""
+        return self._buckets
+
+    def sampling_costs(self) -> dict[Sampling, SamplingCost]:
+        """What each kind of sampling costs a step, for each number of rows the cheapest first."""
+        return self._costs.copy()
+
+    @property
     def copied(self) -> CopiedBytes:
         """Bytes of pages copied between the devices and the host so far."""
         return self._host_pages.copied
