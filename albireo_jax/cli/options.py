@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -159,30 +159,41 @@ def _gib(size: float) -> int:
     return int(size * 2**30)
 
 
-def with_engine_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the flags of `EngineFlags`, which it takes as one argument named `engine`.
+def with_flags(kind: type[Any], *, argument: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the fields of a dataclass as flags; it takes them as one argument of that name.
 
     typer reads flags from a function's signature, so the signature it sees is the command's own with
-    the fields in place of `engine`.
+    the fields in place of the argument.
     """
-    hints = get_type_hints(EngineFlags, include_extras=True)
+    hints = get_type_hints(kind, include_extras=True)
     added = [
         inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
         )
-        for field in fields(EngineFlags)
+        for field in fields(kind)
     ]
-    signature = inspect.signature(command)
-    own = [parameter for name, parameter in signature.parameters.items() if name != "engine"]
 
-    @wraps(command)
-    def run(**values: Any) -> None:
-        engine = EngineFlags(**{parameter.name: values.pop(parameter.name) for parameter in added})
-        command(engine=engine, **values)
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command)
+        own = [parameter for name, parameter in signature.parameters.items() if name != argument]
 
-    run.__signature__ = signature.replace(parameters=[*own, *added])  # pyright: ignore[reportAttributeAccessIssue]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
-    return run
+        @wraps(command)
+        def run(**values: Any) -> None:
+            flags = kind(**{parameter.name: values.pop(parameter.name) for parameter in added})
+            command(**{argument: flags}, **values)
+
+        run.__signature__ = signature.replace(parameters=[*own, *added])  # pyright: ignore[reportAttributeAccessIssue]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
+        return run
+
+    return decorate
+
+
+with_engine_flags = with_flags(EngineFlags, argument="engine")
+"""Gives a command that runs an engine all its flags, as the argument `engine`."""
 
 
 def _optional(name: str, *, metavar: str, help: str) -> Any:
