@@ -12,6 +12,8 @@ from albireo_jax.cli import options as flags
 from albireo_jax.cli.bench import bench
 from albireo_jax.cli.launching import launched
 from albireo_jax.cli.options import EngineFlags, with_engine_flags
+from albireo_jax.cli.sweep import sweep
+from albireo_jax.cli.report import report
 from albireo_jax.core.errors import AlbireoError
 from albireo_jax.core.types import SamplingParams
 
@@ -21,6 +23,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 app.add_typer(bench, name="bench")
+app.command()(report)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -64,6 +67,7 @@ def albireo(
     albireo serve smollm2                        an OpenAI-compatible server on port 8000
     albireo generate smollm2 --chat -p "Hello"   one answer on the terminal
     albireo bench throughput smollm2             how fast it is, and where the time goes
+    albireo report smollm2 --out report          that as a page, and what more devices would bring
 
     albireo COMMAND --help explains a command and its flags.
     """

@@ -1,6 +1,6 @@
 """Launch an engine from the command line, its progress on the terminal."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ from albireo_jax.core.config import EngineConfig
 from albireo_jax.core.model_files import find_model
 
 if TYPE_CHECKING:
-    from albireo_jax.launch import Engine
+    from albireo_jax.launch import Engine, Prepared
 
 
 @contextmanager
@@ -17,12 +17,41 @@ def launched(config: EngineConfig, *, measure_sampling: bool = False) -> "Genera
 
     With `measure_sampling` its task table tells T4 from T3. Raises as `launch` does.
     """
+    with _progress(config) as show:
+        from albireo_jax.launch import launch
+
+        engine = launch(config, progress=show, measure_sampling=measure_sampling)
+    with closing(engine):
+        yield engine
+
+
+def prepared(config: EngineConfig) -> "Prepared":
+    """An engine that is compiled but not started, with the same bar; its sampling was measured.
+
+    Raises as `prepare` does.
+    """
+    with _progress(config) as show:
+        from albireo_jax.launch import prepare
+
+        return prepare(config, progress=show, measure_sampling=True)
+
+
+@contextmanager
+def needs_extra(extra: str) -> Generator[None, None, None]:
+    """For imports of packages that come with an extra: ValueError says how to install what is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is missing: pip install 'albireo-jax[{extra}]'") from error
+
+
+@contextmanager
+def _progress(config: EngineConfig) -> Generator[Callable[[int, int], None], None, None]:
+    """A bar on standard error; gives what to call with the steps that are compiled and those in all."""
     find_model(config.model)  # tells of a wrong name at once
     # Imported here, since JAX takes seconds to import and `albireo --help` should not wait for it.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from albireo_jax.launch import launch
 
     console = Console(stderr=True)
     bar = Progress(
@@ -40,6 +69,4 @@ def launched(config: EngineConfig, *, measure_sampling: bool = False) -> "Genera
         def show(done: int, total: int) -> None:
             bar.update(task, description="compiling steps", completed=done, total=total)
 
-        engine = launch(config, progress=show, measure_sampling=measure_sampling)
-    with closing(engine):
-        yield engine
+        yield show

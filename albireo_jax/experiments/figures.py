@@ -101,11 +101,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """Something that went on from `begin` to `end`; spans of one `kind` share a colour."""
+    """Something that went on from `begin` to `end`; spans of one `kind` share a colour, the first one's.
+
+    That is by default the next of `COLORS`.
+    """
 
     begin: float
     end: float
     kind: str
+    color: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,8 +216,10 @@ def lane_figure(lanes: Sequence[Lane], *, x_label: str, title: str = "") -> Figu
     with _styled():
         figure, axes = _canvas(title=title, x_label=x_label, y_label="")
         figure.set_figheight(0.9 + 0.45 * len(lanes))
-        kinds = list(dict.fromkeys(span.kind for lane in lanes for span in lane.spans))
-        colors = dict(zip(kinds, cycle(COLORS)))
+        firsts: dict[str, Span] = {}
+        for span in (span for lane in lanes for span in lane.spans):
+            firsts.setdefault(span.kind, span)
+        colors = {kind: span.color or color for (kind, span), color in zip(firsts.items(), cycle(COLORS))}
         for row, lane in enumerate(lanes):
             axes.broken_barh(
                 [(span.begin, span.end - span.begin) for span in lane.spans],
@@ -225,10 +231,10 @@ def lane_figure(lanes: Sequence[Lane], *, x_label: str, title: str = "") -> Figu
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.legend(
-            handles=[Patch(color=colors[kind], label=kind) for kind in kinds],
+            handles=[Patch(color=color, label=kind) for kind, color in colors.items()],
             loc="lower left",
             bbox_to_anchor=(0, 1.0),
-            ncols=min(len(kinds), 5) or 1,
+            ncols=min(len(colors), 5) or 1,
             columnspacing=1.2,
             handlelength=1.2,
         )
