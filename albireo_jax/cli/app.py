@@ -12,8 +12,8 @@ from albireo_jax.cli import options as flags
 from albireo_jax.cli.bench import bench
 from albireo_jax.cli.launching import launched
 from albireo_jax.cli.options import EngineFlags, with_engine_flags
-from albireo_jax.cli.sweep import sweep
 from albireo_jax.cli.report import report
+from albireo_jax.cli.sweep import sweep
 from albireo_jax.core.errors import AlbireoError
 from albireo_jax.core.types import SamplingParams
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.command()(report)
+app.command()(sweep)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,6 +69,7 @@ def albireo(
     albireo generate smollm2 --chat -p "Hello"   one answer on the terminal
     albireo bench throughput smollm2             how fast it is, and where the time goes
     albireo report smollm2 --out report          that as a page, and what more devices would bring
+    albireo sweep MODEL --gpus 8                 at which tensor-parallel degree GPUs serve most
 
     albireo COMMAND --help explains a command and its flags.
     """

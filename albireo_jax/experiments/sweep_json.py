@@ -9,7 +9,8 @@ T = TypeVar("T")
 
 
 def restore(kind: type[T], content: object) -> T:
-    """The `kind` that was written as `content`: dataclasses, tuples of one type, enums, numbers, texts, None.
+    """The `kind` that was written as `content`: dataclasses, tuples and dictionaries of one type, enums,
+    numbers, texts, None.
 
     Raises ValueError if the content has not the form of `kind`.
     """
@@ -27,6 +28,8 @@ def _restore(kind: Any, content: Any) -> Any:
         return _restore(one, content)
     if origin is tuple and isinstance(content, list):
         return tuple(_restore(get_args(kind)[0], item) for item in content)
+    if origin is dict and isinstance(content, dict):
+        return {key: _restore(get_args(kind)[1], value) for key, value in content.items()}
     if isinstance(kind, type):
         if issubclass(kind, Enum):
             return kind(content)

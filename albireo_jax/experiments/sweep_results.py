@@ -6,7 +6,8 @@
     ClusterRun   the replicas of a variant and repeat together, times those that were not measured
     CaseResult   all cluster runs of a case: what a file of the output folder holds
     Figures      medians and spreads of a variant at a degree, over its repeats
-    Sweep        all of it, with t_e and the rule 4M/C
+    Summary      all figures with t_e, the rule 4M/C and the settings: what a page or a table shows
+    Sweep        the case results, and the summary that follows from them
 """
 
 import statistics
@@ -14,12 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from albireo_jax.core.model_files import find_model
 from albireo_jax.engine.timeline import TaskTable, TaskTime
 from albireo_jax.experiments.bench import percentile
 from albireo_jax.experiments.records import Device
 from albireo_jax.experiments.sweep_contention import KvUse
 from albireo_jax.experiments.sweep_json import restore
-from albireo_jax.experiments.sweep_settings import Case, MemoryRule, SweepPlan, Variant
+from albireo_jax.experiments.sweep_settings import Case, SweepPlan, Variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,8 +139,9 @@ class Figures:
     tp: int
     variant: Variant
     how: str
-    gpus: int
+    replicas: str
     output_tokens_per_s: Spread
+    per_gpu_tokens_per_s: float
     gain: Spread | None
     ttft_p50_s: float
     ttft_p99_s: float
@@ -158,11 +161,6 @@ class Figures:
     energy_j_per_token: float | None
     energy_reason: str
 
-    @property
-    def per_gpu(self) -> float:
-        """Median throughput of the cluster over its GPUs."""
-        return self.output_tokens_per_s.median / self.gpus
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
@@ -170,6 +168,32 @@ class Failure:
 
     case: Case
     error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a sweep found, for readers: nothing that they are shown is not in here.
+
+    `how` is in short what `how` of the figures says in full. `t_e` has the degree of the highest median
+    throughput of the cluster for each variant; `rule_value` is 4M/C and `rule_tp` that rounded up to a power
+    of two, None where the memory of a GPU is not known. `failures` has what went wrong by case.
+    """
+
+    model: str
+    gpus: int
+    load: str
+    device: Device
+    how: str
+    dtype: str
+    settings: dict[str, str]
+    load_before: float
+    weight_bytes: int
+    gpu_memory_bytes: int | None
+    rule_value: float | None
+    rule_tp: int | None
+    t_e: dict[str, int]
+    figures: tuple[Figures, ...]
+    failures: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,14 +206,29 @@ class Sweep:
     results: tuple[CaseResult, ...]
     failures: tuple[Failure, ...]
 
-    @property
-    def rule(self) -> MemoryRule:
-        """4M/C."""
-        return self.plan.rule
+    def summary(self) -> Summary:
+        """What follows from the results."""
+        plan, figures = self.plan, self.figures()
+        return Summary(
+            model=find_model(plan.settings.model).name,
+            gpus=plan.settings.gpus,
+            load=plan.settings.load.label,
+            device=self.device,
+            how=plan.settings.how,
+            dtype=plan.dtype.value,
+            settings=plan.settings.described(),
+            load_before=self.load_before,
+            weight_bytes=plan.rule.weight_bytes,
+            gpu_memory_bytes=plan.rule.gpu_memory_bytes,
+            rule_value=plan.rule.value,
+            rule_tp=plan.rule.tp,
+            t_e=best_degrees(figures),
+            figures=tuple(figures),
+            failures={failure.case.name: failure.error for failure in self.failures},
+        )
 
     def figures(self) -> list[Figures]:
         """One for each degree and variant that was measured."""
-        gpus = self.plan.settings.gpus
         by_key = {
             (result.case.tp, variant): (result, [run for run in result.runs if run.variant is variant])
             for result in self.results
@@ -198,20 +237,21 @@ class Sweep:
         found: list[Figures] = []
         for (tp, _), (result, runs) in by_key.items():
             base = by_key.get((tp, Variant.SYNCHRONOUS), (result, []))[1]
-            found.append(_figures(result.case, runs, base=base, gpus=gpus))
+            found.append(_figures(result.case, runs, base=base))
         return found
 
-    def t_e(self) -> dict[Variant, int]:
-        """The degree of the highest median throughput of the cluster, for each variant that was measured."""
-        best: dict[Variant, Figures] = {}
-        for one in self.figures():
-            known = best.get(one.variant)
-            if known is None or one.output_tokens_per_s.median > known.output_tokens_per_s.median:
-                best[one.variant] = one
-        return {variant: one.tp for variant, one in best.items()}
+
+def best_degrees(figures: Sequence[Figures]) -> dict[str, int]:
+    """t_e: the degree of the highest median throughput, for each variant; the first of equals."""
+    best: dict[str, Figures] = {}
+    for one in figures:
+        known = best.get(one.variant.value)
+        if known is None or one.output_tokens_per_s.median > known.output_tokens_per_s.median:
+            best[one.variant.value] = one
+    return {variant: one.tp for variant, one in best.items()}
 
 
-def _figures(case: Case, runs: Sequence[ClusterRun], *, base: Sequence[ClusterRun], gpus: int) -> Figures:
+def _figures(case: Case, runs: Sequence[ClusterRun], *, base: Sequence[ClusterRun]) -> Figures:
     def median(value: Callable[[ClusterRun], float]) -> float:
         return statistics.median(map(value, runs))
 
@@ -224,6 +264,7 @@ def _figures(case: Case, runs: Sequence[ClusterRun], *, base: Sequence[ClusterRu
         return {name: median(lambda run, name=name: run.task_s(name, exposed=exposed)) for name in names}
 
     tpot_p99, energy = maybe(lambda run: run.tpot_p99_s), maybe(lambda run: run.energy_j_per_token)
+    throughput = _spread([run.output_tokens_per_s for run in runs])
     gains = [
         run.output_tokens_per_s / other.output_tokens_per_s for run, other in zip(runs, base, strict=False)
     ]
@@ -231,8 +272,9 @@ def _figures(case: Case, runs: Sequence[ClusterRun], *, base: Sequence[ClusterRu
         tp=case.tp,
         variant=runs[0].variant,
         how=case.how,
-        gpus=gpus,
-        output_tokens_per_s=_spread([run.output_tokens_per_s for run in runs]),
+        replicas=case.replicas,
+        output_tokens_per_s=throughput,
+        per_gpu_tokens_per_s=throughput.median / (case.tp * case.num_replicas),
         gain=_spread(gains) if gains else None,
         ttft_p50_s=median(lambda run: run.ttft_p50_s),
         ttft_p99_s=median(lambda run: run.ttft_p99_s),

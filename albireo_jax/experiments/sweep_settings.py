@@ -16,6 +16,7 @@ from albireo_jax.core.config import (
 )
 from albireo_jax.core.errors import CapacityError
 from albireo_jax.core.memory import plan_memory, rules_bytes, weight_bytes
+from albireo_jax.core.types import SamplingParams
 from albireo_jax.experiments.sweep_load import Load
 from albireo_jax.sim.workload import Arrival
 
@@ -85,6 +86,8 @@ class SweepSettings:
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        SamplingParams(temperature=self.temperature, top_p=self.top_p)  # checks their ranges
+        CacheConfig(page_size=self.page_size)
         if self.warmups < 0:
             raise ValueError(f"warmups must not be negative, got {self.warmups}")
         if not self.degrees:
@@ -101,6 +104,27 @@ class SweepSettings:
             raise ValueError(
                 "interleaved variants share each GPU's memory: say with --gpu-memory how much to share"
             )
+
+    @property
+    def how(self) -> str:
+        """How the figures of the cluster come about, in short; see `Case.how`."""
+        replicas = "one replica measured, times N/t" if self.one_replica else "all replicas measured, summed"
+        return f"{replicas}; virtual devices share the cores" if self.virtual_devices else replicas
+
+    def described(self) -> dict[str, str]:
+        """What a reader must know of the settings to repeat the sweep, besides model, GPUs and load."""
+        turns = "in turn in one process" if self.interleaved else "one after the other, a process each"
+        memory = self.gpu_memory_bytes
+        return {
+            "degrees": _listed(self.degrees),
+            "variants": f"{turns}, a different one first in each repeat" if self.interleaved else turns,
+            "repeats": f"{self.repeats} after {self.warmups} warm-up runs",
+            "rows": f"{self.rows_per_gpu} per GPU",
+            "step": f"{self.max_step_tokens} tokens at most, or as many as rows",
+            "page": f"{self.page_size} tokens",
+            "memory": "as found" if memory is None else f"{memory / 2**30:.4g} GiB per GPU",
+            "sampling": f"temperature {self.temperature:g}, top-p {self.top_p:g}, seed {self.seed}",
+        }
 
     def _check_degree(self, tp: int) -> None:
         if tp > self.gpus:
@@ -163,6 +187,12 @@ class Case:
         devices = self.tp * self.measured_replicas
         noun = "device shares" if devices == 1 else "devices share"
         return f"{how}; {devices} virtual {noun} the machine's cores" if self.virtual else how
+
+    @property
+    def replicas(self) -> str:
+        """The same in short."""
+        counts = f"{self.measured_replicas} of {self.num_replicas}"
+        return f"{counts}, virtual" if self.virtual else counts
 
     def engine_config(self, model: str, sampling: SamplingMode, *, dtype: Dtype | None) -> EngineConfig:
         """The engine of a replica that samples in this way."""
