@@ -57,8 +57,9 @@ def sections(summary: Summary) -> list[Section]:
             _throughput(summary),
             Section(
                 title="What each step of the ablation gains",
-                text="Ratios within the same repeat. At t = 1 the last two variants sample with the same "
-                "program: what differs between them there is noise.",
+                text="Tokens per second per GPU of the three variants, and ratios to the synchronous one within "
+                "the same repeat. At t = 1 the last two variants sample with the same program: what differs "
+                "between them there is noise.",
                 table=gain_table(summary),
             ),
             _latency(summary),
@@ -114,8 +115,9 @@ def _latency(summary: Summary) -> Section:
 def _steps(summary: Summary) -> Section:
     return Section(
         title="Where the time of a step goes",
-        text="Of the host's tasks (T1, T2, T5) only what is exposed delays a step: the device has nothing to "
-        "do meanwhile. The table has both, spent / exposed, in microseconds per step.",
+        text="T1 schedule, T2 prepare inputs, T3 forward, T4 sample, T5 process outputs. Of the host's tasks "
+        "(T1, T2, T5) only what is exposed delays a step: the device has nothing to do meanwhile. The table "
+        "has both, spent / exposed, in microseconds per step.",
         table=step_table(summary),
         figures=[svg(_step_figure(summary)), svg(_idle_figure(summary))],
     )
@@ -154,9 +156,9 @@ def _over_degrees(
 ) -> Figure:
     return line_figure(
         _lines(summary, value),
-        x_label=_DEGREE,
+        x_label=f"{_DEGREE}\n({summary.how})",
         y_label=y_label,
-        title=f"{title} ({summary.how})",
+        title=title,
         log2_x=True,
     )
 
@@ -164,11 +166,6 @@ def _over_degrees(
 def _throughput_figure(summary: Summary) -> Figure:
     lines = _lines(summary, lambda one: one.output_tokens_per_s)
     top = max(one.output_tokens_per_s.high for one in summary.figures)
-    marks = [
-        Mark(x=one.tp, y=one.output_tokens_per_s.median, label=f"t_e {_SHORT[one.variant]}")
-        for one in summary.figures
-        if summary.t_e[one.variant.value] == one.tp
-    ]
     if summary.rule_tp is not None:
         rule = Line(
             name=f"4M/C = {summary.rule_value:.2g},\nrounded up",
@@ -179,12 +176,27 @@ def _throughput_figure(summary: Summary) -> Figure:
         lines.append(rule)
     return line_figure(
         lines,
-        x_label=_DEGREE,
+        x_label=f"{_DEGREE}\n({summary.how})",
         y_label="output tokens/s",
-        title=f"Throughput of the cluster ({summary.how})",
+        title="Throughput of the cluster",
         log2_x=True,
-        marks=marks,
+        marks=_best_marks(summary),
     )
+
+
+def _best_marks(summary: Summary) -> list[Mark]:
+    """A ring around each t_e; those of one degree have one label, at the highest."""
+    marks: list[Mark] = []
+    for tp in sorted(set(summary.t_e.values())):
+        best = [one for one in summary.figures if one.tp == tp and summary.t_e[one.variant.value] == tp]
+        best.sort(key=lambda one: one.output_tokens_per_s.median)
+        names = "" if len(best) == len(summary.t_e) else ", ".join(_SHORT[one.variant] for one in best)
+        label = f"t_e {names}".strip()
+        marks += [
+            Mark(x=tp, y=one.output_tokens_per_s.median, label=label if one is best[-1] else "")
+            for one in best
+        ]
+    return marks
 
 
 def _per_gpu_figure(summary: Summary) -> Figure:
@@ -220,7 +232,8 @@ def _step_figure(summary: Summary) -> Figure:
         [f"{_SHORT[one.variant]}\nt={one.tp}" for one in summary.figures],
         parts,
         y_label="ms per step",
-        title=f"A step ({summary.how})",
+        x_label=f"({summary.how})",
+        title="A step",
     )
 
 

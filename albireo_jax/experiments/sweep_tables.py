@@ -39,7 +39,7 @@ def throughput_table(summary: Summary) -> Table:
 
 
 def gain_table(summary: Summary) -> Table:
-    """Tokens per second per GPU, and gains over the synchronous variant; a row per degree."""
+    """Tokens per second per GPU of each variant, and gains over the first; a row per degree."""
 
     def gain(one: Figures | None) -> str:
         if one is None or one.gain is None:
@@ -49,15 +49,14 @@ def gain_table(summary: Summary) -> Table:
     rows = [
         (
             f"{tp}",
-            *(_number(one.per_gpu_tokens_per_s) if one else _NOTHING for one in ones),
+            " / ".join(_number(one.per_gpu_tokens_per_s) if one else _NOTHING for one in ones),
             *(gain(one) for one in ones[1:]),
             _how(ones),
         )
         for tp, ones in _by_degree(summary)
     ]
-    names = [variant.value for variant in Variant]
-    header = ("t", *(f"per GPU: {name}" for name in names), *(f"gain: {name}" for name in names[1:]), _HOW)
-    return Table(header=header, rows=rows)
+    gains = [f"gain: {variant.value}" for variant in Variant][1:]
+    return Table(header=("t", "tokens/s per GPU", *gains, _HOW), rows=rows)
 
 
 def latency_table(summary: Summary) -> Table:
@@ -96,7 +95,8 @@ def step_table(summary: Summary) -> Table:
         )
         for one in summary.figures
     ]
-    return Table(header=("t and variant", *names, "between", "step", _REPLICAS), rows=rows)
+    header = ("t and variant", *(name.split()[0] for name in names), "between", "step", _REPLICAS)
+    return Table(header=header, rows=rows)
 
 
 def memory_table(summary: Summary) -> Table:
@@ -166,9 +166,15 @@ def print_summary(summary: Summary) -> None:
     console.print(f"{summary.model} on {device_text(summary)}: {summary.load}")
     for title, table in (
         ("output tokens/s of the cluster: median (least … most)", throughput_table(summary)),
-        ("output tokens/s per GPU, and gain over synchronous in the same repeats", gain_table(summary)),
+        (
+            "output tokens/s per GPU of the three, and gain over synchronous in the same repeats",
+            gain_table(summary),
+        ),
         ("latency", latency_table(summary)),
-        ("µs per step: spent, or spent / exposed", step_table(summary)),
+        (
+            "µs per step: spent / exposed (T1 schedule, T2 inputs, T5 outputs) or on the device (T3 forward, T4 sample)",
+            step_table(summary),
+        ),
         ("key/value memory of a replica", memory_table(summary)),
         ("energy", energy_table(summary)),
     ):
