@@ -29,13 +29,14 @@ class Outcome:
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("", "serve generate bench --version"),
+        ("", "serve generate bench report --version"),
         ("serve", f"{ENGINE_FLAGS} {SERVE_FLAGS} MODEL smollm2"),
         ("generate", f"{ENGINE_FLAGS} --prompt --chat --seed --stop MODEL"),
         ("bench", "throughput latency host"),
         ("bench throughput", f"{ENGINE_FLAGS} requests input-len output-len MODEL"),
         ("bench latency", f"{ENGINE_FLAGS} requests input-len output-len MODEL"),
         ("bench host", "rows steps"),
+        ("report", f"{ENGINE_FLAGS} requests input-len output-len trace scale out from MODEL"),
     ],
 )
 def test_help_names_everything(capfd: pytest.CaptureFixture[str], command: str, expected: str) -> None:
@@ -76,6 +77,16 @@ def test_the_command_line_alone_imports_no_jax() -> None:
         ("generate smollm2 --prompt x --temperature nan", "temperature must be a finite number, got nan"),
         ("generate smollm2 --prompt x --max-tokens 0", "max_tokens must be at least 1, got 0"),
         ("bench throughput nothing-here", "no model 'nothing-here'"),
+        ("report nothing-here", "no model 'nothing-here'"),
+        ("report", "name a MODEL to run or, with --from, an earlier report, and not both"),
+        (
+            "report smollm2 --from x.json",
+            "name a MODEL to run or, with --from, an earlier report, and not both",
+        ),
+        ("report --from nothing.json", "nothing.json is not a report that can be read"),
+        ("report smollm2 --requests 0", "at least 1, got 0"),
+        ("report smollm2 --trace nothing.csv", "trace nothing.csv cannot be read"),
+        ("report smollm2 --tp 3", "tp must be one of [1, 2, 4, 8], got 3"),
     ],
 )
 def test_a_callers_error_is_one_line(capfd: pytest.CaptureFixture[str], arguments: str, message: str) -> None:
@@ -86,6 +97,18 @@ def test_a_callers_error_is_one_line(capfd: pytest.CaptureFixture[str], argument
     assert len(lines) == 1
     assert lines[0].startswith("albireo: ")
     assert message in lines[0]
+
+
+def test_a_report_without_the_package_that_draws_says_how_to_get_it() -> None:
+    script = """
+import sys
+sys.modules['matplotlib'] = None
+from albireo_jax.cli import main
+main(['report', 'smollm2'])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "albireo: matplotlib is missing: pip install 'albireo-jax[experiments]'\n"
 
 
 @pytest.mark.parametrize(

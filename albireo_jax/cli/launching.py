@@ -42,7 +42,8 @@ def needs_extra(extra: str) -> Generator[None, None, None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is missing: pip install 'albireo-jax[{extra}]'") from error
+        package = str(error.name).partition(".")[0]
+        raise ValueError(f"{package} is missing: pip install 'albireo-jax[{extra}]'") from error
 
 
 @contextmanager

@@ -183,6 +183,7 @@ def stacked_bars(
             heights = np.nan_to_num(_floats(part.values))
             axes.bar(places, heights, 0.62, bottom=bottom, label=part.name, **_fill(part, color))
             bottom += heights
+        axes.set_ylim(0, 1.05 * float(bottom.max(initial=0)) or 1)
         _category_ticks(axes, categories)
         _legend(axes, len(parts), upside_down=True)
         return _laid_out(figure)
@@ -234,7 +235,7 @@ def lane_figure(lanes: Sequence[Lane], *, x_label: str, title: str = "") -> Figu
             handles=[Patch(color=color, label=kind) for kind, color in colors.items()],
             loc="lower left",
             bbox_to_anchor=(0, 1.0),
-            ncols=min(len(colors), 5) or 1,
+            ncols=min(len(colors), 4) or 1,
             columnspacing=1.2,
             handlelength=1.2,
         )

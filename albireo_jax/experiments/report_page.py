@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -23,6 +24,7 @@ from albireo_jax.experiments.report import Report, amdahl, content, parts, perce
 from albireo_jax.experiments.trace_file import DEVICE, EXPOSED, HOST, LaneSpan, trace_content
 
 _TIMES = (1, 2, 4, 8)
+_EXPOSED = ", exposed"
 _BLUE, _ORANGE, _GREEN, _PINK, _SKY, _RED, _GREY = COLORS
 _TASK_COLORS = {"T1": _BLUE, "T2": _SKY, "T3": _GREEN, "T4": _ORANGE, "T5": _PINK, "co": _RED, "be": _GREY}
 """By the first two letters of a task's name."""
@@ -109,11 +111,12 @@ def _title(report: Report) -> str:
 
 def _machine(report: Report) -> str:
     subject, device = report.subject, report.subject.device
+    date = f"{datetime.fromisoformat(subject.date):%Y-%m-%d %H:%M}"
     unit = "cores" if device.kind == "cpu" else "GPUs"
     machine = f"{device.name} ({device.count} {unit})"
     if device.virtual_devices:
         machine += f", standing for {device.virtual_devices} devices that share it: T3 does not shrink with t"
-    return f"{machine}; {subject.dtype}, up to {subject.max_rows} rows; {subject.software}; {subject.date}"
+    return f"{machine}; {subject.dtype}, up to {subject.max_rows} rows; {subject.software}; {date} UTC"
 
 
 def _time_section(report: Report) -> Section:
@@ -151,8 +154,8 @@ def _time_figure(table: TaskTable) -> Figure:
     totals = {task.name: task.total_s for task in (*table.tasks, table.copies)}
     bars = [
         Part(
-            name=part.name,
-            values=(*part.values, per_step_ms * totals.get(part.name.removesuffix(", exposed"), 0.0)),
+            name=part.name.removesuffix(_EXPOSED),
+            values=(*part.values, per_step_ms * totals.get(part.name.removesuffix(_EXPOSED), 0.0)),
             color=part.color,
         )
         for part in time_bars([table])
