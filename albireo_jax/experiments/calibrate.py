@@ -12,7 +12,7 @@ and ended, and a step's size is noted when it is dispatched::
 What took three times as long as a first fit says is left out: something else ran on the machine.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -44,6 +44,7 @@ _Floats = NDArray[np.float64]
 
 DECODE_STEPS = 12
 _SLOW = 3.0
+_LEAST_S = 1e-6
 _ALL_STEPS = 2**20
 
 
@@ -87,10 +88,18 @@ class NotingExecutor:
         return self._executor.dispatch(plan)
 
 
-def measure_shard(ready: Prepared, *, depths: Sequence[int], repeats: int, source: str) -> Shard:
+def measure_shard(
+    ready: Prepared,
+    *,
+    depths: Sequence[int],
+    repeats: int,
+    source: str,
+    between: Callable[[], None] | None = None,
+) -> Shard:
     """What the steps of an engine take in loops of these depths; it was prepared with its sampling measured.
 
-    Raises ValueError if the engine is too small to be measured.
+    All loads run `repeats` times after a round that warms up, at the depths in turn, and `between` is called
+    after each round but the last. Raises ValueError if the engine is too small to be measured.
     """
     subject = Subject(
         executor=ready.executor,
@@ -98,32 +107,38 @@ def measure_shard(ready: Prepared, *, depths: Sequence[int], repeats: int, sourc
         config=ready.config.scheduler,
         buckets=tuple(PaddedSize(*bucket) for bucket in ready.executor.buckets),
     )
+    times: dict[int, list[StepTime]] = {depth: [] for depth in depths}
+    for repeat in range(-1, repeats):
+        for load in loads(subject, seed=repeat + 1):
+            for depth, known in times.items():
+                found = time_steps(subject, load, depth=depth)
+                known += found if repeat >= 0 else []
+        if between is not None and 0 <= repeat < repeats - 1:
+            between()
     loops = tuple(
-        measure_loop(subject, depth=depth, repeats=repeats, source=f"{source}, depth {depth}")
-        for depth in depths
+        LoopTerms(
+            depth=depth,
+            steps=fit_steps(known, subject.buckets),
+            host=fit_host(known, source=f"{source}, depth {depth}"),
+        )
+        for depth, known in times.items()
     )
+    return Shard(
+        tp=ready.config.parallel.tp, is_shard_shaped=False, loops=loops, sampling=_sampling_terms(ready)
+    )
+
+
+def _sampling_terms(ready: Prepared) -> SamplingTerms:
     costs = ready.executor.sampling_costs()
     by_rows = {
         rows: [cost.seconds for sampling, cost in costs.items() if sampling.rows == rows]
         for rows in sorted({sampling.rows for sampling in costs})
     }
-    sampling = SamplingTerms(
+    return SamplingTerms(
         rows=tuple(by_rows),
         greedy_s=tuple(seconds[0] for seconds in by_rows.values()),
         filtered_s=tuple(seconds[-1] for seconds in by_rows.values()),
     )
-    return Shard(tp=ready.config.parallel.tp, is_shard_shaped=False, loops=loops, sampling=sampling)
-
-
-def measure_loop(subject: Subject, *, depth: int, repeats: int, source: str) -> LoopTerms:
-    """Terms of an engine's steps in a loop of this depth, over `repeats` rounds of loads after a warm-up."""
-    times: list[StepTime] = []
-    for repeat in range(-1, repeats):
-        for load in loads(subject, seed=repeat + 1):
-            found = time_steps(subject, load, depth=depth)
-            times += found if repeat >= 0 else []
-    steps = fit_steps(times, subject.buckets)
-    return LoopTerms(depth=depth, steps=steps, host=fit_host(times, source=source))
 
 
 def time_steps(subject: Subject, requests: Sequence[Request], *, depth: int) -> list[StepTime]:
@@ -154,7 +169,7 @@ def fit_steps(times: Sequence[StepTime], buckets: Sequence[PaddedSize]) -> StepT
     bucket_of = np.array([place[frame.bucket(time.size)] for time in computing])
     seen, sample_of, samples = np.unique(bucket_of, return_inverse=True, return_counts=True)
     seconds = np.array([time.forward_s for time in computing])
-    medians = np.array([np.median(seconds[bucket_of == index]) for index in seen])
+    medians = np.array([max(np.median(seconds[bucket_of == index]), _LEAST_S) for index in seen])
     pairs = [(time.size.row_pairs, time.size.chunk_pairs) for time in computing]
     columns = np.concatenate((np.eye(len(seen))[sample_of], np.array(pairs, float)), axis=1)
     *steps_s, row_pair_s, chunk_pair_s = _fit(columns, seconds, scale=medians[sample_of])
@@ -219,7 +234,7 @@ def _fit(columns: _Floats, values: _Floats, *, scale: _Floats) -> list[float]:
         return nnls(weighted, values[kept] / scale[kept])[0] / width
 
     first = columns @ solve(np.ones(len(values), bool))
-    return solve(values <= _SLOW * np.maximum(first, 1e-9)).tolist()
+    return solve(values <= _SLOW * np.maximum(first, _LEAST_S)).tolist()
 
 
 def _interpolated(bucket: BucketTerms, measured: Sequence[BucketTerms]) -> BucketTerms:

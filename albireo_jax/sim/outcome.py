@@ -1,5 +1,6 @@
 """What the users of a run saw: when the tokens of each request came, on any clock."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,6 +56,18 @@ class Outcome:
     def tpot_s(self) -> tuple[float, ...]:
         """Time per output token, of each request that has more than one."""
         return tuple(request.tpot_s for request in self.requests if request.tpot_s is not None)
+
+    @property
+    def ttft_p50_s(self) -> float:
+        """Median time to the first token."""
+        return statistics.median(self.ttft_s)
+
+    @property
+    def tpot_p50_s(self) -> float:
+        """Median time per output token; raises ValueError if no request has more than one."""
+        if not self.tpot_s:
+            raise ValueError(f"none of {len(self.requests)} requests has more than one token")
+        return statistics.median(self.tpot_s)
 
     def share_meeting(self, *, ttft_s: float, tpot_s: float) -> float:
         """Share of the requests whose first token came in `ttft_s` and the others in `tpot_s` each."""
