@@ -15,7 +15,7 @@ from albireo_jax.core.config import (
     SchedulerConfig,
 )
 from albireo_jax.core.errors import CapacityError
-from albireo_jax.core.memory import plan_memory, rules_bytes, weight_bytes
+from albireo_jax.core.memory import page_bytes, plan_memory, rules_bytes, weight_bytes
 from albireo_jax.core.types import SamplingParams
 from albireo_jax.experiments.sweep_load import Load
 from albireo_jax.sim.workload import Arrival
@@ -356,12 +356,25 @@ class _Pages:
         failing = [tp for tp in self._settings.degrees if tp in reasons]
         if failing:
             fits = [tp for tp in divisors if tp not in reasons]
-            verdict = f"it fits at tp {_listed(fits)}" if fits else "it fits at no degree"
+            verdict = (
+                f"it fits at tp {_listed(fits)}"
+                if fits
+                else f"it fits at no degree, and at tp {divisors[-1]} in {self._least_gib(divisors[-1])} GiB"
+            )
             memory = (self._memory_bytes or 0) / 2**30
             raise ValueError(
                 f"the model does not fit at tp {failing[0]} in {memory:.3g} GiB per GPU "
-                f"({reasons[failing[0]]}); {verdict} of {_listed(divisors)}"
+                f"({reasons[failing[0]]}); {verdict}"
             )
+
+    def _least_gib(self, tp: int) -> str:
+        """Memory in which the longest request fits, three digits rounded up."""
+        settings, model = self._settings, self._model
+        page = page_bytes(model, tp=tp, page_size=settings.page_size, dtype=self._dtype)
+        counts = rules_bytes(model, tp=tp, num_slots=settings.rows_per_gpu * tp + 1)
+        weights = weight_bytes(model, tp=tp, dtype=self._dtype)
+        needed = (weights + counts + (self._pages_per_row + 1) * page) * self._engines(tp) / MEMORY_SHARE
+        return f"{1.005 * needed / 2**30:.3g}"
 
     def _engines(self, tp: int) -> int:
         """Engines that a GPU holds at once; virtual devices have the memory that they are said to have."""

@@ -171,10 +171,7 @@ def print_summary(summary: Summary) -> None:
             gain_table(summary),
         ),
         ("latency", latency_table(summary)),
-        (
-            "µs per step: spent / exposed (T1 schedule, T2 inputs, T5 outputs) or on the device (T3 forward, T4 sample)",
-            step_table(summary),
-        ),
+        ("µs per step: spent / exposed", step_table(summary)),
         ("key/value memory of a replica", memory_table(summary)),
         ("energy", energy_table(summary)),
     ):
