@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import style
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -30,6 +31,8 @@ _GRID = "#8c8c8c40"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("solid", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
 _WIDTH_IN, _HEIGHT_IN = 7.0, 3.5
+_MANY_BARS = 6
+_LINE_CHARACTERS = 105
 _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": _INK,
@@ -185,7 +188,10 @@ def stacked_bars(
             bottom += heights
         axes.set_ylim(0, 1.05 * float(bottom.max(initial=0)) or 1)
         _category_ticks(axes, categories)
-        _legend(axes, len(parts), upside_down=True)
+        if len(categories) > _MANY_BARS:
+            _legend_above(figure, [*axes.get_legend_handles_labels()[0]])
+        else:
+            _legend(axes, len(parts), upside_down=True)
         return _laid_out(figure)
 
 
@@ -231,14 +237,7 @@ def lane_figure(lanes: Sequence[Lane], *, x_label: str, title: str = "") -> Figu
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
-        axes.legend(
-            handles=[Patch(color=color, label=kind) for kind, color in colors.items()],
-            loc="lower left",
-            bbox_to_anchor=(0, 1.0),
-            ncols=min(len(colors), 4) or 1,
-            columnspacing=1.2,
-            handlelength=1.2,
-        )
+        _legend_above(figure, [Patch(color=color, label=kind) for kind, color in colors.items()])
         return _laid_out(figure)
 
 
@@ -308,6 +307,22 @@ def _legend(axes: Axes, entries: int, *, upside_down: bool = False) -> None:
     """Beside the plot, so that it hides nothing; a single series needs none but its axis."""
     if entries > 1:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, reverse=upside_down)
+
+
+def _legend_above(figure: Figure, handles: Sequence[Artist]) -> None:
+    """In columns over the plot, which needs its whole width."""
+    longest = max((len(str(handle.get_label())) for handle in handles), default=1)
+    figure.legend(
+        handles=handles,
+        loc="outside upper left",
+        ncols=max(1, _LINE_CHARACTERS // (longest + 6)),
+        columnspacing=1.2,
+        handlelength=1.2,
+        title=figure.get_suptitle() or None,
+        title_fontproperties={"size": "large", "weight": "bold"},
+        alignment="left",
+    )
+    figure.suptitle("")  # the legend has it: the layout would put both in the same place
 
 
 def _floats(values: Sequence[float | None]) -> Any:

@@ -210,13 +210,13 @@ def series_of(runs: Sequence[Run]) -> list[Series]:
 def plot(runs: Sequence[Run], degrees: Sequence[int], device: Device) -> str:
     """The breakdown as an SVG file: a bar for each degree and variant."""
     cases = [(tp, variant) for tp in degrees for variant in variants_at(tp)]
-    shared = f"; t virtual devices share {device.count} cores" if device.virtual_devices else ""
+    shared = f" (t virtual devices share {device.count} cores)" if device.virtual_devices else ""
     return svg_file(
         stacked_bars(
             [f"t={tp}\n{SHORT[variant]}" for tp, variant in cases],
             time_bars([typical(runs, tp, variant).table for tp, variant in cases]),
             y_label="time with work / ms per step",
-            title=f"Where a step's time goes, and what of the host is exposed{shared}",
+            title=f"Time of a step{shared}",
         )
     )
 
