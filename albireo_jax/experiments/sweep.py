@@ -25,6 +25,7 @@ from albireo_jax.core.model_files import find_model
 from albireo_jax.experiments.records import PACKAGES, Device, cpu_device, current_commit, versions
 from albireo_jax.experiments.sweep_devices import gpu_device, gpus_here
 from albireo_jax.experiments.sweep_load import cluster_arrivals, digest
+from albireo_jax.experiments.sweep_plan import Case, SweepPlan, plan_sweep
 from albireo_jax.experiments.sweep_process import Worker, WorkerError, workers
 from albireo_jax.experiments.sweep_results import (
     CaseResult,
@@ -34,7 +35,7 @@ from albireo_jax.experiments.sweep_results import (
     Sweep,
     cluster_run,
 )
-from albireo_jax.experiments.sweep_settings import Case, SweepPlan, SweepSettings, Variant, plan_sweep
+from albireo_jax.experiments.sweep_settings import SweepSettings, Variant
 from albireo_jax.experiments.sweep_worker import Job
 from albireo_jax.models.registry import model_config
 

@@ -57,8 +57,8 @@ def sections(summary: Summary) -> list[Section]:
             _throughput(summary),
             Section(
                 title="What each step of the ablation gains",
-                text="Tokens per second per GPU of the three variants, and ratios to the synchronous one in the "
-                "same repeat. At t = 1 the last two variants sample with the same program: what differs "
+                text="Tokens per second per GPU of the three variants, and ratios to the synchronous one in "
+                "the same repeat. At t = 1 the last two variants sample with the same program: what differs "
                 "between them there is noise.",
                 table=gain_table(summary),
             ),

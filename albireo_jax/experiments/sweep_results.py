@@ -21,7 +21,8 @@ from albireo_jax.experiments.bench import percentile
 from albireo_jax.experiments.records import Device
 from albireo_jax.experiments.sweep_contention import KvUse
 from albireo_jax.experiments.sweep_json import restore
-from albireo_jax.experiments.sweep_settings import Case, SweepPlan, Variant
+from albireo_jax.experiments.sweep_plan import Case, SweepPlan
+from albireo_jax.experiments.sweep_settings import Variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

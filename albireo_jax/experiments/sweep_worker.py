@@ -23,7 +23,8 @@ from typing import Any, TextIO
 from albireo_jax.core.config import Dtype, EngineConfig, SamplingMode
 from albireo_jax.experiments.sweep_json import restore
 from albireo_jax.experiments.sweep_load import deal, sampled_requests
-from albireo_jax.experiments.sweep_settings import Case, Variant
+from albireo_jax.experiments.sweep_plan import Case
+from albireo_jax.experiments.sweep_settings import Variant
 from albireo_jax.sim.workload import Arrival
 
 
