@@ -46,6 +46,7 @@ class Replica:
     config: SchedulerConfig
     limits: EngineLimits
     steps: StepModel
+    shares_prefixes: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,15 +120,23 @@ def run(replica: Replica, requests: Sequence[Request]) -> Run:
 
 
 def meets(replica: Replica, requests: Sequence[Request], targets: Targets) -> bool:
-    """Whether a load is served well; the run ends as soon as too many requests have missed a target."""
+    """Whether a load is served well; the run ends as soon as too many requests have missed a target.
+
+    A request whose first token is overdue has missed its target though the token has not come.
+    """
     allowed = int((1 - targets.attainment) * len(requests) + 1e-9)
     engine = _engine(replica, replica.steps.forward)
     times = _Times(requests)
     missed: set[str] = set()
+    due = 0  # requests before this one should have their first token
     for moment_s, outputs in play(engine.loop, requests, clock=engine.clock):
         for request_id in times.take(moment_s, outputs):
             if not targets.are_met_by(times.of(request_id)):
                 missed.add(request_id)
+        while due < len(requests) and requests[due].arrived_s + targets.ttft_s < moment_s:
+            if not times.has_begun(requests[due].request_id):
+                missed.add(requests[due].request_id)
+            due += 1
         if len(missed) > allowed:
             return False
     return True
@@ -154,6 +163,7 @@ def _engine(replica: Replica, forward: Cost) -> ClockedEngine:
         cost=forward,
         sampling=replica.steps.sampling,
         host=replica.steps.host,
+        shares_prefixes=replica.shares_prefixes,
     )
 
 
@@ -179,6 +189,10 @@ class _Times:
                 self._last_s[name] = moment_s
                 news.append(name)
         return news
+
+    def has_begun(self, name: str) -> bool:
+        """Whether a request got a token."""
+        return name in self._first_s
 
     def of(self, name: str) -> RequestTimes:
         """The times of a request that got a token; its last one is the first until it has ended."""
