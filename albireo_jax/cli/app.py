@@ -10,7 +10,7 @@ import typer
 
 from albireo_jax.cli import options as flags
 from albireo_jax.cli.bench import bench
-from albireo_jax.cli.launching import launched
+from albireo_jax.cli.launching import launched, needs_extra
 from albireo_jax.cli.options import EngineFlags, with_engine_flags
 from albireo_jax.cli.report import report
 from albireo_jax.cli.sweep import sweep
@@ -96,11 +96,9 @@ def serve(
     albireo serve /models/Llama-3.1-8B-Instruct --tp 4 --host 0.0.0.0 --api-key SECRET
     albireo serve model.gguf --max-model-len 4096 --config engine.yaml
     """
-    try:
+    with needs_extra("serve"):
         from albireo_jax.serving import app as http
         from albireo_jax.serving import server
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is missing: pip install 'albireo-jax[serve]'") from error
 
     config = engine.engine_config(model)
     with server.bind(host, port) as bound, launched(config, measure_sampling=True) as running:
