@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from albireo_jax.core.model_files import find_model
 from albireo_jax.experiments.records import PACKAGES, Device, cpu_device, current_commit, versions
@@ -122,8 +121,7 @@ def settings_hash(plan: SweepPlan, case: Case, *, device: Device) -> str:
 def read_case(path: Path, *, settings_hash: str) -> CaseResult | None:
     """The result in a file, None if there is none or it is of other settings or another form."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        result = CaseResult.from_json(content)
+        result = CaseResult.from_json(json.loads(path.read_text()))
     except (OSError, ValueError):
         return None
     return result if result.settings_hash == settings_hash else None

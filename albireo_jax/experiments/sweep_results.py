@@ -11,7 +11,7 @@
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -114,8 +114,10 @@ class CaseResult:
         return {**asdict(self), "how": self.case.how}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "CaseResult":
+    def from_json(cls, content: object) -> "CaseResult":
         """The result that `to_json` wrote; raises ValueError for what it did not write."""
+        if not isinstance(content, dict):
+            raise ValueError(f"expected a case, got {content!r:.80}")
         return restore(cls, {name: value for name, value in content.items() if name != "how"})
 
 
