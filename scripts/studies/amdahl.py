@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -136,7 +137,9 @@ def measure(tp: int) -> list[Run]:
     """All runs at one degree, by a process with as many devices and this command's own flags."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, *sys.argv[1:], "--worker", str(tp), "--output", folder]
+        began_s = time.perf_counter()
         subprocess.run(command, check=True)
+        print(f"t = {tp}: measured in {time.perf_counter() - began_s:.0f} s", file=sys.stderr)
         return [
             Run(variant=variant, report=read_report(path))
             for variant in variants_at(tp)
