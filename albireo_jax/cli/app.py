@@ -12,6 +12,7 @@ from albireo_jax.cli import options as flags
 from albireo_jax.cli.bench import bench
 from albireo_jax.cli.launching import launched, needs_extra
 from albireo_jax.cli.options import EngineFlags, with_engine_flags
+from albireo_jax.cli.plan import plan
 from albireo_jax.cli.report import report
 from albireo_jax.cli.sweep import sweep
 from albireo_jax.core.errors import AlbireoError
@@ -23,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 app.add_typer(bench, name="bench")
+app.command()(plan)
 app.command()(report)
 app.command()(sweep)
 

@@ -5,8 +5,10 @@ simulated engine lets these seconds pass on its clock while the device runs what
 decides what they cost.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,6 +95,14 @@ def host_terms(record: Mapping[str, Any], *, dispatch_s: float = DISPATCH_S) -> 
             f"assumed to take {dispatch_s * 1e6:.0f} µs"
         ),
     )
+
+
+def read_host_terms(path: Path) -> HostTerms:
+    """`host_terms` of the record in a file; raises ValueError, naming it, if it is none."""
+    try:
+        return host_terms(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no record of the host's work: {error}") from error
 
 
 def _line(series: Sequence[Mapping[str, Any]], metric: str) -> TaskTerms:

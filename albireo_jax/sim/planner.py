@@ -8,7 +8,7 @@ grid, so that every plan is tried at the same ones::
     for each t that fits
         alone      requests one at a time: if these miss the targets, no rate meets them
         closed     all requests at once, the most rows: completions bound any rate that lasts
-        for each (rows, step tokens), a quarter of the requests, every second rate
+        for each (rows, step tokens), a fifth of the requests, every second rate
             only if it serves the next rate above the best so far: higher rates, doubling the distance,
             then bisection
         the best of them again, all requests, every rate
@@ -38,9 +38,9 @@ from albireo_jax.sim.step_model import StepModel
 
 RATES_PER_OCTAVE = 16
 _LOWEST_OCTAVES = 7  # below the rate that lasts
-_CLOSED_MARGIN = 1.25  # the closed run ends with fewer and fewer rows
+_CLOSED_MARGIN = 1.5  # the closed run ends with fewer and fewer rows
 _ALONE_REQUESTS, _ALONE_TOKENS = 40, 32
-_SEARCH_PART, _LEAST_PART, _SEARCH_STRIDE = 4, 150, 2
+_SEARCH_PART, _LEAST_PART, _SEARCH_STRIDE = 5, 150, 2
 
 StepModels = Callable[[int], StepModel]
 """What the steps of a replica of this tensor-parallel degree take."""
@@ -158,12 +158,13 @@ class _Search:
     def best(self) -> Served | Unserved:
         """The plan of the highest goodput, of equal ones the first."""
         configs = self._configs()
-        alone = self._alone(configs[0])
+        widest = max(configs, key=lambda each: (each.max_step_tokens, each.max_rows))
+        alone = self._alone(widest)
         unserved = Unserved(degree=self._degree, alone=alone)
         targets = self._question.targets
         if alone.ttft_s > targets.ttft_s or alone.tpot_s > targets.tpot_s:
             return unserved
-        highest = self._rate_that_lasts(configs[0])
+        highest = self._rate_that_lasts(widest)
         lowest = highest - _LOWEST_OCTAVES * RATES_PER_OCTAVE
         grid = _Grid(lowest=lowest, highest=highest, stride=_SEARCH_STRIDE)
         rate, chosen = grid.lowest, configs[0]

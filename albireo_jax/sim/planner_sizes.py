@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from albireo_jax.core.config import CacheConfig, Dtype, KvDtype, ModelConfig, SamplingMode
+from albireo_jax.core.config import TP_DEGREES, CacheConfig, Dtype, KvDtype, ModelConfig, SamplingMode
 from albireo_jax.core.errors import CapacityError
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.memory import MemoryPlan, plan_memory, rules_bytes, weight_bytes
@@ -24,7 +24,7 @@ class Question:
 
     Of each GPU's memory, `memory_share` is for weights and pages. All combinations of `rows` and
     `step_tokens` are tried as `max_rows` and `max_step_tokens`. A replica is simulated with
-    `requests_per_replica` requests.
+    `requests_per_replica` requests. Only `degrees` are tried.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Question:
     rows: tuple[int, ...] = ROWS
     step_tokens: tuple[int, ...] = STEP_TOKENS
     requests_per_replica: int = REQUESTS_PER_REPLICA
+    degrees: tuple[int, ...] = TP_DEGREES
 
     def __post_init__(self) -> None:
         """Refuse what no plan could be made for."""
@@ -154,8 +155,10 @@ def fit(question: Question, workload: Workload) -> Degrees:
     """
     fitting: list[Degree] = []
     excluded: list[Excluded] = []
-    possible = question.model.tp_degrees()
-    for tp in possible:
+    for tp in question.model.tp_degrees():
+        if tp not in question.degrees:
+            excluded.append(Excluded(tp=tp, reason="nothing says what its steps take"))
+            continue
         if question.num_gpus % tp:
             excluded.append(Excluded(tp=tp, reason=f"{question.num_gpus} GPUs are no multiple of {tp}"))
             continue

@@ -1,8 +1,8 @@
 """What a step of one replica takes, put together from a rank's own work, collectives, sampling and the host.
 
-`StepModel.forward` may be a measured table of one rank's shard-shaped model, to which `with_collectives` adds
-what a single device cannot measure; or the roofline, with the share of the data sheet's rates that a good
-kernel is assumed to reach. Whatever it is, the model says so.
+`StepModel.forward` may be a measured table of one rank's shard-shaped model, to which `with_collectives`
+adds what a single device cannot measure; or the roofline, with the share of the data sheet's rates that a
+good kernel is assumed to reach. Whatever it is, the model says so.
 
 Sampling (T4) is apart, since how much of it each rank does is a choice::
 
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from albireo_jax.core.config import Dtype, KvDtype, ModelConfig, SamplingMode
 from albireo_jax.core.plan import StepPlan
+from albireo_jax.sim.calibration import Calibration
 from albireo_jax.sim.collectives import Links
 from albireo_jax.sim.cost import DeviceSpec, rank_cost
 from albireo_jax.sim.gpus import Gpu
@@ -159,35 +160,44 @@ def _never(plan: StepPlan) -> bool:
     return False
 
 
-def measured_model(
-    local: Cost,
+def calibrated_model(
+    calibration: Calibration,
     model: ModelConfig,
     gpu: Gpu,
     *,
     tp: int,
-    host: HostTerms,
+    depth: int,
     mode: SamplingMode,
-    source: str,
-    is_extrapolated: Callable[[StepPlan], bool],
-    dtype: Dtype = Dtype.BFLOAT16,
-    sampler: SamplerTerms | None = None,
+    host: HostTerms | None = None,
 ) -> StepModel:
-    """Steps whose forward pass was measured on one device with the shard-shaped model of `tp` ranks.
+    """Steps as they were measured, with `gpu`'s collectives if one device ran the shard-shaped model.
 
-    `local` gives the seconds of one rank's forward pass without collectives, and `source` says what it was
-    measured on; the collectives are those of `gpu`.
+    The host's terms are those measured, unless others are given. A shard-shaped sampler sampled all rows over
+    a shard of the vocabulary, as much as a rank's part of sharded sampling; replicated is `tp` times that.
+    Raises ValueError, with what was measured, for a degree or depth that was not.
     """
-    terms = sampler or sampler_terms(model, Efficiency().of(gpu))
+    shard = calibration.shard(tp)
+    loop = shard.at_depth(depth)
+    measured, links = shard.sampling.cost(greedy=False), gpu.links
+    forward: Cost = loop.steps.forward_s
+    sampling, assumed = measured, ""
+    if shard.is_shard_shaped and tp > 1:
+        forward = with_collectives(forward, model, links, tp=tp, dtype=Dtype(calibration.dtype))
+        exchange = sampling_cost(SamplerTerms(row_s=0.0, source=""), model, links, tp=tp, mode=mode)
+        times = tp if mode is SamplingMode.REPLICATED else 1
+        assumed = f"collectives, assumed and not measured: {links.source}"
+
+        def sampled(plan: StepPlan) -> float:
+            return exchange(plan) + times * measured(plan)
+
+        sampling = sampled
+    terms = host or loop.host
+    words = (f"steps and sampling: {calibration.source}, on {calibration.device}", assumed)
     return StepModel(
-        forward=with_collectives(local, model, gpu.links, tp=tp, dtype=dtype),
-        sampling=sampling_cost(terms, model, gpu.links, tp=tp, mode=mode),
-        host=host,
-        label="simulated (measured steps)",
-        sources=(
-            f"forward pass: {source}",
-            f"collectives, assumed and not measured: {gpu.links.source}",
-            f"T4 sample: {terms.source}",
-            f"T1, T2, T5: {host.source}",
-        ),
-        is_extrapolated=is_extrapolated,
+        forward=forward,
+        sampling=sampling,
+        host=terms,
+        label=f"simulated (measured on {calibration.device})",
+        sources=(*filter(None, words), f"T1, T2, T5: {terms.source}"),
+        is_extrapolated=loop.steps.is_extrapolated,
     )

@@ -1,7 +1,7 @@
 """Arrivals and lengths of requests: a Poisson process or a trace file, and their replay through a loop."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -35,19 +35,33 @@ class TimedOutput(NamedTuple):
     output: RequestOutput
 
 
+_COLUMNS = ("arrived_at", "input_tokens", "output_tokens", "block_size", "blocks")
+
+
 def read_trace(path: Path) -> list[Arrival]:
-    """The arrivals of a CSV file: arrived_at (s), input_tokens, output_tokens, block_size, blocks (ids)."""
-    with path.open(newline="") as file:
-        return [
-            Arrival(
-                arrived_s=float(row["arrived_at"]),
-                input_tokens=int(row["input_tokens"]),
-                output_tokens=int(row["output_tokens"]),
-                block_size=int(row["block_size"]),
-                block_ids=tuple(int(block) for block in row["blocks"].split()),
-            )
-            for row in csv.DictReader(file)
-        ]
+    """The arrivals of a CSV file: arrived_at (s), input_tokens, output_tokens, block_size, blocks (ids).
+
+    Raises ValueError, naming the file, if it is no such file.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = csv.DictReader(file)
+            missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
+            if missing:
+                raise ValueError(f"it has no column {', '.join(missing)}")
+            return [_arrival(row) for row in rows]
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as a trace: {error}") from error
+
+
+def _arrival(row: Mapping[str, str]) -> Arrival:
+    return Arrival(
+        arrived_s=float(row["arrived_at"]),
+        input_tokens=int(row["input_tokens"]),
+        output_tokens=int(row["output_tokens"]),
+        block_size=int(row["block_size"]),
+        block_ids=tuple(int(block) for block in row["blocks"].split()),
+    )
 
 
 def poisson_arrivals(
