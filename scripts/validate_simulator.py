@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--max-rows", type=int, default=16)
     parser.add_argument("--max-step-tokens", type=int, default=256)
-    parser.add_argument("--max-model-len", type=int, default=1024)
+    parser.add_argument("--max-model-len", type=int, default=512)
     parser.add_argument("--rate", type=float, default=4.0, help="requests per second of the arriving loads")
     parser.add_argument("--requests", type=int, default=40, help="requests of each load")
     parser.add_argument("--repeats", type=int, default=2)

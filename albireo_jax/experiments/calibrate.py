@@ -291,5 +291,5 @@ def _powers(most: int) -> list[int]:
 
 
 def _between(least: int, most: int) -> list[int]:
-    """The two, and two sizes between them in equal ratios."""
-    return [round(size) for size in np.geomspace(min(least, most), most, 4)]
+    """The two, and one size between them in equal ratios."""
+    return [round(size) for size in np.geomspace(min(least, most), most, 3)]
