@@ -44,7 +44,7 @@ LLAMA = ModelConfig(
     num_heads=8,
     num_kv_heads=8,
     head_dim=64,
-    vocab_size=32_000,
+    vocab_size=16_384,
     max_position=4096,
     rms_norm_eps=1e-6,
     rope_theta=1e4,
@@ -53,8 +53,9 @@ SMALL = replace(LLAMA, num_layers=1, hidden_size=64, intermediate_size=128, head
 SHORT = {Variant.SYNCHRONOUS: "sync", Variant.OVERLAPPED: "overlap", Variant.SHARDED: "+ shard"}
 PAGE_SIZE = 16
 SHARED_CORES = (
-    "Virtual devices: t of them share {cores} cores, so that the forward pass T3 does not shrink with t as "
-    "it does on t GPUs. What is exposed, and how T4 compares, is what this shows."
+    "Virtual devices: t of them share {cores} cores. The forward pass T3 does not shrink with t as it does on t "
+    "GPUs, and collectives are threads that wait for each other, which is most of T4 when it is sharded. What "
+    "of the host's work is exposed is what this shows."
 )
 
 
@@ -72,8 +73,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--degrees", type=int, nargs="+", default=[1, 2, 4, 8], metavar="T")
     parser.add_argument("--config", type=Path, help="config.json of another shape for the random weights")
-    parser.add_argument("--rows", type=int, default=32, help="requests at once, the same at every degree")
-    parser.add_argument("--input-len", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=16, help="requests at once, the same at every degree")
+    parser.add_argument("--input-len", type=int, default=16)
     parser.add_argument("--output-len", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--real", action="store_true", help="real devices instead of virtual ones")
@@ -115,7 +116,7 @@ def work(options: argparse.Namespace) -> None:
             sampling=sampling,
             parallel=ParallelConfig(tp=tp, virtual_devices=0 if options.real else tp),
             cache=CacheConfig(page_size=PAGE_SIZE, num_pages=options.rows * -(-length // PAGE_SIZE)),
-            scheduler=SchedulerConfig(max_rows=options.rows, max_step_tokens=max(options.rows, 128)),
+            scheduler=SchedulerConfig(max_rows=options.rows, max_step_tokens=max(options.rows, 64)),
         )
 
     variants = variants_at(tp)
