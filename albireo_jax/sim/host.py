@@ -100,7 +100,10 @@ def host_terms(record: Mapping[str, Any], *, dispatch_s: float = DISPATCH_S) -> 
 def read_host_terms(path: Path) -> HostTerms:
     """`host_terms` of the record in a file; raises ValueError, naming it, if it is none."""
     try:
-        return host_terms(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+        return host_terms(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no record of the host's work: {error}") from error
 

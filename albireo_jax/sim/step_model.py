@@ -77,6 +77,16 @@ class SamplerTerms:
     source: str
 
 
+VLLM_SAMPLER = SamplerTerms(
+    row_s=6e-3 / 128,
+    source=(
+        "vLLM 0.11.2 as arXiv 2606.01927 measured it: 6 ms for 128 rows of Qwen2.5-32B at t=4; assumed to be "
+        "proportional to the rows, on each rank, whatever the vocabulary"
+    ),
+)
+"""The sampler of the engine that Albireo was compared with."""
+
+
 def sampler_terms(model: ModelConfig, device: DeviceSpec) -> SamplerTerms:
     """Terms of this project's sampler: its passes over the logits at the rate of the device's memory."""
     return SamplerTerms(

@@ -1,0 +1,153 @@
+"""Times of a step: by hand, and laws of collectives, hosts and sampling."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from albireo_jax.core.config import Dtype, ModelConfig, SamplingMode
+from albireo_jax.core.memory import weight_bytes
+from albireo_jax.core.plan import StepPlan
+from albireo_jax.sim.gpus import GPUS, find_gpu
+from albireo_jax.sim.host import NO_HOST, OWN_HOST, host_terms, read_host_terms
+from albireo_jax.sim.step_model import Efficiency, roofline_model, sampler_terms, sampling_cost
+
+MODEL = ModelConfig(
+    architecture="LlamaForCausalLM",
+    num_layers=4,
+    hidden_size=512,
+    intermediate_size=1024,
+    num_heads=8,
+    num_kv_heads=8,
+    head_dim=64,
+    vocab_size=32_000,
+    max_position=4096,
+    rms_norm_eps=1e-5,
+    rope_theta=1e4,
+)
+H100 = GPUS["h100"]
+RECORD = Path(__file__).resolve().parents[2] / "benchmarks/results/host-cpu-amd-epyc-2-20261123-0339.json"
+
+
+def decode(rows: int, *, context: int = 99) -> StepPlan:
+    none = np.zeros(0, np.int32)
+    return StepPlan(
+        step=0,
+        request_ids=tuple(map(str, range(rows))),
+        epochs=np.zeros(rows, np.int32),
+        slots=np.arange(rows, dtype=np.int32),
+        starts=np.full(rows, context, np.int32),
+        counts=np.ones(rows, np.int32),
+        samples=np.ones(rows, np.bool_),
+        token_ids=np.zeros(rows, np.int32),
+        update_slots=none,
+        update_columns=none,
+        update_pages=none,
+    )
+
+
+def test_one_decode_step_by_hand() -> None:
+    """8 rows at 100 tokens each on two H100s, of which half the bandwidth is reached."""
+    steps = roofline_model(
+        MODEL,
+        H100,
+        tp=2,
+        host=NO_HOST,
+        mode=SamplingMode.SHARDED,
+        efficiency=Efficiency(flops=1.0, memory=0.5),
+    )
+    embedding = 16_000 * 512 * 2
+    weights = weight_bytes(MODEL, tp=2, dtype=Dtype.BFLOAT16) - embedding
+    token = 2 * 4 * 4 * 64 * 2  # keys and values of 4 layers and 4 of 8 heads
+    logits = 2 * 4 * 8 * 16_000
+    local_s = (weights + 8 * 101 * token + logits) / (0.5 * 3.35e12)
+    reduce_s = 7.4e-6 + 8 * 512 * 2 / 340e9  # 2 (t - 1) / t of the bytes
+    assert steps.forward(decode(8)) == pytest.approx(local_s + 9 * reduce_s)
+    exchange_s = 7.4e-6 + 0.5 * 4 * 32_000 * 4 / 340e9
+    sample_s = 4 * 3 * 4 * 32_000 / (0.5 * 3.35e12)
+    ids_s = 7.4e-6 + 0.5 * 8 * 4 / 340e9
+    assert steps.sampling(decode(8)) == pytest.approx(exchange_s + sample_s + ids_s)
+    assert steps.label == "simulated (roofline)"
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+def test_collectives_take_longer_for_more_bytes_and_more_ranks_and_nothing_alone(gpu) -> None:
+    links = gpu.links
+    for seconds in (links.all_reduce_s, links.all_gather_s, links.all_to_all_s):
+        assert seconds(1e6, ranks=1) == 0
+        sizes = [seconds(size, ranks=4) for size in (0, 1e3, 1e6, 1e9)]
+        assert sizes == sorted(sizes)
+        assert sizes[0] > 0
+        ranks = [seconds(1e6, ranks=count) for count in (2, 4, 8)]
+        assert ranks == sorted(ranks)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "mib", "measured_us"),
+    [(4, 0.5, 17), (4, 1, 19), (4, 2, 26), (4, 4, 37), (8, 0.5, 24), (8, 2, 37), (8, 4, 50), (8, 32, 195)],
+)
+def test_all_reduces_of_h100s_are_near_what_was_measured(ranks: int, mib: float, measured_us: float) -> None:
+    assert H100.links.all_reduce_s(mib * 2**20, ranks=ranks) == pytest.approx(measured_us * 1e-6, rel=0.15)
+
+
+@pytest.mark.parametrize("tp", [2, 4, 8])
+def test_sharded_sampling_is_a_share_of_replicated(tp: int) -> None:
+    terms = sampler_terms(MODEL, Efficiency().of(H100))
+    free = dataclasses.replace(H100.links, hop_s=0.0, bytes_per_s=1e30)
+    replicated, sharded = (
+        sampling_cost(terms, MODEL, free, tp=tp, mode=mode)
+        for mode in (SamplingMode.REPLICATED, SamplingMode.SHARDED)
+    )
+    assert sharded(decode(128)) == pytest.approx(replicated(decode(128)) / tp)
+    assert sharded(decode(1)) == pytest.approx(replicated(decode(1)))  # rows are not cut
+
+
+def test_a_step_that_samples_nothing_takes_no_sampling() -> None:
+    chunk = dataclasses.replace(decode(4), samples=np.zeros(4, np.bool_))
+    for mode in SamplingMode:
+        steps = roofline_model(MODEL, H100, tp=4, host=NO_HOST, mode=mode)
+        assert steps.sampling(chunk) == 0
+
+
+def test_more_of_the_data_sheet_is_never_slower() -> None:
+    slow, fast = (
+        roofline_model(
+            MODEL,
+            H100,
+            tp=4,
+            host=NO_HOST,
+            mode=SamplingMode.SHARDED,
+            efficiency=Efficiency(flops=share, memory=share),
+        )
+        for share in (0.4, 0.8)
+    )
+    for rows in (1, 16, 256):
+        assert fast.forward(decode(rows)) < slow.forward(decode(rows))
+
+
+def test_what_ships_of_the_host_is_the_record() -> None:
+    fitted = host_terms(json.loads(RECORD.read_text()))
+    for rows in (32, 128, 512):
+        assert OWN_HOST.step_s(decode(rows)) == pytest.approx(fitted.step_s(decode(rows)), rel=0.03)
+    assert "AMD EPYC" in fitted.source
+
+
+def test_other_files_are_no_record_of_the_host(tmp_path: Path) -> None:
+    for text in ("{}", "[]", "no json", '{"name": "swap"}'):
+        path = tmp_path / "record.json"
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"record\.json is no record of the host's work"):
+            read_host_terms(path)
+
+
+def test_an_unknown_gpu_is_answered_with_those_known() -> None:
+    with pytest.raises(ValueError, match=r"'v100' is not known; known are h100, .*a100-pcie"):
+        find_gpu("v100")
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1, -1.0])
+def test_no_kernel_reaches_more_than_all(share: float) -> None:
+    with pytest.raises(ValueError, match="efficiency must be above 0 and at most 1"):
+        Efficiency(memory=share)
