@@ -13,6 +13,11 @@ ENGINE_FLAGS = (
     "config tp virtual-devices dtype max-model-len max-rows max-step-tokens num-pages page-size "
     "kv-cache-dtype host-kv-memory prefix-caching no-prefix-caching depth sampling"
 )
+SWEEP_FLAGS = (
+    "gpus tp out batch-per-gpu input-len output-len trace scale rate-scale rate requests virtual-devices "
+    "one-replica replicas-together interleave no-interleave gpu-memory dtype max-step-tokens page-size "
+    "temperature top-p repeats warmups seed record"
+)
 SERVE_FLAGS = "served-model-name host port api-key tool-call-parser reasoning-parser"
 
 
@@ -29,7 +34,7 @@ class Outcome:
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("", "serve generate bench report --version"),
+        ("", "serve generate bench report sweep --version"),
         ("serve", f"{ENGINE_FLAGS} {SERVE_FLAGS} MODEL smollm2"),
         ("generate", f"{ENGINE_FLAGS} --prompt --chat --seed --stop MODEL"),
         ("bench", "throughput latency host"),
@@ -37,6 +42,7 @@ class Outcome:
         ("bench latency", f"{ENGINE_FLAGS} requests input-len output-len MODEL"),
         ("bench host", "rows steps"),
         ("report", f"{ENGINE_FLAGS} requests input-len output-len trace scale out from MODEL"),
+        ("sweep", f"{SWEEP_FLAGS} MODEL smollm2"),
     ],
 )
 def test_help_names_everything(capfd: pytest.CaptureFixture[str], command: str, expected: str) -> None:
@@ -87,6 +93,19 @@ def test_the_command_line_alone_imports_no_jax() -> None:
         ("report smollm2 --requests 0", "at least 1, got 0"),
         ("report smollm2 --trace nothing.csv", "trace nothing.csv cannot be read"),
         ("report smollm2 --tp 3", "tp must be one of [1, 2, 4, 8], got 3"),
+        ("sweep nothing-here --gpus 8", "no model 'nothing-here'"),
+        (
+            "sweep smollm2 --gpus 8 --tp 1,two",
+            "tp must be degrees apart by commas, such as 1,2,4, got '1,two'",
+        ),
+        ("sweep smollm2 --gpus 8 --tp 16", "tp 16 needs 16 GPUs, the cluster has 8"),
+        ("sweep smollm2 --gpus 6 --tp 1,4", "6 GPUs cannot be divided into replicas of 4"),
+        ("sweep smollm2 --gpus 2 --tp 2 --virtual-devices 2", "tp 2 does not divide this model"),
+        ("sweep smollm2 --gpus 1 --tp 1 --rate 1 --trace x.csv", "--rate and --trace are two loads"),
+        ("sweep smollm2 --gpus 1 --tp 1 --rate-scale 2", "--scale and --rate-scale change a trace"),
+        ("sweep smollm2 --gpus 1 --tp 1 --requests 2", "--requests goes with --rate or --trace"),
+        ("sweep smollm2 --gpus 1 --tp 1 --gpu-memory nan", "gpu_memory must be a finite number of GiB"),
+        ("sweep smollm2 --gpus 1 --tp 1 --virtual-devices 1 --gpu-memory 0.1", "it fits at no degree"),
     ],
 )
 def test_a_callers_error_is_one_line(capfd: pytest.CaptureFixture[str], arguments: str, message: str) -> None:

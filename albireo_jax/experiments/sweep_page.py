@@ -25,7 +25,6 @@ from albireo_jax.experiments.sweep_tables import (
     throughput_table,
 )
 
-_SHORT = {Variant.SYNCHRONOUS: "sync", Variant.OVERLAPPED: "overlap", Variant.SHARDED: "sharded"}
 _DEGREE = "tensor-parallel degree t"
 
 
@@ -90,7 +89,8 @@ def _throughput(summary: Summary) -> Section:
     best = [row for row, tp in enumerate(degrees) if tp in summary.t_e.values()]
     return Section(
         title="Throughput of the cluster",
-        text=f"{rule_text(summary)}\n\nPoints are medians over the repeats, bars their range.",
+        text=f"{rule_text(summary)}\n\nPoints are medians over the repeats, bars their range. In short the "
+        f"variants are called {', '.join(variant.short for variant in Variant)}.",
         table=replace(table, marked=best),
         figures=[svg(_throughput_figure(summary)), svg(_per_gpu_figure(summary))],
     )
@@ -190,7 +190,7 @@ def _best_marks(summary: Summary) -> list[Mark]:
     for tp in sorted(set(summary.t_e.values())):
         best = [one for one in summary.figures if one.tp == tp and summary.t_e[one.variant.value] == tp]
         best.sort(key=lambda one: one.output_tokens_per_s.median)
-        names = "" if len(best) == len(summary.t_e) else ", ".join(_SHORT[one.variant] for one in best)
+        names = "" if len(best) == len(summary.t_e) else ", ".join(one.variant.short for one in best)
         label = f"t_e {names}".strip()
         marks += [
             Mark(x=tp, y=one.output_tokens_per_s.median, label=label if one is best[-1] else "")
@@ -229,7 +229,7 @@ def _step_figure(summary: Summary) -> Figure:
     ]
     parts.append(Part(name="between tasks", values=milliseconds(lambda one: one.between_s), color=COLORS[-1]))
     return stacked_bars(
-        [f"{_SHORT[one.variant]}\nt={one.tp}" for one in summary.figures],
+        [f"{one.variant.short}\nt={one.tp}" for one in summary.figures],
         parts,
         y_label="ms per step",
         x_label=f"({summary.how})",

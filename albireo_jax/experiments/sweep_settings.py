@@ -27,6 +27,11 @@ class Variant(StrEnum):
         return SamplingMode.SHARDED if self is Variant.SHARDED else SamplingMode.REPLICATED
 
     @property
+    def short(self) -> str:
+        """The variant where there is little room."""
+        return {"SYNCHRONOUS": "sync", "OVERLAPPED": "overlap", "SHARDED": "shard"}[self.name]
+
+    @property
     def slug(self) -> str:
         """The variant in a file name."""
         return self.name.lower()

@@ -12,10 +12,10 @@ from rich.table import Table as RichTable
 
 from albireo_jax.experiments.html_page import Table
 from albireo_jax.experiments.records import Record, Series, write_record
-from albireo_jax.experiments.sweep_results import ClusterRun, Figures, Spread, Summary, Sweep
+from albireo_jax.experiments.sweep_results import ClusterRun, Figures, Summary, Sweep
 from albireo_jax.experiments.sweep_settings import Variant
 
-T_E = "◀ t_e"
+T_E = "◀\N{NO-BREAK SPACE}t_e"
 """Stands beside the best degree of a variant."""
 
 _HOW = "how measured"
@@ -29,7 +29,8 @@ def throughput_table(summary: Summary) -> Table:
 
     def cell(one: Figures) -> str:
         mark = f" {T_E}" if summary.t_e[one.variant.value] == one.tp else ""
-        return f"{_number(one.output_tokens_per_s.median)} ({_range(one.output_tokens_per_s)}){mark}"
+        spread = one.output_tokens_per_s
+        return f"{_number(spread.median)} {_whole(f'({_number(spread.low)} … {_number(spread.high)})')}{mark}"
 
     rows = [
         (f"{tp}", *(cell(one) if one else _NOTHING for one in ones), _how(ones))
@@ -44,12 +45,13 @@ def gain_table(summary: Summary) -> Table:
     def gain(one: Figures | None) -> str:
         if one is None or one.gain is None:
             return _NOTHING
-        return f"{one.gain.median:.2f}x ({one.gain.low:.2f} … {one.gain.high:.2f})"
+        spread = _whole(f"({one.gain.low:.2f} … {one.gain.high:.2f})")
+        return f"{one.gain.median:.2f}x {spread}"
 
     rows = [
         (
             f"{tp}",
-            " / ".join(_number(one.per_gpu_tokens_per_s) if one else _NOTHING for one in ones),
+            _whole(" / ".join(_number(one.per_gpu_tokens_per_s) if one else _NOTHING for one in ones)),
             *(gain(one) for one in ones[1:]),
             _how(ones),
         )
@@ -63,13 +65,13 @@ def latency_table(summary: Summary) -> Table:
     """Milliseconds to the first token and per output token, and the idle share of the device."""
     rows = [
         (
-            f"{one.tp} {one.variant.value}",
+            f"{one.tp} {one.variant.short}",
             _ms(one.ttft_p50_s),
             _ms(one.ttft_p99_s),
             _ms(one.tpot_p50_s.median if one.tpot_p50_s else None),
             _ms(one.tpot_p99_s),
             f"{one.idle_share:.1%}",
-            one.replicas,
+            _whole(one.replicas),
         )
         for one in summary.figures
     ]
@@ -83,15 +85,17 @@ def step_table(summary: Summary) -> Table:
 
     def cell(one: Figures, name: str) -> str:
         spent = f"{one.spent_s[name] * 1e6:,.0f}"
-        return spent if name.startswith(("T3", "T4")) else f"{spent} / {one.exposed_s[name] * 1e6:,.0f}"
+        if name.startswith(("T3", "T4")):
+            return spent
+        return _whole(f"{spent} / {one.exposed_s[name] * 1e6:,.0f}")
 
     rows = [
         (
-            f"{one.tp} {one.variant.value}",
+            f"{one.tp} {one.variant.short}",
             *(cell(one, name) for name in names),
             f"{one.between_s * 1e6:,.0f}",
             f"{one.step_s * 1e6:,.0f}",
-            one.replicas,
+            _whole(one.replicas),
         )
         for one in summary.figures
     ]
@@ -103,14 +107,14 @@ def memory_table(summary: Summary) -> Table:
     """Use of the KV pages of a replica, and what its requests waited for on average."""
     rows = [
         (
-            f"{one.tp} {one.variant.value}",
+            f"{one.tp} {one.variant.short}",
             f"{one.num_pages:,}",
             f"{one.kv_peak_share:.1%}",
             f"{one.kv_mean_share:.1%}",
             f"{one.preemptions:g}",
             _ms(one.waited_for_pages_s),
             _ms(one.waited_for_rows_s),
-            one.replicas,
+            _whole(one.replicas),
         )
         for one in summary.figures
     ]
@@ -133,9 +137,9 @@ def energy_table(summary: Summary) -> Table | None:
         return None
     rows = [
         (
-            f"{one.tp} {one.variant.value}",
+            f"{one.tp} {one.variant.short}",
             one.energy_reason if one.energy_j_per_token is None else f"{one.energy_j_per_token:.3g}",
-            one.replicas,
+            _whole(one.replicas),
         )
         for one in summary.figures
     ]
@@ -262,8 +266,9 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _range(spread: Spread) -> str:
-    return f"{_number(spread.low)} … {_number(spread.high)}"
+def _whole(text: str) -> str:
+    """Text that no line break divides."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _ms(seconds: float | None) -> str:
