@@ -38,7 +38,7 @@ LENGTHS = [
     Arrival(arrived_s=0, input_tokens=count, output_tokens=answer)
     for count, answer in ((50, 10), (300, 40), (900, 20), (100, 60))
 ]
-TRACE = tuple(poisson_arrivals(LENGTHS, rate_per_s=5.0, count=240, seed=3))
+TRACE = tuple(poisson_arrivals(LENGTHS, rate_per_s=5.0, count=320, seed=3))
 ONE_STEP = 2 ** (1 / RATES_PER_OCTAVE)
 
 
@@ -52,7 +52,7 @@ def question(*, ttft_s: float = 0.1, tpot_s: float = 0.01, **changes: object) ->
         arrivals=TRACE,
         rows=(16, 64),
         step_tokens=(256, 1024),
-        requests_per_replica=60,
+        requests_per_replica=80,
     )
     return dataclasses.replace(asked, **changes)
 
