@@ -300,7 +300,7 @@ def _fill(part: Part, color: str) -> dict[str, Any]:
     face = part.color or color
     if part.hatched:
         return {"facecolor": f"{face}55", "edgecolor": face, "hatch": "////", "linewidth": 0.6}
-    return {"facecolor": face, "edgecolor": face, "linewidth": 0.6}
+    return {"facecolor": face, "linewidth": 0}  # an edge would hide thin parts beside it
 
 
 def _legend(axes: Axes, entries: int, *, upside_down: bool = False) -> None:

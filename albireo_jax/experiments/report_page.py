@@ -86,15 +86,15 @@ def time_bars(tables: Sequence[TaskTable]) -> list[Part]:
     """For each table a bar of milliseconds per step: the device's tasks and what was exposed beside them."""
     columns = [parts(table) for table in tables]
     per_step_ms = [1e3 / table.steps for table in tables]
-    return [
+    bars = [
         Part(
             name=same[0].name,
             values=[part.seconds * each for part, each in zip(same, per_step_ms, strict=True)],
             color=_TASK_COLORS[same[0].name[:2]],
         )
         for same in zip(*columns, strict=True)
-        if any(part.seconds > 0 for part in same)
     ]
+    return _seen(bars)
 
 
 def number(value: float) -> str:
@@ -106,7 +106,8 @@ def number(value: float) -> str:
 def _title(report: Report) -> str:
     subject = report.subject
     overlap = "synchronous" if subject.depth == 1 else f"overlapped (depth {subject.depth})"
-    return f"Amdahl report of {subject.model}: t = {subject.tp}, {overlap}, {subject.sampling} sampling"
+    sampling = f", {subject.sampling} sampling" if subject.tp > 1 else ""
+    return f"Amdahl report of {subject.model}: t = {subject.tp}, {overlap}{sampling}"
 
 
 def _machine(report: Report) -> str:
@@ -151,16 +152,19 @@ def _time_section(report: Report) -> Section:
 
 def _time_figure(table: TaskTable) -> Figure:
     per_step_ms = 1e3 / table.steps
-    totals = {task.name: task.total_s for task in (*table.tasks, table.copies)}
-    bars = [
-        Part(
-            name=part.name.removesuffix(_EXPOSED),
-            values=(*part.values, per_step_ms * totals.get(part.name.removesuffix(_EXPOSED), 0.0)),
-            color=part.color,
-        )
-        for part in time_bars([table])
-    ]
-    return stacked_bars(("as it ran", "one after the other"), bars, y_label="ms per step")
+    totals = {task.name: task.total_s for task in table.tasks}
+    bars: list[Part] = []
+    for part in parts(table):
+        name = part.name.removesuffix(_EXPOSED)
+        shown_s = (part.seconds, totals.get(name, 0.0))
+        values = [seconds * per_step_ms for seconds in shown_s]
+        bars.append(Part(name=name, values=values, color=_TASK_COLORS[name[:2]]))
+    return stacked_bars(("as it ran", "one after the other"), _seen(bars), y_label="ms per step")
+
+
+def _seen(bars: Sequence[Part]) -> list[Part]:
+    """Those that have a height anywhere."""
+    return [bar for bar in bars if any(bar.values)]
 
 
 def _prediction_section(report: Report) -> Section:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -145,11 +145,15 @@ def _device(engine: Prepared) -> Device:
 
 
 def _excerpt(spans: Sequence[LaneSpan]) -> tuple[LaneSpan, ...]:
-    """What happened during a few steps in the middle, from the first one's plan to the last one's commit."""
+    """What happened from the plan of a step in the middle to the commit of one a few steps later."""
     steps = max((span.step for span in spans if span.step is not None), default=0) + 1
     first = max(0, (steps - _EXCERPT_STEPS) // 2)
     chosen = [span for span in spans if span.step is not None and 0 <= span.step - first < _EXCERPT_STEPS]
     if not chosen:
         return ()
     begin_s, end_s = min(span.begin_s for span in chosen), max(span.end_s for span in chosen)
-    return tuple(span for span in spans if span.begin_s >= begin_s and span.end_s <= end_s)
+    return tuple(
+        replace(span, begin_s=max(span.begin_s, begin_s), end_s=min(span.end_s, end_s))
+        for span in spans
+        if span.begin_s < end_s and span.end_s > begin_s
+    )
