@@ -119,6 +119,9 @@ def plan(
     from albireo_jax.sim.planner import make_plan
     from albireo_jax.sim.planner_report import as_json, config_yaml, lines
 
+    for path in filter(None, (json_file, emit)):
+        if not path.absolute().parent.is_dir():
+            raise ValueError(f"{path} cannot be written: there is no folder {path.absolute().parent}")
     question, steps_at = _question(model, asked)
     answer = _with_progress(lambda tell: make_plan(question, steps_at, progress=tell))
     console = Console()
@@ -163,6 +166,10 @@ def _question(name: str, asked: PlanFlags) -> "tuple[Question, StepModels]":
         requests_per_replica=asked.requests,
     )
     if asked.calibration is not None:
+        if not asked.calibration.is_file():
+            raise ValueError(
+                f"there is no calibration {asked.calibration}; scripts/calibrate_cost.py makes one"
+            )
         calibration = read_calibration(asked.calibration)
 
         def measured(tp: int) -> StepModel:
