@@ -7,7 +7,7 @@ own programs, so it has another. Each run has a new scheduler: it begins with an
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from albireo_jax.core.config import EngineConfig, SamplingMode
+from albireo_jax.core.config import SamplingMode
 from albireo_jax.core.types import Request
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
@@ -15,7 +15,7 @@ from albireo_jax.experiments.offer import offer
 from albireo_jax.experiments.sweep_contention import ContentionMeter
 from albireo_jax.experiments.sweep_results import ReplicaRun
 from albireo_jax.experiments.sweep_settings import Variant, engine_sampling, engine_samplings
-from albireo_jax.launch import Prepared, prepare
+from albireo_jax.launch import Prepared
 from albireo_jax.sched.scheduler import Scheduler
 
 _MAX_STEPS = 1 << 20
@@ -34,24 +34,13 @@ class EngineSizes:
 
 
 class VariantEngines:
-    """Prepared engines for `variants`; `config` gives the one for a way to sample.
-
-    `progress` is called with the way to sample before its engine is prepared. Raises as `prepare` does.
-    """
+    """The engines that `variants` need at degree `tp`; `prepare` makes the one for a way to sample."""
 
     def __init__(
-        self,
-        variants: tuple[Variant, ...],
-        config: Callable[[SamplingMode], EngineConfig],
-        *,
-        tp: int,
-        progress: Callable[[SamplingMode], None] = lambda _: None,
+        self, variants: tuple[Variant, ...], prepare: Callable[[SamplingMode], Prepared], *, tp: int
     ) -> None:
         self._tp = tp
-        self._engines: dict[SamplingMode, Prepared] = {}
-        for sampling in engine_samplings(variants, tp=tp):
-            progress(sampling)
-            self._engines[sampling] = prepare(config(sampling), measure_sampling=True)
+        self._engines = {sampling: prepare(sampling) for sampling in engine_samplings(variants, tp=tp)}
 
     @property
     def sizes(self) -> EngineSizes:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
-from albireo_jax.core.config import Dtype, EngineConfig, SamplingMode
+from albireo_jax.core.config import Dtype, SamplingMode
 from albireo_jax.experiments.sweep_json import restore
 from albireo_jax.experiments.sweep_load import deal, sampled_requests
 from albireo_jax.experiments.sweep_plan import Case
@@ -48,14 +48,16 @@ class Job:
 
 def serve(job: Job, commands: "queue.Queue[str]", answers: TextIO) -> None:
     """Prepare the engines of `job`, say so, and answer commands for ever."""
-    from albireo_jax.experiments.sweep_engines import VariantEngines  # imports JAX
+    # Imported here, since it imports JAX: whoever makes a job needs none.
+    from albireo_jax.experiments.sweep_engines import VariantEngines
+    from albireo_jax.launch import Prepared, prepare
 
     case = job.case
 
-    def config(sampling: SamplingMode) -> EngineConfig:
-        return case.engine_config(job.model, sampling, dtype=job.dtype)
+    def prepared(sampling: SamplingMode) -> Prepared:
+        return prepare(case.engine_config(job.model, sampling, dtype=job.dtype), measure_sampling=True)
 
-    engines = VariantEngines(case.variants, config, tp=case.tp)
+    engines = VariantEngines(case.variants, prepared, tp=case.tp)
     _answer(answers, asdict(engines.sizes))
     while True:
         command = json.loads(commands.get())

@@ -19,6 +19,7 @@ from albireo_jax.experiments.sweep_process import Worker, WorkerError
 from albireo_jax.experiments.sweep_settings import SweepSettings, Variant
 from albireo_jax.experiments.sweep_worker import Job
 
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SIZES = ("--batch-per-gpu", 2, "--input-len", 8, "--output-len", 6, "--max-step-tokens", 16, "--repeats", 2)
 
 
@@ -99,7 +100,7 @@ def test_variants_take_turns_at_each_degree(model: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_killed_sweep_leaves_no_workers_and_goes_on(model: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "albireo_jax.cli", "sweep", model, "--gpus", 2, "--virtual-devices", 2]
+    command = [sys.executable, SCRIPTS / "tp_sweep.py", model, "--gpus", 2, "--virtual-devices", 2]
     command += ["--tp", "1,2", *SIZES, "--out", tmp_path]
     process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -158,3 +159,23 @@ def test_a_worker_that_cannot_prepare_says_why(model: Path, tmp_path: Path) -> N
     with pytest.raises(WorkerError, match=r"replica 0 ended with code 1: (?s:.*)no model .*gone"):
         worker.ready()
     worker.close()
+
+
+@pytest.mark.slow
+def test_the_study_of_load_leaves_a_record_and_its_plot(tmp_path: Path) -> None:
+    command = [sys.executable, SCRIPTS / "studies" / "load.py", "--small", "--output", tmp_path]
+    subprocess.run(command, capture_output=True, text=True, check=True)
+    (record,) = tmp_path.glob("load-tp2-*-as-2-*.json")
+    assert record.with_suffix(".svg").read_text().startswith("<?xml")
+    content = json.loads(record.read_text())
+    assert "2 of them share" in content["note"]
+    samples = {
+        (series["subject"], series["case"], series["metric"]): series["samples"]
+        for series in content["series"]
+    }
+    for concurrency in (1, 2, 4):
+        rates = [samples[variant.value, f"{concurrency} at once", "output"] for variant in Variant]
+        for variant, found in zip(tuple(Variant)[1:], rates[1:], strict=True):
+            gains = samples[variant.value, f"{concurrency} at once", "gain over synchronous"]
+            expected = [rate / synchronous for rate, synchronous in zip(found, rates[0], strict=True)]
+            assert gains == pytest.approx(expected, rel=1e-4)
