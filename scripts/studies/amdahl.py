@@ -53,9 +53,9 @@ SMALL = replace(LLAMA, num_layers=1, hidden_size=64, intermediate_size=128, head
 SHORT = {Variant.SYNCHRONOUS: "sync", Variant.OVERLAPPED: "overlap", Variant.SHARDED: "+ shard"}
 PAGE_SIZE = 16
 SHARED_CORES = (
-    "Virtual devices: t of them share {cores} cores. The forward pass T3 does not shrink with t as on t GPUs, "
-    "and collectives are threads that wait for each other, which is most of T4 when it is sharded. What of "
-    "the host's work is exposed is what this shows."
+    "Virtual devices: t of them share {cores} cores. T3 does not shrink with t as it does on t GPUs, and "
+    "collectives are threads that wait for each other, which is most of T4 when it is sharded. What of the "
+    "host's work is exposed is what this shows."
 )
 
 
