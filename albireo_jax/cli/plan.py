@@ -18,6 +18,7 @@ from albireo_jax.core.model_files import find_model
 if TYPE_CHECKING:
     from albireo_jax.sim.planner import Answer, StepModels
     from albireo_jax.sim.planner_sizes import Question
+    from albireo_jax.sim.step_model import StepModel
 
 _WIDTH = 160  # of a table that goes to a file
 
@@ -138,20 +139,15 @@ def plan(
 
 def _question(name: str, asked: PlanFlags) -> "tuple[Question, StepModels]":
     """What is asked, and what the steps of its replicas take."""
-    from albireo_jax.sim.calibration import read_calibration
     from albireo_jax.sim.gpus import find_gpu
-    from albireo_jax.sim.host import OWN_HOST, read_host_terms
     from albireo_jax.sim.planner_sizes import Question
     from albireo_jax.sim.replica import Targets
-    from albireo_jax.sim.step_model import Efficiency, StepModel, calibrated_model, roofline_model
     from albireo_jax.sim.workload import read_trace
 
-    gpu, model = find_gpu(asked.gpu), _model(name)
-    host = None if asked.host_record is None else read_host_terms(asked.host_record)
     question = Question(
         name=_short_name(name),
-        model=model,
-        gpu=gpu,
+        model=_model(name),
+        gpu=find_gpu(asked.gpu),
         num_gpus=asked.gpus,
         targets=Targets(ttft_s=asked.ttft / 1e3, tpot_s=asked.tpot / 1e3, attainment=asked.attainment),
         arrivals=read_trace(asked.trace),
@@ -165,33 +161,56 @@ def _question(name: str, asked: PlanFlags) -> "tuple[Question, StepModels]":
         step_tokens=_numbers("step-tokens", asked.step_tokens),
         requests_per_replica=asked.requests,
     )
-    if asked.calibration is not None:
-        if not asked.calibration.is_file():
-            raise ValueError(
-                f"there is no calibration {asked.calibration}; scripts/calibrate_cost.py makes one"
-            )
-        calibration = read_calibration(asked.calibration)
+    return _measured(question, asked) if asked.calibration else (question, _assumed(question, asked))
 
-        def measured(tp: int) -> StepModel:
-            return calibrated_model(
-                calibration, model, gpu, tp=tp, depth=asked.depth, mode=asked.sampling, host=host
-            )
 
-        return replace(question, degrees=tuple(shard.tp for shard in calibration.shards)), measured
+def _measured(question: "Question", asked: PlanFlags) -> "tuple[Question, StepModels]":
+    """The question about degrees that were measured, and their steps."""
+    from albireo_jax.sim.calibration import read_calibration
+    from albireo_jax.sim.host import read_host_terms
+    from albireo_jax.sim.step_model import calibrated_model
 
-    def assumed(tp: int) -> StepModel:
-        return roofline_model(
-            model,
-            gpu,
+    path = asked.calibration
+    if path is None or not path.is_file():
+        raise ValueError(f"there is no calibration {path}; scripts/calibrate_cost.py makes one")
+    calibration = read_calibration(path)
+    host = None if asked.host_record is None else read_host_terms(asked.host_record)
+
+    def steps_at(tp: int) -> "StepModel":
+        return calibrated_model(
+            calibration,
+            question.model,
+            question.gpu,
             tp=tp,
-            host=host or OWN_HOST,
-            mode=asked.sampling,
-            dtype=asked.dtype,
-            kv_dtype=asked.kv_cache_dtype,
-            efficiency=Efficiency(flops=asked.flops_efficiency, memory=asked.memory_efficiency),
+            depth=question.depth,
+            mode=question.sampling,
+            host=host,
         )
 
-    return question, assumed
+    return replace(question, degrees=tuple(shard.tp for shard in calibration.shards)), steps_at
+
+
+def _assumed(question: "Question", asked: PlanFlags) -> "StepModels":
+    """Steps by the roofline."""
+    from albireo_jax.sim.host import OWN_HOST, read_host_terms
+    from albireo_jax.sim.step_model import Efficiency, roofline_model
+
+    host = OWN_HOST if asked.host_record is None else read_host_terms(asked.host_record)
+    efficiency = Efficiency(flops=asked.flops_efficiency, memory=asked.memory_efficiency)
+
+    def steps_at(tp: int) -> "StepModel":
+        return roofline_model(
+            question.model,
+            question.gpu,
+            tp=tp,
+            host=host,
+            mode=question.sampling,
+            dtype=question.dtype,
+            kv_dtype=question.kv_dtype,
+            efficiency=efficiency,
+        )
+
+    return steps_at
 
 
 def _model(name: str) -> ModelConfig:
