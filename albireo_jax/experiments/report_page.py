@@ -25,6 +25,7 @@ from albireo_jax.experiments.trace_file import DEVICE, EXPOSED, HOST, LaneSpan, 
 
 _TIMES = (1, 2, 4, 8)
 _EXPOSED = ", exposed"
+_ON_CPU = "\n\nOn a CPU, XLA may compute a small step within the call that dispatches it: that is then in T2."
 _BLUE, _ORANGE, _GREEN, _PINK, _SKY, _RED, _GREY = COLORS
 _TASK_COLORS = {"T1": _BLUE, "T2": _SKY, "T3": _GREEN, "T4": _ORANGE, "T5": _PINK, "co": _RED, "be": _GREY}
 """By the first two letters of a task's name."""
@@ -144,6 +145,7 @@ def _time_section(report: Report) -> Section:
             "What the host does is exposed where the device had nothing to do meanwhile. The last column is "
             "the part of the time with work that a task takes by itself: all of T3 and T4, of the others "
             "what is exposed. The second bar shows the same tasks one after the other, with nothing hidden."
+            f"{_ON_CPU if report.subject.device.kind == 'cpu' else ''}"
         ),
         table=Table(header=("task", "spent, µs per step", "exposed, µs per step", "share"), rows=rows),
         figures=(svg(_time_figure(table)),),
@@ -198,7 +200,7 @@ def _prediction_figure(report: Report) -> Figure:
     lines = [
         Line(name="nothing exposed", x=degrees, y=[law.hidden_at(times) for times in _TIMES]),
         Line(name="exposed as it is", x=degrees, y=[law.at(times) for times in _TIMES]),
-        Line(name="everything scales", x=degrees, y=list(_TIMES), reference=True),
+        Line(name="in proportion", x=degrees, y=list(_TIMES), reference=True),
     ]
     return line_figure(lines, x_label="tensor-parallel degree t", y_label="predicted speed-up", log2_x=True)
 
@@ -243,7 +245,7 @@ def _other_facts(report: Report) -> list[tuple[str, str]]:
     facts = [
         (
             "KV pages in use, of all",
-            f"peak {kv.peak_pages:,} ({kv.peak_pages / kv.num_pages:.0%}), mean {kv.mean_pages:,.0f} "
+            f"peak {kv.peak_pages:,} ({kv.peak_pages / kv.num_pages:.0%}), mean {number(kv.mean_pages)} "
             f"({kv.mean_pages / kv.num_pages:.0%}) of {kv.num_pages:,}",
         ),
         ("requests that gave way", f"{kv.preemptions}"),
