@@ -91,7 +91,7 @@ def test_the_command_line_alone_imports_no_jax() -> None:
         ),
         ("report --from nothing.json", "nothing.json is not a report that can be read"),
         ("report smollm2 --requests 0", "at least 1, got 0"),
-        ("report smollm2 --trace nothing.csv", "trace nothing.csv cannot be read"),
+        ("report smollm2 --trace nothing.csv", "nothing.csv cannot be read as a trace"),
         ("report smollm2 --tp 3", "tp must be one of [1, 2, 4, 8], got 3"),
         ("sweep nothing-here --gpus 8", "no model 'nothing-here'"),
         (

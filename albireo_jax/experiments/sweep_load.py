@@ -80,6 +80,11 @@ Load = FixedBatch | PoissonLoad | TraceLoad
 """What is offered to a cluster."""
 
 
+def comes_at_once(load: Load) -> bool:
+    """Whether all requests are there from the start, so that throughput tells how fast the cluster is."""
+    return isinstance(load, FixedBatch)
+
+
 def cluster_arrivals(load: Load, *, gpus: int, seed: int) -> list[Arrival]:
     """All requests that a cluster of `gpus` gets, in order of arrival, the first at 0 seconds or later.
 
@@ -127,13 +132,7 @@ def digest(arrivals: Sequence[Arrival]) -> str:
 
 
 def _trace_arrivals(load: TraceLoad) -> list[Arrival]:
-    try:
-        arrivals = read_trace(load.path)
-    except (OSError, UnicodeDecodeError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"trace {load.path} cannot be read: {error!r}; its columns must be arrived_at, input_tokens, "
-            f"output_tokens, block_size, blocks"
-        ) from error
+    arrivals = read_trace(load.path)
     if not arrivals:
         raise ValueError(f"trace {load.path} is empty: it needs at least one request under its header")
     arrivals = scale_lengths(sorted(arrivals[: load.count], key=_arrived), load.scale)

@@ -21,6 +21,7 @@ from albireo_jax.experiments.bench import percentile
 from albireo_jax.experiments.records import Device
 from albireo_jax.experiments.sweep_contention import KvUse
 from albireo_jax.experiments.sweep_json import restore
+from albireo_jax.experiments.sweep_load import comes_at_once
 from albireo_jax.experiments.sweep_plan import Case, SweepPlan
 from albireo_jax.experiments.sweep_settings import Variant
 
@@ -177,14 +178,16 @@ class Failure:
 class Summary:
     """What a sweep found, for readers: nothing that they are shown is not in here.
 
-    `how` is in short what `how` of the figures says in full. `t_e` has the degree of the highest median
-    throughput of the cluster for each variant; `rule_value` is 4M/C and `rule_tp` that rounded up to a power
-    of two, None where the memory of a GPU is not known. `failures` has what went wrong by case.
+    `at_once`: all requests were there from the start. `how` is in short what `how` of the figures says in
+    full. `t_e` has the degree of the highest median throughput of the cluster for each variant; `rule_value`
+    is 4M/C and `rule_tp` that rounded up to a power of two, None where the memory of a GPU is not known.
+    `failures` has what went wrong by case.
     """
 
     model: str
     gpus: int
     load: str
+    at_once: bool
     device: Device
     how: str
     dtype: str
@@ -216,6 +219,7 @@ class Sweep:
             model=find_model(plan.settings.model).name,
             gpus=plan.settings.gpus,
             load=plan.settings.load.label,
+            at_once=comes_at_once(plan.settings.load),
             device=self.device,
             how=plan.settings.how,
             dtype=plan.dtype.value,

@@ -161,7 +161,13 @@ def rule_text(summary: Summary) -> str:
     else:
         memory = f"C = {(summary.gpu_memory_bytes or 0) / 2**30:.3g} GiB per GPU"
         rule = f"4M/C = {summary.rule_value:.3g}, rounded up {summary.rule_tp} ({weights}, {memory})"
-    return f"t_e measured: {measured}. Rule of thumb: {rule}."
+    timed = (
+        ""
+        if summary.at_once
+        else " Requests came at moments of their own, so throughput tells only which degrees kept up with "
+        "them: compare the latencies."
+    )
+    return f"t_e measured: {measured}.{timed} Rule of thumb: {rule}."
 
 
 def print_summary(summary: Summary) -> None:

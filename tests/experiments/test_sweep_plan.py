@@ -232,9 +232,9 @@ def test_what_cannot_be_measured_is_refused(make: Callable[[], object], message:
     ("content", "message"),
     [
         (TRACE.splitlines()[0], "is empty: it needs at least one request"),
-        ("", "is empty"),
-        ("a,b\n1,2\n", "its columns must be arrived_at, input_tokens"),
-        (TRACE.replace("100", "many"), "cannot be read"),
+        ("", "cannot be read as a trace: it has no column arrived_at"),
+        ("a,b\n1,2\n", "has no column arrived_at, input_tokens"),
+        (TRACE.replace("100", "many"), "cannot be read as a trace"),
     ],
 )
 def test_a_bad_trace_is_refused(tmp_path: Path, content: str, message: str) -> None:

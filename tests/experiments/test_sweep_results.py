@@ -168,6 +168,8 @@ def test_t_e_is_the_degree_of_the_highest_throughput() -> None:
         best = max(ones, key=lambda one: one.output_tokens_per_s.median)
         assert best.tp == summary.t_e[variant.value]
     assert "4M/C" in rule_text(summary)
+    assert "latencies" not in rule_text(summary)
+    assert "latencies" in rule_text(replace(summary, at_once=False))
 
 
 def test_figures_of_a_cluster_and_of_a_gpu_agree() -> None:
