@@ -30,8 +30,9 @@ _DEGREE = "tensor-parallel degree t"
 
 def sweep_page(summary: Summary, data: Mapping[str, object]) -> str:
     """The page as text; `data` is the content of sweep.json, which holds the summary."""
+    kind = "virtual GPUs" if summary.device.virtual_devices else "GPUs"
     return render_page(
-        f"{summary.model} on {summary.gpus} GPUs: which tensor-parallel degree serves most",
+        f"{summary.model} on {summary.gpus} {kind}: which tensor-parallel degree serves most",
         sections(summary),
         data=data,
         lead=_lead(summary),
@@ -126,8 +127,8 @@ def _steps(summary: Summary) -> Section:
 def _lead(summary: Summary) -> str:
     settings = "; ".join(f"{name}: {value}" for name, value in summary.settings.items())
     return (
-        f"Measured on {device_text(summary)}.\n\n{summary.load}, dealt to the replicas in turn; "
-        f"{summary.dtype}; {settings}. Load of the machine before: {summary.load_before:.2f}.\n\n"
+        f"Measured on {device_text(summary)}.\n\nLoad: {summary.load}, dealt to the replicas in turn; "
+        f"{summary.dtype}; {settings}. The machine's load before: {summary.load_before:.2f}.\n\n"
         "Every number here is in this page's source as JSON, under the id data, with the samples of all "
         "repeats."
     )
