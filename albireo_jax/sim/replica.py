@@ -51,10 +51,12 @@ class Replica:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pressure:
-    """What was short: the most pages in use and requests waiting and running, and the preemptions."""
+    """What was short: pages in use, requests waiting and running, at most and over steps; preemptions."""
 
     peak_pages: int
+    mean_pages: float
     num_pages: int
+    mean_waiting: float
     peak_waiting: int
     peak_running: int
     preemptions: int
@@ -95,12 +97,14 @@ def run(replica: Replica, requests: Sequence[Request]) -> Run:
     counted = _Counted(replica.steps)
     engine = _engine(replica, counted.forward)
     times = _Times(requests)
-    waiting = running = pages = 0
+    waiting = running = pages = total_pages = total_waiting = turns = 0
     for moment_s, outputs in play(engine.loop, requests, clock=engine.clock):
         times.take(moment_s, outputs)
+        turns += 1
         stats = engine.loop.scheduler.stats()
         waiting, running = max(waiting, stats.waiting), max(running, stats.running)
         pages = max(pages, stats.pages_in_use)
+        total_pages, total_waiting = total_pages + stats.pages_in_use, total_waiting + stats.waiting
     stats, tasks = engine.loop.scheduler.stats(), engine.loop.timeline.table()
     with_work_s = tasks.wall_s - tasks.no_work_s
     return Run(
@@ -108,6 +112,8 @@ def run(replica: Replica, requests: Sequence[Request]) -> Run:
         tasks=tasks,
         pressure=Pressure(
             peak_pages=pages,
+            mean_pages=total_pages / turns,
+            mean_waiting=total_waiting / turns,
             num_pages=stats.num_pages,
             peak_waiting=waiting,
             peak_running=running,

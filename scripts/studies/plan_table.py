@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 from albireo_jax.core.config import SamplingMode
 from albireo_jax.core.hf_config import model_config_from_hf
-from albireo_jax.experiments.records import Device, Record, Series, write_record
-from albireo_jax.sim.gpus import Gpu, find_gpu
+from albireo_jax.experiments.records import Record, Series, write_record
+from albireo_jax.experiments.simulated import simulated_gpus
+from albireo_jax.sim.gpus import find_gpu
 from albireo_jax.sim.host import OWN_HOST, VLLM_0_11_2, HostTerms
 from albireo_jax.sim.planner import Answer, NoPlanError, make_plan
 from albireo_jax.sim.planner_report import as_json, rows
@@ -117,13 +118,6 @@ def series_of(name: str, engine: Engine, answer: Answer) -> list[Series]:
     ]
 
 
-def simulated(gpu: Gpu, count: int) -> Device:
-    """The GPUs that were simulated: no device was measured."""
-    return Device(
-        kind="simulated", name=gpu.name, count=count, memory_bytes=gpu.memory_bytes, detail=gpu.title
-    )
-
-
 def main() -> None:
     options = arguments()
     gpu = find_gpu(options.gpu)
@@ -155,7 +149,7 @@ def main() -> None:
             )
     record = Record(
         name="simulated-plans",
-        device=simulated(gpu, options.gpus),
+        device=simulated_gpus(gpu, options.gpus),
         settings={
             "ttft_ms": options.ttft,
             "tpot_ms": options.tpot,
