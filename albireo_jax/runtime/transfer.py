@@ -111,7 +111,9 @@ class HostPages:
         self._axis = axis
         self._kv = jax.tree.map(_shape_of, kv)
         self._num_pages = kv.k_LPSNK.shape[1]
-        self._page_bytes = sum(array.nbytes for array in jax.tree.leaves(kv)) // self._num_pages
+        self._page_bytes = (
+            sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(kv)) // self._num_pages
+        )
         self._num_host_pages = num_host_pages
         self._batch = min(COPIES, _padded(num_host_pages))
         self._on_devices: PageArrays = shardings(mesh, _page_specs(axis))
@@ -284,7 +286,7 @@ def _page_specs(axis: str) -> PageArrays:
     return PageArrays(*(PartitionSpec(spec[0], *spec[2:]) for spec in kv_specs(axis)))  # type: ignore[arg-type]
 
 
-def _shape_of(array: jax.Array) -> jax.ShapeDtypeStruct:
+def _shape_of(array: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
