@@ -222,8 +222,10 @@ def _sizes(
 ) -> _Sizes:
     page_size = config.cache.page_size
     max_model_len = resolve_max_model_len(config, model)
-    # On a GPU cached prefixes take all that is left; on a CPU what all rows can fill at once.
-    most_pages = None if fills_memory else config.scheduler.max_rows * -(-max_model_len // page_size)
+    # On a GPU cached prefixes take all that is left; on a CPU what all rows can fill at once, and one page
+    # for each, which has to be free when another starts.
+    row_pages = -(-max_model_len // page_size) + 1
+    most_pages = None if fills_memory else config.scheduler.max_rows * row_pages
     counts_bytes = rules_bytes(model, tp=config.parallel.tp, num_slots=config.scheduler.max_rows + 1)
     memory = plan_memory(
         model,

@@ -1,14 +1,16 @@
 """Contention for KV memory during a run: pages in use, preemptions, and what requests waited for.
 
-A meter stands between the loop and its executor. When a step is dispatched its plan is complete, so whoever
+A meter stands between the loop and its executor. When a step was dispatched its plan is complete, so whoever
 still waits then was not let into it, and why can be told: the engine had no row left, the step had no tokens
-left, or else there were too few free pages. The time until the next dispatch counts for that.
+left, or else there were too few free pages. The time until the next look counts for that. It looks when the
+loop is about to wait for a step, so that its microseconds pass while the device computes.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from albireo_jax.core.plan import Executor, StepHandle, StepPlan
+from albireo_jax.core.plan import Executor, SampledTokens, StepHandle, StepPlan
 from albireo_jax.sched.scheduler import Scheduler
 
 
@@ -29,7 +31,7 @@ class KvUse:
 
 
 class ContentionMeter:
-    """An executor that looks at the scheduler whenever the one behind it gets a step; costs microseconds."""
+    """An executor that looks at the scheduler before each wait for a step of the one behind it."""
 
     def __init__(
         self,
@@ -51,11 +53,12 @@ class ContentionMeter:
         self._seen_s: float | None = None
         self._pages = self._waiting = 0
         self._reason = "tokens"
+        self._newest: StepPlan | None = None
 
     def dispatch(self, plan: StepPlan) -> StepHandle:
         """Queue the step behind the meter."""
-        self._look(plan)
-        return self._executor.dispatch(plan)
+        self._newest = plan
+        return _Watched(self, self._executor.dispatch(plan))
 
     def use(self) -> KvUse:
         """What was seen so far; of a scheduler that is as old as the meter."""
@@ -70,7 +73,8 @@ class ContentionMeter:
             waited_for_pages_s=self._waited_s["pages"],
         )
 
-    def _look(self, plan: StepPlan) -> None:
+    def look(self) -> None:
+        """Note what there is, and that what was noted before has lasted until now."""
         now_s, stats = self._clock(), self._scheduler.stats()
         if self._seen_s is not None:
             passed_s = now_s - self._seen_s
@@ -80,9 +84,20 @@ class ContentionMeter:
         self._seen_s = now_s
         self._pages, self._waiting = stats.pages_in_use, stats.waiting
         self._peak_pages = max(self._peak_pages, stats.pages_in_use)
-        self._reason = self._why(plan)
+        self._reason = self._why()
 
-    def _why(self, plan: StepPlan) -> str:
+    def _why(self) -> str:
+        plan = self._newest
+        assert plan is not None, "a look follows a dispatch"
         if plan.num_rows >= self._max_rows:
             return "rows"
         return "tokens" if plan.num_tokens >= self._max_step_tokens else "pages"
+
+
+class _Watched(NamedTuple):
+    meter: ContentionMeter
+    handle: StepHandle
+
+    def wait(self) -> SampledTokens:
+        self.meter.look()
+        return self.handle.wait()
