@@ -1,11 +1,13 @@
-# make setup | demo | test | test-slow | lint | clean
+# make setup | demo | test | test-slow | gpu-check | gpu-check-all | lint | clean
 # PYTHON may name an interpreter; otherwise the first of 3.12, 3.13, 3.11 that runs is taken.
 SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+# JAX's CUDA plugin lies apart, so that nothing else finds it.
+GPU_PLUGIN ?= .venv-gpu
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow gpu-plugin gpu-check gpu-check-all lint clean
 
 setup: $(STAMP)
 
@@ -28,6 +30,20 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
 
+# Needs ptxas of CUDA 13 on the path, but no GPU and no driver.
+gpu-plugin: setup
+	@jax=$$($(BIN)/python -c 'import jax; print(jax.__version__)'); \
+	[ -d $(GPU_PLUGIN)/jax_cuda13_plugin-$$jax.dist-info ] || \
+	{ rm -rf $(GPU_PLUGIN) && $(BIN)/python -m pip install --quiet --no-deps --target $(GPU_PLUGIN) \
+		jax-cuda13-plugin==$$jax jax-cuda13-pjrt==$$jax; } || \
+	{ rm -rf $(GPU_PLUGIN); echo "gpu-check: JAX's CUDA plugin $$jax cannot be installed here" >&2; exit 1; }
+
+gpu-check: gpu-plugin
+	PYTHONPATH=$(GPU_PLUGIN) $(BIN)/python scripts/gpu_programs.py
+
+gpu-check-all: gpu-plugin
+	PYTHONPATH=$(GPU_PLUGIN) $(BIN)/python scripts/gpu_programs.py --all --output benchmarks/results
+
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -35,4 +51,4 @@ lint: setup
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(GPU_PLUGIN) build dist

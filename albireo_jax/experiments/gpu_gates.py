@@ -1,0 +1,264 @@
+"""What a program compiled for a GPU must look like, and what it does look like.
+
+What would make a step slow shows in the compiled text: copies of weights or of the KV pool, temporaries that
+grow with the depth, collectives beyond those of the design, and kernels that are launched one by one.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from albireo_jax.core.config import Dtype
+from albireo_jax.core.memory import page_bytes, weight_bytes
+from albireo_jax.experiments.collectives import collectives
+from albireo_jax.experiments.gpu_programs import (
+    MAX_LEN,
+    MAX_ROWS,
+    NUM_PAGES,
+    PAGE_SIZE,
+    Case,
+    CompiledProgram,
+    Name,
+)
+from albireo_jax.experiments.hlo import Instruction, Program, parse
+from albireo_jax.nn.shapes import weight_shapes
+from albireo_jax.runtime.batch import SLOT_FIELDS, Bucket
+from albireo_jax.runtime.executor import Sampling
+from albireo_jax.sampling.routes import Route, wire_bytes
+
+MEMORY_TOLERANCE = 0.03
+"""By how much the arguments of a forward pass may differ from what `core.memory` counts."""
+
+_MAX_ARGUMENTS = 18
+_ATTENTION_BYTES = 4 * 4 * 2**19  # keys and values that a trip of `ops.attention` gathers, in two forms
+_TABLE_BYTES = 4 * (MAX_ROWS + 1) * (MAX_LEN // PAGE_SIZE)
+_LAUNCH = re.compile(r"^( *)\d+: (k[A-Z]\w*)")
+_FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What one program is on each device.
+
+    `collectives` counts them by kind and bytes of the result. `weight_copies` and `pool_copies` count
+    instructions that write a layer's weights or the KV pool anew. `command_buffers` and `lone_launches`,
+    those outside of any, are None where XLA does not tell.
+    """
+
+    argument_bytes: int
+    num_arguments: int
+    alias_bytes: int
+    temp_bytes: int
+    output_bytes: int
+    collectives: Mapping[tuple[str, int], int]
+    weight_copies: int
+    pool_copies: int
+    loops: int
+    command_buffers: int | None
+    lone_launches: Mapping[str, int] | None
+
+
+def figures(case: Case, compiled: CompiledProgram) -> Figures:
+    """The figures of a compiled program."""
+    program = parse(compiled.text)
+    opcodes = Counter(one.opcode for one in program.instructions())
+    buffers, lone = command_buffers(compiled.launches)
+    return Figures(
+        argument_bytes=compiled.argument_bytes,
+        num_arguments=sum(one.opcode == "parameter" for one in program.computations[program.entry]),
+        alias_bytes=compiled.alias_bytes,
+        temp_bytes=compiled.temp_bytes,
+        output_bytes=compiled.output_bytes,
+        collectives=Counter((one.kind, one.result_bytes) for one in collectives(program)),
+        weight_copies=_weight_copies(case, program),
+        pool_copies=_pool_copies(case, program),
+        loops=opcodes["while"],
+        command_buffers=buffers if compiled.launches else None,
+        lone_launches=lone if compiled.launches else None,
+    )
+
+
+def breaches(case: Case, name: Name, found: Figures) -> list[str]:
+    """What of a program is not as it must be, a line each."""
+    said = [
+        *_copies(found),
+        *_memory(case, name, found),
+        *(_forward(case, name, found) if isinstance(name, Bucket) else []),
+        *(_sampling(case, name, found) if isinstance(name, Sampling) else []),
+    ]
+    if not isinstance(name, Bucket | Sampling) and found.collectives:
+        said.append(f"collectives {dict(found.collectives)} where nothing should travel")
+    return said
+
+
+def depth_breaches(shallow: Figures, deep: Figures) -> list[str]:
+    """What grows with the depth of the model and must not, of one program at two depths."""
+    if deep.temp_bytes > 1.05 * shallow.temp_bytes:
+        return [f"temporaries grow with the layers: {shallow.temp_bytes} to {deep.temp_bytes} bytes"]
+    return []
+
+
+def command_buffers(launches: str) -> tuple[int, Counter[str]]:
+    """How many command buffers a sequence of launches has, and the launches outside of them by kind."""
+    buffers, lone = 0, Counter[str]()
+    inside: int | None = None
+    for line in launches.splitlines():
+        match = _LAUNCH.match(line)
+        if match is None:
+            continue
+        indent, kind = len(match.group(1)), match.group(2)
+        if inside is not None and indent > inside:
+            continue
+        inside = indent if kind == "kCommandBuffer" else None
+        if kind == "kCommandBuffer":
+            buffers += 1
+        else:
+            lone[kind] += 1
+    return buffers, lone
+
+
+def temp_limit(case: Case, bucket: Bucket) -> int:
+    """Bytes of temporaries that a forward pass may have: activations and logits twice over, no weights.
+
+    Twice, for partial sums of products that are split over their inner dimension and added up afterwards.
+    """
+    model, tp = case.config, case.tp
+    widths = (
+        2 * model.intermediate_size // tp
+        + 2 * model.hidden_size
+        + (model.num_heads // tp + 2 * model.kv_heads_at(tp) // tp) * model.head_dim
+    )
+    logits = bucket.rows * model.padded_vocab_size(tp) // tp
+    partial_sums = 8 if bucket.is_decode else 2  # few tokens leave cores idle, which then share a product
+    return 4 * (2 * logits + partial_sums * bucket.tokens * widths) + _ATTENTION_BYTES
+
+
+def _copies(found: Figures) -> Iterator[str]:
+    if found.weight_copies:
+        yield f"{found.weight_copies} copies of a layer's weights"
+    if found.pool_copies:
+        yield f"{found.pool_copies} copies of the KV pool"
+
+
+def _memory(case: Case, name: Name, found: Figures) -> Iterator[str]:
+    """Donated state is written where it is."""
+    pool = (NUM_PAGES + 1) * page_bytes(case.config, tp=case.tp, page_size=PAGE_SIZE, dtype=Dtype.BFLOAT16)
+    sampler = 4 * (MAX_ROWS + 1) * (1 + SLOT_FIELDS)
+    donated = {"admit": sampler, "begin with pages": _TABLE_BYTES}
+    match name:
+        case Bucket():
+            wanted = pool + _TABLE_BYTES
+        case Sampling():
+            wanted = sampler
+        case str():
+            wanted = donated[name]
+        case _:
+            wanted = pool if "write" in name.kind else 0
+    if found.alias_bytes != wanted:
+        yield f"{found.alias_bytes} bytes are written in place, not the {wanted} of the donated state"
+
+
+def _forward(case: Case, bucket: Bucket, found: Figures) -> Iterator[str]:
+    model, tp = case.config, case.tp
+    limit = temp_limit(case, bucket)
+    if found.temp_bytes > limit:
+        yield f"{found.temp_bytes} bytes of temporaries, more than {limit}"
+    if found.num_arguments > _MAX_ARGUMENTS:
+        yield f"{found.num_arguments} arguments, more than {_MAX_ARGUMENTS}"
+    counted = weight_bytes(model, tp=tp, dtype=Dtype.BFLOAT16) + (NUM_PAGES + 1) * page_bytes(
+        model, tp=tp, page_size=PAGE_SIZE, dtype=Dtype.BFLOAT16
+    )
+    if abs(found.argument_bytes / counted - 1) > MEMORY_TOLERANCE:
+        yield f"{found.argument_bytes} bytes of arguments, where {counted} are counted"
+    sums = 2 * case.layers + 1 if tp > 1 else 0
+    result_bytes = bucket.tokens * model.hidden_size * Dtype.BFLOAT16.num_bytes
+    if found.collectives != ({("all-reduce", result_bytes): sums} if sums else {}):
+        yield f"collectives {dict(found.collectives)}, not {sums} all-reduces of {result_bytes} bytes"
+
+
+def _sampling(case: Case, name: Sampling, found: Figures) -> Iterator[str]:
+    columns = case.config.padded_vocab_size(case.tp)
+    wanted = wire_bytes(name.route, rows=name.rows, columns=columns, ranks=case.tp)
+    if name.route is Route.CANDIDATES and case.tp > 1:  # its fallback is in its text too
+        wanted += wire_bytes(Route.ALL_TO_ALL, rows=name.rows, columns=columns, ranks=case.tp)
+    moved = sum(size * count for (_, size), count in found.collectives.items())
+    if moved > wanted:
+        yield f"{moved} bytes travel, more than {wanted}"
+    gathered = max((size for kind, size in found.collectives if kind == "all-gather"), default=0)
+    if gathered > 4 * name.rows:
+        yield f"an all-gather of {gathered} bytes, where only {name.rows} ids should be gathered"
+
+
+def _weight_copies(case: Case, program: Program) -> int:
+    """Instructions that read a stack of matrices and write a layer of it, or all of it, somewhere else."""
+    stacks = {
+        local: {prod(local), prod(local[1:])}
+        for name, whole in weight_shapes(case.config, case.tp).items()
+        if len(whole) > 2
+        for local in [_share(name, whole, case.tp)]
+    }
+    count = 0
+    for one, shapes in _outside_fusions(program):
+        results = {array.elements for array in one.result}
+        if _multiplies(one, program):
+            continue
+        count += any(results & stacks.get(shape, set()) for shape in shapes)
+    return count
+
+
+def _pool_copies(case: Case, program: Program) -> int:
+    """Instructions that write the whole of the pool's keys or values and are no scatter into them."""
+    model = case.config
+    heads = model.kv_heads_at(case.tp) // case.tp
+    pool = (model.num_layers * (NUM_PAGES + 1) * PAGE_SIZE * heads) * model.head_dim
+    in_place = ("scatter", "dynamic-update-slice")
+    return sum(
+        any(array.elements == pool for array in one.result)
+        and not any(inner.opcode in in_place for inner in (one, *_inner(one, program)))
+        for one, _ in _outside_fusions(program)
+    )
+
+
+def _outside_fusions(program: Program) -> Iterator[tuple[Instruction, list[tuple[int, ...]]]]:
+    """Instructions that have a result of their own in memory, and the shapes of what they read."""
+    fused = {name for one in program.instructions() if one.opcode == "fusion" for name in one.called}
+    for computation, instructions in program.computations.items():
+        if computation in fused:
+            continue
+        by_name = {one.name: one for one in instructions}
+        for one in instructions:
+            if one.opcode in _FREE:
+                continue
+            read = [_source(by_name[name], by_name) for name in one.operands if name in by_name]
+            yield one, [array.shape for source in read for array in source.result]
+
+
+def _source(one: Instruction, by_name: Mapping[str, Instruction]) -> Instruction:
+    """What a chain of bitcasts looks at."""
+    while one.opcode == "bitcast" and one.operands[0] in by_name:
+        one = by_name[one.operands[0]]
+    return one
+
+
+def _multiplies(one: Instruction, program: Program) -> bool:
+    return one.opcode in ("dot", "custom-call") or any(
+        inner.opcode == "dot" for inner in _inner(one, program)
+    )
+
+
+def _inner(one: Instruction, program: Program) -> Sequence[Instruction]:
+    """Instructions of what a fusion calls, and of what these call."""
+    found: list[Instruction] = []
+    if one.opcode == "fusion":
+        for name in one.called:
+            for inner in program.computations[name]:
+                found += [inner, *_inner(inner, program)]
+    return found
+
+
+def _share(name: str, whole: tuple[int, ...], tp: int) -> tuple[int, ...]:
+    """The shape of a rank's share of a stack of matrices: split over its heads or its feed-forward width."""
+    axes = name.rpartition("_")[2]
+    return tuple(size // tp if axis in "NF" else size for axis, size in zip(axes, whole, strict=True))

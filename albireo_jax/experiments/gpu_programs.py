@@ -1,0 +1,225 @@
+"""The engine's own programs, compiled for H100s on a machine that has none; no array is ever made.
+
+Sizes are those of an engine with default limits, but for two: the depth of the model, as every layer compiles
+for itself, and the number of pages, which no program depends on.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from albireo_jax.core.config import Dtype, KvDtype, Llama3RopeScaling, ModelConfig, SamplingMode
+from albireo_jax.nn.decoder import DecoderWeights
+from albireo_jax.nn.shapes import weight_shapes
+from albireo_jax.nn.sharding import TP, named_sharding
+from albireo_jax.runtime.batch import ADMISSIONS, SLOT_FIELDS, Bucket, layout
+from albireo_jax.runtime.executor import Sampling
+from albireo_jax.runtime.sampling_stage import admit, jit_sample, routes
+from albireo_jax.runtime.state import (
+    CacheState,
+    DeviceState,
+    StateShape,
+    cache_specs,
+    new_state,
+    sampler_specs,
+)
+from albireo_jax.runtime.step import LayerLoop, StepProgram, begin_with_pages, jit_forward
+from albireo_jax.runtime.transfer import CopyProgram, HostPages
+
+PAGE_SIZE, MAX_ROWS, MAX_LEN, NUM_PAGES, NUM_HOST_PAGES = 16, 64, 8192, 4096, 32
+DECODE, MIXED = Bucket(MAX_ROWS, MAX_ROWS), Bucket(512, MAX_ROWS)
+
+_LLAMA = partial(
+    ModelConfig,
+    architecture="LlamaForCausalLM",
+    num_kv_heads=8,
+    head_dim=128,
+    vocab_size=128256,
+    max_position=131072,
+    rms_norm_eps=1e-5,
+    rope_theta=500000.0,
+    rope_scaling=Llama3RopeScaling(
+        factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192
+    ),
+)
+
+MODELS: Mapping[str, ModelConfig] = MappingProxyType(
+    {
+        "llama-3.1-8b": _LLAMA(num_layers=32, hidden_size=4096, intermediate_size=14336, num_heads=32),
+        "llama-3.1-70b": _LLAMA(num_layers=80, hidden_size=8192, intermediate_size=28672, num_heads=64),
+        "qwen2.5-32b": ModelConfig(
+            architecture="Qwen2ForCausalLM",
+            num_layers=64,
+            hidden_size=5120,
+            intermediate_size=27648,
+            num_heads=40,
+            num_kv_heads=8,
+            head_dim=128,
+            vocab_size=152064,
+            max_position=131072,
+            rms_norm_eps=1e-5,
+            rope_theta=1000000.0,
+            attention_bias=True,
+        ),
+    }
+)
+"""Shapes of the models whose programs are looked at."""
+
+Name = Bucket | Sampling | CopyProgram | str
+"""A program, as the executor names it; "admit" and "begin with pages" for those that write slots."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A model by its name in `MODELS`, cut to `layers` layers, over `tp` devices."""
+
+    model: str
+    tp: int
+    layers: int
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape at this depth."""
+        return replace(MODELS[self.model], num_layers=self.layers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledProgram:
+    """A program's text, its memory per device in bytes, and the order of its launches where XLA gave it."""
+
+    text: str
+    argument_bytes: int
+    alias_bytes: int
+    temp_bytes: int
+    output_bytes: int
+    launches: str
+
+
+def h100s(target_config: str) -> tuple[Any, ...]:
+    """Eight H100s of one machine that need not exist; `target_config` describes one to XLA.
+
+    Raises RuntimeError where JAX's CUDA plugin is not installed.
+    """
+    try:
+        described = topologies.get_topology_desc(
+            platform="cuda", target_config=target_config, topology="1x1x8"
+        )
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise RuntimeError(f"JAX cannot compile for CUDA here: {error}") from error
+    return tuple(described.devices)
+
+
+def mesh_of(devices: Iterable[Any], tp: int) -> Mesh:
+    """The engine's mesh over the first `tp` of some devices."""
+    return Mesh(np.array(list(devices)[:tp]), (TP,), axis_types=(AxisType.Auto,))
+
+
+def step_program(case: Case, mesh: Mesh) -> StepProgram:
+    """What `launch` builds for this model on GPUs."""
+    return StepProgram(
+        model=case.config,
+        mesh=mesh,
+        axis=TP,
+        page_size=PAGE_SIZE,
+        sampling=SamplingMode.SHARDED,
+        layers=LayerLoop.UNROLLED,
+    )
+
+
+def weights_of(program: StepProgram) -> DecoderWeights:
+    """The bfloat16 weights, as shapes with their shardings."""
+    mesh, shapes = program.mesh, weight_shapes(program.model, program.mesh.size)
+    return DecoderWeights(
+        **{
+            name: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=named_sharding(mesh, name))
+            for name, shape in shapes.items()
+        }  # type: ignore[arg-type]
+    )
+
+
+def state_of(program: StepProgram) -> DeviceState:
+    """The device state, as shapes with their shardings."""
+    model, mesh = program.model, program.mesh
+    shape = StateShape(
+        num_layers=model.num_layers,
+        num_pages=NUM_PAGES + 1,
+        page_size=PAGE_SIZE,
+        num_kv_heads=model.kv_heads_at(mesh.size),
+        head_dim=model.head_dim,
+        num_slots=MAX_ROWS + 1,
+        pages_per_slot=MAX_LEN // PAGE_SIZE,
+    )
+    kv_dtype = KvDtype.AUTO.resolve(Dtype.BFLOAT16)
+    shapes = jax.eval_shape(lambda: new_state(shape, mesh, axis=TP, kv_dtype=kv_dtype))
+    specs = DeviceState(cache_specs(TP), sampler_specs())
+
+    def place(spec: PartitionSpec, below: Any) -> Any:
+        placed = partial(_placed, sharding=NamedSharding(mesh, spec))
+        return jax.tree.map(placed, below)
+
+    return jax.tree.map(place, specs, shapes, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+
+
+def programs(program: StepProgram) -> dict[Name, Callable[[], jax.stages.Lowered]]:
+    """The programs of an ordinary step and of page copies, ready to be lowered, as `JaxExecutor` has them.
+
+    Of buckets and of copies only the largest.
+    """
+    cache, sampler = state_of(program)
+    table_ZM = cache.page_table_ZM
+    copies = HostPages(cache.kv, program.mesh, axis=TP, num_host_pages=NUM_HOST_PAGES).programs()
+
+    def lower_sampling(name: Sampling) -> jax.stages.Lowered:
+        rows = name.rows
+        return jit_sample(program, name.route).lower(sampler, program.logits(rows), program.ints(3 * rows))
+
+    found: dict[Name, Callable[[], jax.stages.Lowered]] = {
+        bucket: partial(_lower_forward, program, bucket, cache=cache) for bucket in (DECODE, MIXED)
+    }
+    for route in routes(program):
+        found[Sampling(MAX_ROWS, route)] = partial(lower_sampling, Sampling(MAX_ROWS, route))
+    found["admit"] = lambda: admit.lower(sampler, program.ints(ADMISSIONS, 1 + SLOT_FIELDS))
+    found["begin with pages"] = lambda: begin_with_pages.lower(
+        table_ZM, program.ints(ADMISSIONS, 1 + table_ZM.shape[1])
+    )
+    return found | {name: lower for name, lower in copies.items() if name.pages == NUM_HOST_PAGES}
+
+
+def compile_program(lowered: jax.stages.Lowered) -> CompiledProgram:
+    """Compile as a GPU would have it compiled, and read what became of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
+        # Before passes over the launches and, where these change anything, after; this one sorts last.
+        found = sorted(Path(folder).glob("*.thunk_sequence*.txt"))
+        launches = found[-1].read_text() if found else ""
+    memory = compiled.memory_analysis()
+    assert memory is not None, "XLA tells the memory of every GPU program"
+    return CompiledProgram(
+        text=compiled.as_text() or "",
+        argument_bytes=memory.argument_size_in_bytes,
+        alias_bytes=memory.alias_size_in_bytes,
+        temp_bytes=memory.temp_size_in_bytes,
+        output_bytes=memory.output_size_in_bytes,
+        launches=launches,
+    )
+
+
+def _lower_forward(program: StepProgram, bucket: Bucket, *, cache: CacheState) -> jax.stages.Lowered:
+    weights, shape = weights_of(program), layout(bucket, PAGE_SIZE)
+    return jit_forward(program, shape, weights).lower(
+        weights, cache, program.ints(MAX_ROWS + 1), program.ints(shape.num_words)
+    )
+
+
+def _placed(shape: jax.ShapeDtypeStruct, *, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
