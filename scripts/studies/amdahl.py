@@ -30,10 +30,10 @@ from albireo_jax.core.config import (
 from albireo_jax.core.hf_config import model_config_from_hf
 from albireo_jax.experiments.figures import stacked_bars, svg_file
 from albireo_jax.experiments.records import Device, Record, Series, write_record
-from albireo_jax.experiments.report import Report, amdahl, parts, read_report, to_json
-from albireo_jax.experiments.report_load import ReportLoad
-from albireo_jax.experiments.report_page import number, time_bars
-from albireo_jax.experiments.sweep_settings import Variant
+from albireo_jax.experiments.report.load import ReportLoad
+from albireo_jax.experiments.report.page import number, time_bars
+from albireo_jax.experiments.report.report import Report, amdahl, parts, read_report, to_json
+from albireo_jax.experiments.sweep.settings import Variant
 
 ROOT = Path(__file__).resolve().parents[2]
 LLAMA = ModelConfig(
@@ -101,7 +101,7 @@ def variants_at(tp: int) -> list[Variant]:
 
 def work(options: argparse.Namespace) -> None:
     """The runs of one degree: writes `REPEAT-VARIANT.json` into the output folder."""
-    from albireo_jax.experiments.report_run import run_report
+    from albireo_jax.experiments.report.run import run_report
     from albireo_jax.launch import prepare_random
 
     model, tp = model_of(options), options.worker

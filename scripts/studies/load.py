@@ -28,11 +28,11 @@ from albireo_jax.core.config import (
 from albireo_jax.core.hf_config import model_config_from_hf
 from albireo_jax.experiments.figures import Line, line_figure, svg_file
 from albireo_jax.experiments.records import Device, Record, Series, cpu_device, write_record
-from albireo_jax.experiments.sweep_devices import gpu_device, gpus_here
-from albireo_jax.experiments.sweep_engines import VariantEngines
-from albireo_jax.experiments.sweep_load import FixedBatch, cluster_arrivals, sampled_requests
-from albireo_jax.experiments.sweep_results import ReplicaRun
-from albireo_jax.experiments.sweep_settings import Variant
+from albireo_jax.experiments.sweep.devices import gpu_device, gpus_here
+from albireo_jax.experiments.sweep.engines import VariantEngines
+from albireo_jax.experiments.sweep.load import FixedBatch, cluster_arrivals, sampled_requests
+from albireo_jax.experiments.sweep.results import ReplicaRun
+from albireo_jax.experiments.sweep.settings import Variant
 from albireo_jax.launch import Prepared, prepare_random
 
 ROOT = Path(__file__).resolve().parents[2]

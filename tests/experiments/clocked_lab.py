@@ -8,8 +8,8 @@ from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import Executor, SampledTokens, StepHandle, StepPlan
 from albireo_jax.core.types import Request
 from albireo_jax.experiments.records import Device
-from albireo_jax.experiments.report import Subject
-from albireo_jax.experiments.report_run import MeteredLoop
+from albireo_jax.experiments.report.report import Subject
+from albireo_jax.experiments.report.run import MeteredLoop
 from albireo_jax.sim.clocked import ClockedScheduler, ClockExecutor
 from albireo_jax.sim.host import HostTerms, TaskTerms
 from albireo_jax.sim.lanes import Clock

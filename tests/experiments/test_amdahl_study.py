@@ -9,8 +9,8 @@ import pytest
 from clocked_lab import SUBJECT, requests_at, run_on_clock
 
 from albireo_jax.engine.energy import EnergyReading
-from albireo_jax.experiments.report import amdahl
-from albireo_jax.experiments.sweep_settings import Variant
+from albireo_jax.experiments.report.report import amdahl
+from albireo_jax.experiments.sweep.settings import Variant
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "studies" / "amdahl.py"
 STEPS_S = {1: (0.040, 0.041, 0.045), 2: (0.022, 0.021, 0.020)}

@@ -21,10 +21,18 @@ from albireo_jax.core.config import CacheConfig, EngineConfig, ModelConfig, Sche
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.engine.energy import EnergyReading
 from albireo_jax.engine.timeline import TaskTable
-from albireo_jax.experiments.report import Report, amdahl, content, from_json, parts, read_report, to_json
-from albireo_jax.experiments.report_load import ReportLoad
-from albireo_jax.experiments.report_page import number, page, terminal_text, time_bars, write_report
-from albireo_jax.experiments.report_run import run_report
+from albireo_jax.experiments.report.load import ReportLoad
+from albireo_jax.experiments.report.page import number, page, terminal_text, time_bars, write_report
+from albireo_jax.experiments.report.report import (
+    Report,
+    amdahl,
+    content,
+    from_json,
+    parts,
+    read_report,
+    to_json,
+)
+from albireo_jax.experiments.report.run import run_report
 from albireo_jax.launch import prepare_random
 
 HOST_S = PLAN_S + PREPARE_S + COMMIT_S + DELIVER_S

@@ -12,12 +12,12 @@ import psutil
 import pytest
 
 from albireo_jax.core.config import Dtype
-from albireo_jax.experiments.sweep import check_sweep, run_sweep
-from albireo_jax.experiments.sweep_load import FixedBatch, cluster_arrivals
-from albireo_jax.experiments.sweep_plan import SweepPlan
-from albireo_jax.experiments.sweep_process import Worker, WorkerError
-from albireo_jax.experiments.sweep_settings import SweepSettings, Variant
-from albireo_jax.experiments.sweep_worker import Job
+from albireo_jax.experiments.sweep.cases import SweepPlan
+from albireo_jax.experiments.sweep.load import FixedBatch, cluster_arrivals
+from albireo_jax.experiments.sweep.process import Worker, WorkerError
+from albireo_jax.experiments.sweep.run import check_sweep, run_sweep
+from albireo_jax.experiments.sweep.settings import SweepSettings, Variant
+from albireo_jax.experiments.sweep.worker import Job
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SIZES = ("--batch-per-gpu", 2, "--input-len", 8, "--output-len", 6, "--max-step-tokens", 16, "--repeats", 2)
@@ -50,7 +50,7 @@ def kill_workers(when: str, lines: list[str]) -> Callable[[str], None]:
     def tell(line: str) -> None:
         if when in line and not any(when in told for told in lines):
             for child in psutil.Process().children():
-                if "albireo_jax.experiments.sweep_worker" in child.cmdline():
+                if "albireo_jax.experiments.sweep.worker" in child.cmdline():
                     child.kill()
         lines.append(line)
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from albireo_jax.core.config import ModelConfig, SamplingMode
-from albireo_jax.experiments.sweep_load import (
+from albireo_jax.experiments.sweep.cases import MemoryRule, SweepPlan, plan_sweep
+from albireo_jax.experiments.sweep.load import (
     FixedBatch,
     Load,
     PoissonLoad,
@@ -19,8 +20,7 @@ from albireo_jax.experiments.sweep_load import (
     digest,
     sampled_requests,
 )
-from albireo_jax.experiments.sweep_plan import MemoryRule, SweepPlan, plan_sweep
-from albireo_jax.experiments.sweep_settings import SweepSettings, Variant, engine_samplings
+from albireo_jax.experiments.sweep.settings import SweepSettings, Variant, engine_samplings
 
 MODEL = ModelConfig(
     architecture="LlamaForCausalLM",

@@ -14,15 +14,14 @@ from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import Request
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import TaskTable, TaskTime, Timeline
+from albireo_jax.experiments.contention import ContentionMeter, KvUse
 from albireo_jax.experiments.records import Device
-from albireo_jax.experiments.sweep import read_case, settings_hash, write_whole
-from albireo_jax.experiments.sweep_contention import ContentionMeter, KvUse
-from albireo_jax.experiments.sweep_devices import gpu_device, parse_gpus
-from albireo_jax.experiments.sweep_json import restore
-from albireo_jax.experiments.sweep_load import FixedBatch, cluster_arrivals
-from albireo_jax.experiments.sweep_page import sections, sweep_page, write_report
-from albireo_jax.experiments.sweep_plan import Case, SweepPlan, plan_sweep
-from albireo_jax.experiments.sweep_results import (
+from albireo_jax.experiments.restoring import restore
+from albireo_jax.experiments.sweep.cases import Case, SweepPlan, plan_sweep
+from albireo_jax.experiments.sweep.devices import gpu_device, parse_gpus
+from albireo_jax.experiments.sweep.load import FixedBatch, cluster_arrivals
+from albireo_jax.experiments.sweep.page import sections, sweep_page, write_report
+from albireo_jax.experiments.sweep.results import (
     CaseResult,
     Failure,
     ReplicaRun,
@@ -30,8 +29,9 @@ from albireo_jax.experiments.sweep_results import (
     Sweep,
     cluster_run,
 )
-from albireo_jax.experiments.sweep_settings import SweepSettings, Variant
-from albireo_jax.experiments.sweep_tables import print_summary, record_sweep, rule_text
+from albireo_jax.experiments.sweep.run import read_case, settings_hash, write_whole
+from albireo_jax.experiments.sweep.settings import SweepSettings, Variant
+from albireo_jax.experiments.sweep.tables import print_summary, record_sweep, rule_text
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sim.executor import Clock, SimExecutor
 from albireo_jax.sim.workload import replay

@@ -9,7 +9,7 @@ from clocked_lab import ClockedRun, requests_at, run_on_clock
 
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.engine.timeline import TaskTable
-from albireo_jax.experiments.trace_file import (
+from albireo_jax.experiments.report.trace_file import (
     BETWEEN,
     COPY_WAIT,
     DELIVERY,

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 
 from albireo_jax.experiments.figures import COLORS, Line, Mark, Part, line_figure, stacked_bars, svg
 from albireo_jax.experiments.html_page import Section, render_page
-from albireo_jax.experiments.sweep import write_whole
-from albireo_jax.experiments.sweep_results import Figures, Spread, Summary, Sweep
-from albireo_jax.experiments.sweep_settings import Variant
-from albireo_jax.experiments.sweep_tables import (
+from albireo_jax.experiments.sweep.results import Figures, Spread, Summary, Sweep
+from albireo_jax.experiments.sweep.run import write_whole
+from albireo_jax.experiments.sweep.settings import Variant
+from albireo_jax.experiments.sweep.tables import (
     device_text,
     energy_table,
     energy_text,

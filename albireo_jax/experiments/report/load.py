@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from albireo_jax.core.types import Request
-from albireo_jax.experiments.sweep_load import FixedBatch, TraceLoad, cluster_arrivals, sampled_requests
+from albireo_jax.experiments.sweep.load import FixedBatch, TraceLoad, cluster_arrivals, sampled_requests
 from albireo_jax.sim.workload import Arrival
 
 _WARM_UP_TOKENS = 8

@@ -12,8 +12,8 @@ from rich.table import Table as RichTable
 
 from albireo_jax.experiments.html_page import Table
 from albireo_jax.experiments.records import Record, Series, write_record
-from albireo_jax.experiments.sweep_results import ClusterRun, Figures, Summary, Sweep
-from albireo_jax.experiments.sweep_settings import Variant
+from albireo_jax.experiments.sweep.results import ClusterRun, Figures, Summary, Sweep
+from albireo_jax.experiments.sweep.settings import Variant
 
 T_E = "◀\N{NO-BREAK SPACE}t_e"
 """Stands beside the best degree of a variant."""

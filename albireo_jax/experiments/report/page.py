@@ -20,8 +20,8 @@ from albireo_jax.experiments.figures import (
     svg,
 )
 from albireo_jax.experiments.html_page import Section, Table, render_page
-from albireo_jax.experiments.report import Report, amdahl, content, parts, percentiles, to_json
-from albireo_jax.experiments.trace_file import DEVICE, EXPOSED, HOST, LaneSpan, trace_content
+from albireo_jax.experiments.report.report import Report, amdahl, content, parts, percentiles, to_json
+from albireo_jax.experiments.report.trace_file import DEVICE, EXPOSED, HOST, LaneSpan, trace_content
 
 _TIMES = (1, 2, 4, 8)
 _EXPOSED = ", exposed"

@@ -1,4 +1,4 @@
-"""The process that measures one replica: `python -m albireo_jax.experiments.sweep_worker`.
+"""The process that measures one replica: `python -m albireo_jax.experiments.sweep.worker`.
 
 One JSON object a line, standard input to standard output::
 
@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 from albireo_jax.core.config import Dtype, SamplingMode
-from albireo_jax.experiments.sweep_json import restore
-from albireo_jax.experiments.sweep_load import deal, sampled_requests
-from albireo_jax.experiments.sweep_plan import Case
-from albireo_jax.experiments.sweep_settings import Variant
+from albireo_jax.experiments.restoring import restore
+from albireo_jax.experiments.sweep.cases import Case
+from albireo_jax.experiments.sweep.load import deal, sampled_requests
+from albireo_jax.experiments.sweep.settings import Variant
 from albireo_jax.sim.workload import Arrival
 
 
@@ -49,7 +49,7 @@ class Job:
 def serve(job: Job, commands: "queue.Queue[str]", answers: TextIO) -> None:
     """Prepare the engines of `job`, say so, and answer commands for ever."""
     # Imported here, since it imports JAX: whoever makes a job needs none.
-    from albireo_jax.experiments.sweep_engines import VariantEngines
+    from albireo_jax.experiments.sweep.engines import VariantEngines
     from albireo_jax.launch import Prepared, prepare
 
     case = job.case

@@ -10,12 +10,12 @@ from dataclasses import asdict
 from typing import Any
 
 from albireo_jax.core.errors import AlbireoError
-from albireo_jax.experiments.sweep_json import restore
-from albireo_jax.experiments.sweep_results import ReplicaRun
-from albireo_jax.experiments.sweep_settings import Variant
-from albireo_jax.experiments.sweep_worker import Job
+from albireo_jax.experiments.restoring import restore
+from albireo_jax.experiments.sweep.results import ReplicaRun
+from albireo_jax.experiments.sweep.settings import Variant
+from albireo_jax.experiments.sweep.worker import Job
 
-_COMMAND = (sys.executable, "-m", "albireo_jax.experiments.sweep_worker")
+_COMMAND = (sys.executable, "-m", "albireo_jax.experiments.sweep.worker")
 _TAIL_CHARACTERS = 2000
 
 

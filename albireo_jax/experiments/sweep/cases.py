@@ -14,7 +14,7 @@ from albireo_jax.core.config import (
 )
 from albireo_jax.core.errors import CapacityError
 from albireo_jax.core.memory import page_bytes, plan_memory, rules_bytes, weight_bytes
-from albireo_jax.experiments.sweep_settings import SweepSettings, Variant, engine_samplings, listed
+from albireo_jax.experiments.sweep.settings import SweepSettings, Variant, engine_samplings, listed
 from albireo_jax.sim.workload import Arrival
 
 _MEMORY_SHARE = 0.9

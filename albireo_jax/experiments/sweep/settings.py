@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from albireo_jax.core.config import TP_DEGREES, CacheConfig, Dtype, SamplingMode
 from albireo_jax.core.types import SamplingParams
-from albireo_jax.experiments.sweep_load import Load
+from albireo_jax.experiments.sweep.load import Load
 
 
 class Variant(StrEnum):

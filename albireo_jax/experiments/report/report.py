@@ -15,11 +15,11 @@ from pathlib import Path
 from albireo_jax.engine.energy import EnergyReading
 from albireo_jax.engine.timeline import TaskTable
 from albireo_jax.experiments.bench import percentile
+from albireo_jax.experiments.contention import KvUse
 from albireo_jax.experiments.records import Device
-from albireo_jax.experiments.sweep_contention import KvUse
-from albireo_jax.experiments.sweep_json import restore
-from albireo_jax.experiments.trace_file import LaneSpan
-from albireo_jax.experiments.waste import Work
+from albireo_jax.experiments.report.trace_file import LaneSpan
+from albireo_jax.experiments.report.waste import Work
+from albireo_jax.experiments.restoring import restore
 from albireo_jax.sim.outcome import RequestTimes
 
 _DERIVED = "derived"

@@ -22,11 +22,11 @@ from pathlib import Path
 
 from albireo_jax.core.model_files import find_model
 from albireo_jax.experiments.records import PACKAGES, Device, cpu_device, current_commit, versions
-from albireo_jax.experiments.sweep_devices import gpu_device, gpus_here
-from albireo_jax.experiments.sweep_load import cluster_arrivals, digest
-from albireo_jax.experiments.sweep_plan import Case, SweepPlan, plan_sweep
-from albireo_jax.experiments.sweep_process import Worker, WorkerError, workers
-from albireo_jax.experiments.sweep_results import (
+from albireo_jax.experiments.sweep.cases import Case, SweepPlan, plan_sweep
+from albireo_jax.experiments.sweep.devices import gpu_device, gpus_here
+from albireo_jax.experiments.sweep.load import cluster_arrivals, digest
+from albireo_jax.experiments.sweep.process import Worker, WorkerError, workers
+from albireo_jax.experiments.sweep.results import (
     CaseResult,
     ClusterRun,
     Failure,
@@ -34,8 +34,8 @@ from albireo_jax.experiments.sweep_results import (
     Sweep,
     cluster_run,
 )
-from albireo_jax.experiments.sweep_settings import SweepSettings, Variant
-from albireo_jax.experiments.sweep_worker import Job
+from albireo_jax.experiments.sweep.settings import SweepSettings, Variant
+from albireo_jax.experiments.sweep.worker import Job
 from albireo_jax.models.registry import model_config
 
 Tell = Callable[[str], None]

@@ -12,13 +12,13 @@ from albireo_jax.core.types import Request
 from albireo_jax.engine.energy import EnergyReading
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
+from albireo_jax.experiments.contention import ContentionMeter
 from albireo_jax.experiments.offer import offer
 from albireo_jax.experiments.records import Device, cpu_device, current_commit, versions
-from albireo_jax.experiments.report import Report, Subject
-from albireo_jax.experiments.report_load import ReportLoad
-from albireo_jax.experiments.sweep_contention import ContentionMeter
-from albireo_jax.experiments.trace_file import LaneSpan, lane_spans
-from albireo_jax.experiments.waste import WorkMeter
+from albireo_jax.experiments.report.load import ReportLoad
+from albireo_jax.experiments.report.report import Report, Subject
+from albireo_jax.experiments.report.trace_file import LaneSpan, lane_spans
+from albireo_jax.experiments.report.waste import WorkMeter
 from albireo_jax.launch import Prepared
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sim.outcome import Outcome

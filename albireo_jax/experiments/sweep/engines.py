@@ -11,10 +11,10 @@ from albireo_jax.core.config import SamplingMode
 from albireo_jax.core.types import Request
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
+from albireo_jax.experiments.contention import ContentionMeter
 from albireo_jax.experiments.offer import offer
-from albireo_jax.experiments.sweep_contention import ContentionMeter
-from albireo_jax.experiments.sweep_results import ReplicaRun
-from albireo_jax.experiments.sweep_settings import Variant, engine_sampling, engine_samplings
+from albireo_jax.experiments.sweep.results import ReplicaRun
+from albireo_jax.experiments.sweep.settings import Variant, engine_sampling, engine_samplings
 from albireo_jax.launch import Prepared
 from albireo_jax.sched.scheduler import Scheduler
 

@@ -18,12 +18,12 @@ from typing import Any
 from albireo_jax.core.model_files import find_model
 from albireo_jax.engine.timeline import TaskTable, TaskTime
 from albireo_jax.experiments.bench import percentile
+from albireo_jax.experiments.contention import KvUse
 from albireo_jax.experiments.records import Device
-from albireo_jax.experiments.sweep_contention import KvUse
-from albireo_jax.experiments.sweep_json import restore
-from albireo_jax.experiments.sweep_load import comes_at_once
-from albireo_jax.experiments.sweep_plan import Case, SweepPlan
-from albireo_jax.experiments.sweep_settings import Variant
+from albireo_jax.experiments.restoring import restore
+from albireo_jax.experiments.sweep.cases import Case, SweepPlan
+from albireo_jax.experiments.sweep.load import comes_at_once
+from albireo_jax.experiments.sweep.settings import Variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
