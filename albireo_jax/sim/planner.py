@@ -7,7 +7,8 @@ grid, so that every plan is tried at the same ones::
 
     for each t that fits
         alone      requests one at a time: if these miss the targets, no rate meets them
-        closed     all requests at once, the most rows: completions bound any rate that lasts
+        closed     all requests at once, the most rows: what is done until the last has started bounds
+                   any rate that lasts; a run of its length at a higher one would only fill the queue
         for each (rows, step tokens), a fifth of the requests, every second rate
             only if it serves the next rate above the best so far: higher rates, doubling the distance,
             then bisection
@@ -24,6 +25,7 @@ from functools import partial
 
 from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.types import Request
+from albireo_jax.sim.outcome import RequestTimes
 from albireo_jax.sim.planner_sizes import (
     Degree,
     Degrees,
@@ -38,7 +40,6 @@ from albireo_jax.sim.step_model import StepModel
 
 RATES_PER_OCTAVE = 16
 _LOWEST_OCTAVES = 7  # below the rate that lasts
-_CLOSED_MARGIN = 1.5  # the closed run ends with fewer and fewer rows
 _ALONE_REQUESTS, _ALONE_TOKENS = 40, 32
 _SEARCH_PART, _LEAST_PART, _SEARCH_STRIDE = 5, 150, 2
 
@@ -56,11 +57,15 @@ class Alone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """The best plan of a degree: its goodput, its run at that rate, and its run at the next rate above."""
+    """The best plan of a degree: its goodput, its run at that rate, and its run at the next rate above.
+
+    `lasting_per_s` is the rate that bounds the goodput whatever the targets are.
+    """
 
     degree: Degree
     config: SchedulerConfig
     rate_per_s: float
+    lasting_per_s: float
     alone: Alone
     run: Run
     beyond: Run
@@ -180,6 +185,7 @@ class _Search:
             degree=self._degree,
             config=chosen,
             rate_per_s=_rate(rate),
+            lasting_per_s=_rate(highest),
             alone=alone,
             run=self.run_at(chosen, _rate(rate)),
             beyond=self.run_at(chosen, _rate(rate + 1)),
@@ -228,11 +234,19 @@ class _Search:
         )
 
     def _rate_that_lasts(self, config: SchedulerConfig) -> int:
-        """The step of the grid above the rate at which requests that all wait are completed."""
+        """The step of the grid above the rate at which requests that all wait are served.
+
+        Counted in tokens, until the last of them has its first one, since then fewer and fewer run.
+        """
         self._tell("all requests at once")
         closed = run(self._replica(config), [replace(each, arrived_s=0.0) for each in self._requests])
-        per_s = self._degree.replicas * len(self._requests) / closed.outcome.ended_s
-        return math.ceil(RATES_PER_OCTAVE * math.log2(_CLOSED_MARGIN * per_s))
+        times = closed.outcome.requests
+        until_s = max(each.first_s for each in times)
+        prompts = sum(len(each.prompt_token_ids) for each in self._requests)
+        answers = sum(each.num_tokens for each in times)
+        answered = sum(_answered(each, until_s) for each in times)
+        done = len(times) * (prompts + answered) / (prompts + answers)
+        return math.ceil(RATES_PER_OCTAVE * math.log2(self._degree.replicas * done / until_s))
 
     def _alone(self, config: SchedulerConfig) -> Alone:
         """Some requests, from the shortest prompt to the longest, one at a time, answers cut short."""
@@ -308,6 +322,14 @@ class _Grid:
 
 def _rate(step: int) -> float:
     return 2 ** (step / RATES_PER_OCTAVE)
+
+
+def _answered(request: RequestTimes, moment_s: float) -> float:
+    """Tokens that a request has at a moment after its first, if they come evenly."""
+    if request.last_s <= moment_s:
+        return request.num_tokens
+    passed = (moment_s - request.first_s) / (request.last_s - request.first_s)
+    return 1 + passed * (request.num_tokens - 1)
 
 
 def _met_by(values: list[float], share: float) -> float:

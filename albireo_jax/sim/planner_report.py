@@ -61,7 +61,7 @@ def verdict(run: Run, targets: Targets, *, max_rows: int) -> str:
     met = run.outcome.share_meeting(ttft_s=targets.ttft_s, tpot_s=targets.tpot_s)
     pages = pressure.peak_pages / pressure.num_pages
     if met >= targets.attainment:
-        cause = "nothing but the rate at which requests that all wait are completed"
+        cause = "throughput, the rate at which requests that all wait are served"
     elif pressure.preemptions or (pages > 0.95 and pressure.peak_waiting):
         cause = "KV memory"
     elif pressure.peak_running >= max_rows and len(late) > len(slow):
@@ -124,8 +124,8 @@ def assumptions(answer: Answer) -> tuple[str, ...]:
         else "answers have the trace's lengths; every request samples with top-p; prefixes are shared",
         f"memory: {question.memory_share:.0%} of {question.gpu.memory_bytes / 1e9:.0f} GB for weights "
         f"({question.dtype.value}) and pages; the engine takes the share that JAX gives it",
-        f"depth {question.depth}, {question.sampling.value} sampling; goodput is at most 1.5 times the rate "
-        f"at which requests that all wait are completed",
+        f"depth {question.depth}, {question.sampling.value} sampling; goodput is at most the rate "
+        f"at which requests that all wait are served",
         *extrapolated,
     )
 
