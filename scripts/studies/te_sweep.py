@@ -144,7 +144,8 @@ def told(sweeps: Sequence[TeSweep]) -> list[str]:
 
 def plot(terms: Terms, sweeps: Sequence[TeSweep], stem: Path) -> list[Path]:
     """The t_e of all models, and the throughput of the 32B model, as SVG files beside the record."""
-    names = [sweep.name.removesuffix("-hf").removeprefix("Meta-") for sweep in sweeps]
+    short = [sweep.name.removesuffix("-hf").removeprefix("Meta-") for sweep in sweeps]
+    names = ["\n".join(name.rsplit("-", 1)) for name in short]
     bars = [
         Part(name=f"{ablation}", values=[float(sweep.best(ablation).tp) for sweep in sweeps])
         for ablation in Ablation
