@@ -13,6 +13,16 @@ from albireo_jax.cli import main
 from albireo_jax.cli.config_file import read_flags
 from albireo_jax.cli.options import EngineFlags, with_engine_flags
 from albireo_jax.core.config import Dtype, EngineConfig, SamplingMode
+from albireo_jax.sim.calibration import (
+    BucketTerms,
+    Calibration,
+    LoopTerms,
+    SamplingTerms,
+    Shard,
+    StepTable,
+    write_calibration,
+)
+from albireo_jax.sim.host import OWN_HOST
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -88,6 +98,36 @@ def test_a_plan_is_shown_and_written(
         Dtype.BFLOAT16,
     )
     assert set(read_flags(emitted, [name.replace("-", "_") for name in yaml.safe_load(emitted.read_text())]))
+
+
+def test_a_calibration_says_what_steps_take(
+    capfd: pytest.CaptureFixture[str], model: Path, trace: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "calibration.json"
+    steps = StepTable(
+        buckets=(
+            BucketTerms(tokens=16, rows=16, step_s=1e-3, samples=5),
+            BucketTerms(tokens=128, rows=16, step_s=3e-3, samples=0),
+        ),
+        row_pair_s=1e-9,
+        chunk_pair_s=1e-9,
+    )
+    shard = Shard(
+        tp=1,
+        is_shard_shaped=True,
+        loops=(LoopTerms(depth=2, steps=steps, host=OWN_HOST),),
+        sampling=SamplingTerms(rows=(16,), greedy_s=(1e-5,), filtered_s=(1e-4,)),
+    )
+    measured = Calibration(model="m", dtype="bfloat16", device="a GPU", source="a test", shards=(shard,))
+    write_calibration(measured, path)
+    asked = ("plan", model, "--gpus", 2, "--ttft", 200, "--tpot", 10, "--trace", trace, "--calibration", path)
+    code, out, _ = run(capfd, *asked, *QUICK)
+    assert code == 0
+    assert "best plan, simulated (measured on a GPU): t=1, 2 replicas" in out
+    assert "nothing says what its steps take" in out
+    assert "of the steps are outside of what was measured" in out
+    code, _, err = run(capfd, *asked, "--rows", 32, "--step-tokens", 128)
+    assert (code, "has steps of at most 16 rows and 128 tokens" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def _measured(question: "Question", asked: PlanFlags) -> "tuple[Question, StepMo
     """The question about degrees that were measured, and their steps."""
     from albireo_jax.sim.calibration import read_calibration
     from albireo_jax.sim.host import read_host_terms
-    from albireo_jax.sim.step_model import calibrated_model
+    from albireo_jax.sim.step_model import calibrated_model, measured_limits
 
     path = asked.calibration
     if path is None or not path.is_file():
@@ -187,7 +187,16 @@ def _measured(question: "Question", asked: PlanFlags) -> "tuple[Question, StepMo
             host=host,
         )
 
-    return replace(question, degrees=tuple(shard.tp for shard in calibration.shards)), steps_at
+    limits = measured_limits(calibration, depth=question.depth)
+    rows = tuple(rows for rows in question.rows if rows <= limits.rows)
+    step_tokens = tuple(tokens for tokens in question.step_tokens if tokens <= limits.tokens)
+    if not rows or not step_tokens:
+        raise ValueError(
+            f"{path} has steps of at most {limits.rows} rows and {limits.tokens} tokens; give --rows and "
+            f"--step-tokens that are no larger"
+        )
+    degrees = tuple(shard.tp for shard in calibration.shards)
+    return replace(question, degrees=degrees, rows=rows, step_tokens=step_tokens), steps_at
 
 
 def _assumed(question: "Question", asked: PlanFlags) -> "StepModels":

@@ -86,8 +86,8 @@ def lines(answer: Answer) -> list[str]:
         f"requests within {_ms(targets.ttft_s)} to the first token and {_ms(targets.tpot_s)} a token"
     )
     plan = (
-        f"best plan, {label}: t={best.degree.tp}, {best.degree.replicas} replicas, {best.config.max_rows} "
-        f"rows, {best.config.max_step_tokens} step tokens: {best.rate_per_s:.3g} requests/s, "
+        f"best plan, {label}: t={best.degree.tp}, {_replicas(best)}, {best.config.max_rows} "
+        f"rows, {best.config.max_step_tokens} step tokens: {_rate(best.rate_per_s)} requests/s, "
         f"{output_tokens_per_s(best):,.0f} output tokens/s"
     )
     rule = f"Albireo's rule of thumb, 4 M / C: t={question.rule_of_thumb}; this plan: t={best.degree.tp}"
@@ -159,7 +159,7 @@ def config_yaml(answer: Answer) -> str:
     question, best = answer.question, answer.best
     remarks = (
         f"{question.name} on {question.num_gpus} x {question.gpu.title}: {best.degree.replicas} of these",
-        f"{answer.steps.label}: {best.rate_per_s:.3g} requests/s over all replicas, "
+        f"{answer.steps.label}: {_rate(best.rate_per_s)} requests/s over all replicas, "
         f"{_ms(question.targets.ttft_s)} to the first token and {_ms(question.targets.tpot_s)} a token",
         f"planned with {best.degree.memory.num_pages} pages; an engine takes what its memory holds",
     )
@@ -188,8 +188,8 @@ def _runner_up(answer: Answer) -> str:
         return f"no runner-up: only t={best.degree.tp} meets the targets at all"
     lost = verdict(beyond, answer.question.targets, max_rows=other.config.max_rows)
     return (
-        f"runner-up, {answer.steps.label}: t={other.degree.tp}, {other.degree.replicas} replicas, "
-        f"{other.rate_per_s:.3g} requests/s, {other.rate_per_s / best.rate_per_s - 1:+.0%}; at more it is "
+        f"runner-up, {answer.steps.label}: t={other.degree.tp}, {_replicas(other)}, "
+        f"{_rate(other.rate_per_s)} requests/s, {other.rate_per_s / best.rate_per_s - 1:+.0%}; at more it is "
         f"short of {lost}"
     )
 
@@ -242,3 +242,12 @@ def _met_by(values: Sequence[float], share: float) -> float:
 
 def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.4g} ms"
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:,.0f}" if per_s >= 100 else f"{per_s:.3g}"
+
+
+def _replicas(served: Served) -> str:
+    count = served.degree.replicas
+    return f"{count} replica" if count == 1 else f"{count} replicas"

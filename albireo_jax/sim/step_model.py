@@ -17,6 +17,7 @@ so is what greedy rows save: it is the cost of rows with top-p.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from albireo_jax.core.config import Dtype, KvDtype, ModelConfig, SamplingMode
 from albireo_jax.core.plan import StepPlan
@@ -168,6 +169,22 @@ def roofline_model(
 def _never(plan: StepPlan) -> bool:
     del plan
     return False
+
+
+class StepLimits(NamedTuple):
+    """The most rows and tokens of a step."""
+
+    rows: int
+    tokens: int
+
+
+def measured_limits(calibration: Calibration, *, depth: int) -> StepLimits:
+    """The largest steps that were measured at every degree; raises ValueError for a depth that was not."""
+    tables = [shard.at_depth(depth).steps for shard in calibration.shards]
+    return StepLimits(
+        rows=min(max(bucket.rows for bucket in table.buckets) for table in tables),
+        tokens=min(max(bucket.tokens for bucket in table.buckets) for table in tables),
+    )
 
 
 def calibrated_model(

@@ -10,9 +10,25 @@ import pytest
 from albireo_jax.core.config import Dtype, ModelConfig, SamplingMode
 from albireo_jax.core.memory import weight_bytes
 from albireo_jax.core.plan import StepPlan
+from albireo_jax.sim.calibration import (
+    BucketTerms,
+    Calibration,
+    LoopTerms,
+    SamplingTerms,
+    Shard,
+    StepTable,
+)
 from albireo_jax.sim.gpus import GPUS, find_gpu
 from albireo_jax.sim.host import NO_HOST, OWN_HOST, host_terms, read_host_terms
-from albireo_jax.sim.step_model import Efficiency, roofline_model, sampler_terms, sampling_cost
+from albireo_jax.sim.step_model import (
+    Efficiency,
+    StepModel,
+    calibrated_model,
+    measured_limits,
+    roofline_model,
+    sampler_terms,
+    sampling_cost,
+)
 
 MODEL = ModelConfig(
     architecture="LlamaForCausalLM",
@@ -151,3 +167,57 @@ def test_an_unknown_gpu_is_answered_with_those_known() -> None:
 def test_no_kernel_reaches_more_than_all(share: float) -> None:
     with pytest.raises(ValueError, match="efficiency must be above 0 and at most 1"):
         Efficiency(memory=share)
+
+
+def calibration(*, is_shard_shaped: bool) -> Calibration:
+    """Steps of two sizes, measured for a rank of two."""
+    steps = StepTable(
+        buckets=(
+            BucketTerms(tokens=8, rows=8, step_s=1e-3, samples=5),
+            BucketTerms(tokens=64, rows=8, step_s=3e-3, samples=5),
+            BucketTerms(tokens=64, rows=64, step_s=2e-3, samples=0),
+        ),
+        row_pair_s=1e-7,
+        chunk_pair_s=1e-8,
+    )
+    shard = Shard(
+        tp=2,
+        is_shard_shaped=is_shard_shaped,
+        loops=(LoopTerms(depth=2, steps=steps, host=OWN_HOST),),
+        sampling=SamplingTerms(rows=(8, 64), greedy_s=(1e-5, 2e-5), filtered_s=(1e-4, 4e-4)),
+    )
+    return Calibration(model="m", dtype="bfloat16", device="a GPU", source="a test", shards=(shard,))
+
+
+def calibrated(measured: Calibration, mode: SamplingMode) -> StepModel:
+    return calibrated_model(measured, MODEL, H100, tp=2, depth=2, mode=mode)
+
+
+def test_collectives_are_added_to_what_one_device_measured_and_to_nothing_else() -> None:
+    step = decode(8)
+    local_s = 1e-3 + 1e-7 * 8 * 100
+    whole = calibrated(calibration(is_shard_shaped=False), SamplingMode.SHARDED)
+    assert whole.forward(step) == pytest.approx(local_s)
+    assert whole.sampling(step) == 1e-4
+    shard = calibrated(calibration(is_shard_shaped=True), SamplingMode.SHARDED)
+    reduce_s = H100.links.all_reduce_s(8 * 512 * 2, ranks=2)
+    assert shard.forward(step) == pytest.approx(local_s + 9 * reduce_s)
+    assert shard.sampling(step) > 1e-4
+    everywhere = calibrated(calibration(is_shard_shaped=True), SamplingMode.REPLICATED)
+    assert everywhere.sampling(step) > 2e-4
+    assert shard.label == "simulated (measured on a GPU)"
+    assert any("assumed and not measured" in source for source in shard.sources)
+
+
+def test_steps_that_were_not_measured_are_told() -> None:
+    measured = calibration(is_shard_shaped=True)
+    steps = calibrated(measured, SamplingMode.SHARDED)
+    assert not steps.is_extrapolated(decode(8))
+    assert steps.is_extrapolated(decode(9))
+    assert measured_limits(measured, depth=2) == (64, 64)
+    with pytest.raises(ValueError, match="a step of 65 tokens and 65 rows is larger than those measured"):
+        steps.forward(decode(65))
+    with pytest.raises(ValueError, match="depth 1 was not measured"):
+        measured_limits(measured, depth=1)
+    with pytest.raises(ValueError, match="tp 4 was not measured"):
+        calibrated_model(measured, MODEL, H100, tp=4, depth=2, mode=SamplingMode.SHARDED)
