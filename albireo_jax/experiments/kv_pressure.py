@@ -47,7 +47,7 @@ def pressure_points(
         max_rows=max(question.rows), max_step_tokens=max(question.step_tokens), depth=question.depth
     )
     for degree in degrees.fitting:
-        requests = replica_requests(question, workload, replicas=degree.replicas)
+        requests = replica_requests(question, workload)
         replica = Replica(
             config=config,
             limits=degree.limits,

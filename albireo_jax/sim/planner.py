@@ -1,6 +1,6 @@
 """Which t, how many replicas, rows and step tokens serve most requests within latency targets.
 
-The planner simulates: one replica of each plan runs its round-robin share of the trace, with the shipped
+The planner simulates: one replica of each plan runs the same share of the trace, with the shipped
 scheduler on a clock (`sim.replica`), at faster and faster arrivals. A plan's *goodput* is the highest rate
 of requests, over all replicas, at which enough of them meet both targets. Rates are those of a geometric
 grid, so that every plan is tried at the same ones::
@@ -157,7 +157,7 @@ class _Search:
         self._degree = degree
         self._steps = steps
         self._shares_prefixes = workload.shares_prefixes
-        self._requests = replica_requests(question, workload, replicas=degree.replicas)
+        self._requests = replica_requests(question, workload)
         self._progress = progress
 
     def best(self) -> Served | Unserved:

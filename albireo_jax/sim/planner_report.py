@@ -116,9 +116,9 @@ def assumptions(answer: Answer) -> tuple[str, ...]:
     ]
     return (
         *answer.steps.sources,
-        f"load: the first {question.requests_per_replica} requests per replica of "
-        f"{len(workload.arrivals)} of the trace, in turn to each replica, the times between arrivals "
-        f"stretched to the rate{refused}{empty}",
+        f"load: one replica gets {min(question.requests_per_replica, len(workload.arrivals))} of the "
+        f"{len(workload.arrivals)} requests of the trace, evenly picked from its beginning and the same at "
+        f"every t, the times between arrivals stretched to the rate; the others fare as it{refused}{empty}",
         "answers have the trace's lengths; every request samples with top-p; no prefix is shared"
         if not workload.shares_prefixes
         else "answers have the trace's lengths; every request samples with top-p; prefixes are shared",

@@ -142,10 +142,16 @@ def read_workload(question: Question) -> Workload:
     )
 
 
-def replica_requests(question: Question, workload: Workload, *, replicas: int) -> list[Request]:
-    """The round-robin share of one of `replicas` of the beginning of the trace, arrivals as they were."""
-    beginning = workload.arrivals[: replicas * question.requests_per_replica]
-    return make_requests(beginning[::replicas], vocab_size=question.model.vocab_size, seed=0)
+def replica_requests(question: Question, workload: Workload) -> list[Request]:
+    """The requests of one replica, arrivals as they were: every n-th of the trace's beginning, for n GPUs.
+
+    They are the same at every degree, or degrees would be compared by different parts of the trace. Where
+    it is too short for that, n is smaller.
+    """
+    wanted = question.requests_per_replica
+    stride = max(1, min(question.num_gpus, len(workload.arrivals) // wanted))
+    chosen = workload.arrivals[: stride * wanted : stride]
+    return make_requests(chosen, vocab_size=question.model.vocab_size, seed=0)
 
 
 def fit(question: Question, workload: Workload) -> Degrees:

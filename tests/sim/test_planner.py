@@ -73,7 +73,7 @@ def test_the_best_plan_meets_its_targets_and_not_at_the_next_rate_that_would_las
 
     def share(rate: float) -> float:
         replica = Replica(config=best.config, limits=best.degree.limits, steps=steps(best.degree.tp))
-        requests = replica_requests(answer.question, answer.workload, replicas=best.degree.replicas)
+        requests = replica_requests(answer.question, answer.workload)
         outcome = run(replica, scaled_arrivals(requests, rate_per_s=rate / best.degree.replicas)).outcome
         return outcome.share_meeting(ttft_s=targets.ttft_s, tpot_s=targets.tpot_s)
 
@@ -109,7 +109,7 @@ def test_a_load_that_is_served_is_served_with_looser_targets_and_by_faster_devic
     (degree,) = [each for each in fit(asked, read_workload(asked)).fitting if each.tp == 2]
     fast = dataclasses.replace(H100, flops_per_s=2 * H100.flops_per_s, bytes_per_s=2 * H100.bytes_per_s)
     config = make_plan(question(degrees=(2,)), steps).best.config
-    requests = replica_requests(asked, read_workload(asked), replicas=2)
+    requests = replica_requests(asked, read_workload(asked))
     served = 0
     for exponent in (4, 5, 6, 7, 8, 9):
         load = scaled_arrivals(requests, rate_per_s=2.0**exponent)
@@ -134,7 +134,7 @@ def test_twice_the_speed_never_lowers_the_goodput(answer: Answer) -> None:
 def test_whether_a_load_is_served_is_what_its_run_says(answer: Answer) -> None:
     best, targets = answer.best, answer.question.targets
     replica = Replica(config=best.config, limits=best.degree.limits, steps=steps(best.degree.tp))
-    requests = replica_requests(answer.question, answer.workload, replicas=best.degree.replicas)
+    requests = replica_requests(answer.question, answer.workload)
     verdicts = set()
     for factor in (0.5, 0.9, 1.0, 1.1, 1.5, 4.0):
         load = scaled_arrivals(requests, rate_per_s=factor * best.rate_per_s / best.degree.replicas)
@@ -154,7 +154,7 @@ def test_devices_are_never_busier_than_all_the_time(answer: Answer) -> None:
 
 
 def test_arrivals_keep_their_rhythm() -> None:
-    requests = replica_requests(question(), read_workload(question()), replicas=1)
+    requests = replica_requests(question(), read_workload(question()))
     scaled = scaled_arrivals(requests, rate_per_s=10.0)
     assert scaled[-1].arrived_s == pytest.approx((len(scaled) - 1) / 10)
     gaps = [b.arrived_s - a.arrived_s for a, b in pairwise(requests)]
@@ -163,6 +163,15 @@ def test_arrivals_keep_their_rhythm() -> None:
     assert stretched == pytest.approx([factor * gap for gap in gaps])
     at_once = [dataclasses.replace(each, arrived_s=0.0) for each in requests]
     assert [each.arrived_s for each in scaled_arrivals(at_once, rate_per_s=2.0)[:3]] == [0, 0.5, 1.0]
+
+
+def test_a_replica_s_requests_are_spread_over_the_beginning_of_the_trace() -> None:
+    asked = question()
+    requests = replica_requests(asked, read_workload(asked))
+    assert [each.arrived_s for each in requests] == [each.arrived_s for each in TRACE[::4]]
+    short = question(requests_per_replica=100)
+    requests = replica_requests(short, read_workload(short))
+    assert [each.arrived_s for each in requests] == [each.arrived_s for each in TRACE[:300:3]]
 
 
 def test_plans_respect_the_memory_of_a_gpu(answer: Answer) -> None:
