@@ -43,6 +43,7 @@ from albireo_jax.sim.host import HostTerms, TaskTerms
 _Floats = NDArray[np.float64]
 
 DECODE_STEPS = 12
+_PREFILL_STEPS = 8
 _SLOW = 3.0
 _LEAST_S = 1e-6
 _ALL_STEPS = 2**20
@@ -98,8 +99,8 @@ def measure_shard(
 ) -> Shard:
     """What the steps of an engine take in loops of these depths; it was prepared with its sampling measured.
 
-    All loads run `repeats` times after a round that warms up, at the depths in turn, and `between` is called
-    after each round but the last. Raises ValueError if the engine is too small to be measured.
+    All loads run `repeats` times, after a last one that warms up, at the depths in turn, and `between` is
+    called after each round but the last. Raises ValueError if the engine is too small to be measured.
     """
     subject = Subject(
         executor=ready.executor,
@@ -108,12 +109,13 @@ def measure_shard(
         buckets=tuple(PaddedSize(*bucket) for bucket in ready.executor.buckets),
     )
     times: dict[int, list[StepTime]] = {depth: [] for depth in depths}
-    for repeat in range(-1, repeats):
-        for load in loads(subject, seed=repeat + 1):
+    *_, last = loads(subject, seed=repeats)
+    time_steps(subject, last, depth=max(depths))
+    for repeat in range(repeats):
+        for load in loads(subject, seed=repeat):
             for depth, known in times.items():
-                found = time_steps(subject, load, depth=depth)
-                known += found if repeat >= 0 else []
-        if between is not None and 0 <= repeat < repeats - 1:
+                known += time_steps(subject, load, depth=depth)
+        if between is not None and repeat < repeats - 1:
             between()
     loops = tuple(
         LoopTerms(
@@ -270,7 +272,8 @@ def loads(subject: Subject, *, seed: int) -> Iterator[list[Request]]:
         ]
 
     for rows in _powers(config.max_rows):
-        share = limits.num_pages // rows * limits.page_size - DECODE_STEPS - limits.page_size
+        fitting = limits.num_pages // rows * limits.page_size - DECODE_STEPS - limits.page_size
+        share = min(fitting, _PREFILL_STEPS * config.max_step_tokens // rows)
         for length in dict.fromkeys(max(1, min(share, length)) for length in _between(8, longest)):
             yield requests([length] * rows, [DECODE_STEPS] * rows)
     prompts = [
