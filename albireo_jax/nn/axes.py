@@ -13,6 +13,7 @@ AXES = {
     "N": "kv_heads",
     "G": "queries_per_kv_head",
     "J": "query_heads",  # N * G
+    "A": "query_width",  # J * K
     "X": "queries_key_value",  # G query heads, then their key head, then their value head
     "K": "head",  # width of one head
     "H": "rotated_pairs",  # K / 2

@@ -21,7 +21,7 @@ from albireo_jax.nn.sharding import TP, named_sharding, partition_spec
 _PARTS = {
     "wqkv_LDNXK": ("wq_LDJK", "wkv_LDN2K"),
     "bqkv_LNXK": ("bq_LJK", "bkv_LN2K"),
-    "wo_LNGKD": ("wo_LJKD",),
+    "wo_LAD": ("wo_LJKD",),
 }
 """Field of `DecoderWeights` -> its canonical fields; every other field is its own."""
 
@@ -54,9 +54,9 @@ def to_canonical(config: ModelConfig, weights: DecoderWeights, mesh: Mesh) -> di
     def convert(name: str, array: Array) -> list[Array]:
         if name in _VOCABULARY:
             return [array[: config.vocab_size]]
-        return (
-            _split(array, sizes, num_kv_heads=config.num_kv_heads) if "X" in name else [_merge_heads(array)]
-        )
+        if "X" in name:
+            return _split(array, sizes, num_kv_heads=config.num_kv_heads)
+        return [_split_heads(array, head_dim=config.head_dim)]
 
     canonical: dict[str, Array] = {}
     for name in weight_names(config):
@@ -110,5 +110,6 @@ def _fuse(queries_JK: Array, keys_values_N2K: Array, *, sizes: Mapping[str, int]
     return jnp.concatenate([queries, jnp.repeat(keys_values_N2K, copies, axis=-3)], axis=-2)
 
 
-def _merge_heads(wo_LNGKD: Array) -> Array:
-    return wo_LNGKD.reshape(wo_LNGKD.shape[0], -1, *wo_LNGKD.shape[3:])
+def _split_heads(wo_LAD: Array, *, head_dim: int) -> Array:
+    num_layers, width, hidden = wo_LAD.shape
+    return wo_LAD.reshape(num_layers, width // head_dim, head_dim, hidden)

@@ -56,7 +56,7 @@ class DecoderWeights(NamedTuple):
     embed_VD: Array
     attention_norm_LD: Layered
     wqkv_LDNXK: Layered
-    wo_LNGKD: Layered
+    wo_LAD: Layered
     mlp_norm_LD: Layered
     w_gate_up_LD2F: Layered
     w_down_LFD: Layered
@@ -79,7 +79,7 @@ class LayerWeights(NamedTuple):
 
     attention_norm_D: Float[Array, " D"]
     wqkv_DNXK: Float[Array, "D N X K"]
-    wo_NGKD: Float[Array, "N G K D"]
+    wo_AD: Float[Array, "A D"]
     mlp_norm_D: Float[Array, " D"]
     w_gate_up_D2F: Float[Array, "D 2 F"]
     w_down_FD: Float[Array, "F D"]
@@ -159,7 +159,7 @@ def layer_weights(weights: DecoderWeights, layer: LayerIndex) -> LayerWeights:
     return LayerWeights(
         attention_norm_D=_pick(weights.attention_norm_LD, layer),
         wqkv_DNXK=_pick(weights.wqkv_LDNXK, layer),
-        wo_NGKD=_pick(weights.wo_LNGKD, layer),
+        wo_AD=_pick(weights.wo_LAD, layer),
         mlp_norm_D=_pick(weights.mlp_norm_LD, layer),
         w_gate_up_D2F=_pick(weights.w_gate_up_LD2F, layer),
         w_down_FD=_pick(weights.w_down_LFD, layer),
@@ -222,8 +222,8 @@ def _layer(
     with jax.named_scope("attention"):
         o_TNGK, cache = attend(layer, q_TNGK, k_TNK, v_TNK, cache)
     with jax.named_scope("projections"):
-        wo = weights.wo_NGKD.reshape(-1, x_TD.shape[1])
-        x_TD = x_TD + _sum(linear(o_TNGK.reshape(-1, wo.shape[0]), wo), axis)
+        o_TA = o_TNGK.reshape(len(o_TNGK), -1)
+        x_TD = x_TD + _sum(linear(o_TA, weights.wo_AD), axis)
     with jax.named_scope("mlp"):
         normed_TD = rms_norm(x_TD, weights.mlp_norm_D, config.rms_norm_eps)
         x_TD = x_TD + _sum(gated_mlp(normed_TD, weights.w_gate_up_D2F, weights.w_down_FD), axis)

@@ -42,7 +42,7 @@ class Decoder(nnx.Module):
         self.embed_VD = _param("embed_VD", weights.embed_VD)
         self.attention_norm_LD = _param("attention_norm_LD", weights.attention_norm_LD)
         self.wqkv_LDNXK = _param("wqkv_LDNXK", weights.wqkv_LDNXK)
-        self.wo_LNGKD = _param("wo_LNGKD", weights.wo_LNGKD)
+        self.wo_LAD = _param("wo_LAD", weights.wo_LAD)
         self.mlp_norm_LD = _param("mlp_norm_LD", weights.mlp_norm_LD)
         self.w_gate_up_LD2F = _param("w_gate_up_LD2F", weights.w_gate_up_LD2F)
         self.w_down_LFD = _param("w_down_LFD", weights.w_down_LFD)

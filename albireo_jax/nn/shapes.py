@@ -8,7 +8,7 @@ _ALWAYS = (
     "embed_VD",
     "attention_norm_LD",
     "wqkv_LDNXK",
-    "wo_LNGKD",
+    "wo_LAD",
     "mlp_norm_LD",
     "w_gate_up_LD2F",
     "w_down_LFD",
@@ -34,6 +34,7 @@ def axis_sizes(config: ModelConfig, tp: int) -> dict[str, int]:
         "G": queries,
         "X": queries + 2,
         "K": config.head_dim,
+        "A": config.num_heads * config.head_dim,
         "V": config.padded_vocab_size(tp),
         "2": 2,
     }

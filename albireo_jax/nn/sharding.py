@@ -12,7 +12,7 @@ from albireo_jax.nn.axes import AXES, logical_axes
 TP = "tp"
 """Mesh axis of tensor parallelism."""
 
-_SPLIT = ("kv_heads", "query_heads", "feed_forward", "vocabulary")
+_SPLIT = ("kv_heads", "query_heads", "query_width", "feed_forward", "vocabulary")
 
 SHARDING_RULES = tuple((axis, TP if axis in _SPLIT else None) for axis in AXES.values())
 """Logical axis -> the mesh axis that splits it, or None where it is whole on every rank."""

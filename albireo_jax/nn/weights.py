@@ -175,12 +175,8 @@ class _Assembly:
                 out[...] = self._read(names.query_norm, layer)
             case "k_norm_LK":
                 out[...] = self._read(names.key_norm, layer)
-            case "wo_LNGKD":
-                width = self._sizes["G"] * self._sizes["K"]
-                columns = slice(index[0].start * width, index[0].stop * width)
-                _transpose(
-                    self._read(names.output, layer, slice(0, hidden), columns), out.reshape(-1, hidden)
-                )
+            case "wo_LAD":
+                _transpose(self._read(names.output, layer, slice(0, hidden), index[0]), out)
             case "mlp_norm_LD":
                 out[...] = self._read(names.mlp_norm, layer)
             case "w_gate_up_LD2F":

@@ -158,7 +158,7 @@ def test_quantised_tensors_are_expanded_slice_by_slice(
     weights = load(write_gguf(reference, Q8_0), tp).weights()
     embed = np.asarray(weights.embed_VD)[: reference.config.vocab_size]
     np.testing.assert_array_equal(embed, expanded["model.embed_tokens.weight"])
-    wo = np.asarray(weights.wo_LNGKD)[1].reshape(-1, reference.config.hidden_size)
+    wo = np.asarray(weights.wo_LAD)[1]
     np.testing.assert_array_equal(wo, expanded["model.layers.1.self_attn.o_proj.weight"].T)
     down = np.asarray(weights.w_down_LFD)[1]
     np.testing.assert_array_equal(down, expanded["model.layers.1.mlp.down_proj.weight"].T)

@@ -16,7 +16,7 @@ from albireo_jax.nn.sharding import make_mesh, named_sharding, partition_spec
 
 def test_the_suffix_of_a_name_is_its_axes() -> None:
     assert axes_of("w_gate_up_LD2F") == "LD2F"
-    assert logical_axes("wo_LNGKD") == ("layers", "kv_heads", "queries_per_kv_head", "head", "model")
+    assert logical_axes("wo_LJKD") == ("layers", "query_heads", "head", "model")
     for name in ("weight", "w_", "w_LDQ", ""):
         with pytest.raises(ValueError, match="does not end in axis letters"):
             axes_of(name)
