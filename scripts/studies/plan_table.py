@@ -77,7 +77,10 @@ def arguments() -> argparse.Namespace:
 
 
 def plan_of(name: str, engine: Engine, options: argparse.Namespace) -> Answer:
-    (path,) = options.configs.glob(f"*--{name}_config.json")
+    found = sorted(options.configs.glob(f"*--{name}_config.json"))
+    if len(found) != 1:
+        raise ValueError(f"{options.configs} has {len(found)} files *--{name}_config.json, one is needed")
+    (path,) = found
     model, gpu = model_config_from_hf(json.loads(path.read_text())), find_gpu(options.gpu)
     question = Question(
         name=name,
