@@ -28,6 +28,10 @@ class RequestTimes:
         """Time per output token after the first; None if there was only one."""
         return (self.last_s - self.first_s) / (self.num_tokens - 1) if self.num_tokens > 1 else None
 
+    def meets(self, *, ttft_s: float, tpot_s: float) -> bool:
+        """Whether the first token came in `ttft_s`, and the others, if any, in `tpot_s` each on average."""
+        return self.ttft_s <= ttft_s and (self.tpot_s or 0.0) <= tpot_s
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -71,7 +75,7 @@ class Outcome:
 
     def share_meeting(self, *, ttft_s: float, tpot_s: float) -> float:
         """Share of the requests whose first token came in `ttft_s` and the others in `tpot_s` each."""
-        met = sum(request.ttft_s <= ttft_s and (request.tpot_s or 0.0) <= tpot_s for request in self.requests)
+        met = sum(request.meets(ttft_s=ttft_s, tpot_s=tpot_s) for request in self.requests)
         return met / len(self.requests)
 
 

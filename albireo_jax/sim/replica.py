@@ -36,7 +36,7 @@ class Targets:
 
     def are_met_by(self, request: RequestTimes) -> bool:
         """Whether a request was served well."""
-        return request.ttft_s <= self.ttft_s and (request.tpot_s or 0.0) <= self.tpot_s
+        return request.meets(ttft_s=self.ttft_s, tpot_s=self.tpot_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
