@@ -14,6 +14,7 @@ from albireo_jax.core.config import Dtype, EngineConfig, ModelConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.memory import MemoryPlan, host_pages, plan_memory, rules_bytes
 from albireo_jax.core.model_files import find_model
+from albireo_jax.core.plan import CopyCosts
 from albireo_jax.engine.energy import Meter, open_meter
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.loop import EngineLoop
@@ -40,7 +41,10 @@ _MAX_CPU_UNROLLED_LAYERS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """An engine whose loop no thread runs yet: whoever steps it is its engine thread."""
+    """An engine whose loop no thread runs yet: whoever steps it is its engine thread.
+
+    `copy_costs` were measured if it has host pages.
+    """
 
     config: EngineConfig
     model_config: ModelConfig
@@ -51,6 +55,7 @@ class Prepared:
     executor: JaxExecutor
     timeline: Timeline
     energy: Meter
+    copy_costs: CopyCosts | None
     loop: EngineLoop
 
 
@@ -173,12 +178,13 @@ def _prepare(
     )
     if measure_sampling:
         executor.measure_sampling()
+    copy_costs = executor.measure_copies() if sizes.limits.num_host_pages else None
     timeline = Timeline()
     scheduler = Scheduler(
         config.scheduler,
         sizes.limits,
         shares_prefixes=config.cache.prefix_caching,
-        copy_costs=executor.measure_copies() if sizes.limits.num_host_pages else None,
+        copy_costs=copy_costs,
     )
     return Prepared(
         config=config,
@@ -190,6 +196,7 @@ def _prepare(
         executor=executor,
         timeline=timeline,
         energy=_energy_meter(mesh),
+        copy_costs=copy_costs,
         loop=EngineLoop(scheduler, executor, depth=config.scheduler.depth, timeline=timeline),
     )
 

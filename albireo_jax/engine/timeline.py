@@ -38,6 +38,10 @@ from albireo_jax.core.plan import SampledTokens
 _Floats = NDArray[np.float64]
 
 
+ALL_STEPS = 2**20
+"""Capacity of a timeline that is to keep all steps of a measured run."""
+
+
 class StepStamps(NamedTuple):
     """When the host planned a step, began to dispatch it, and had it queued on the device.
 

@@ -25,7 +25,7 @@ from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import Executor, StepHandle, StepPlan
 from albireo_jax.core.types import Request
 from albireo_jax.engine.loop import EngineLoop
-from albireo_jax.engine.timeline import StepRecord, Timeline
+from albireo_jax.engine.timeline import ALL_STEPS, StepRecord, Timeline
 from albireo_jax.experiments.offer import offer
 from albireo_jax.launch import Prepared
 from albireo_jax.sched.scheduler import Scheduler
@@ -46,7 +46,6 @@ DECODE_STEPS = 12
 _PREFILL_STEPS = 8
 _SLOW = 3.0
 _LEAST_S = 1e-6
-_ALL_STEPS = 2**20
 
 
 class PaddedSize(NamedTuple):
@@ -146,7 +145,7 @@ def _sampling_terms(ready: Prepared) -> SamplingTerms:
 def time_steps(subject: Subject, requests: Sequence[Request], *, depth: int) -> list[StepTime]:
     """Run a load in a loop of this depth and time its steps."""
     noting = NotingExecutor(subject.executor)
-    timeline = Timeline(capacity=_ALL_STEPS)
+    timeline = Timeline(capacity=ALL_STEPS)
     config = replace(subject.config, depth=depth)
     scheduler = Scheduler(config, subject.limits, shares_prefixes=False)
     loop = EngineLoop(scheduler, noting, depth=depth, timeline=timeline)

@@ -22,7 +22,7 @@ from albireo_jax.core.plan import CopyCosts, StepPlan
 from albireo_jax.core.types import Request, SamplingParams
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.loop import EngineLoop
-from albireo_jax.engine.timeline import TaskTable, Timeline
+from albireo_jax.engine.timeline import ALL_STEPS, TaskTable, Timeline
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sched.stats import SchedulerStats
 from albireo_jax.sim.executor import SimExecutor
@@ -30,7 +30,6 @@ from albireo_jax.sim.lanes import Clock, Cost
 from albireo_jax.sim.workload import replay
 
 PAGE_SIZE = 16
-_SIMULATED_STEPS = 10**6
 Tokens = tuple[int, ...]
 
 
@@ -158,7 +157,7 @@ def simulate(device: SimulatedDevice, talks: Talks, pages: Pages, *, config: Sch
     )
     costs = _costs(device, limits, tokens=config.max_step_tokens)
     scheduler = Scheduler(config, limits, copy_costs=costs)
-    timeline = Timeline(clock=clock, capacity=_SIMULATED_STEPS)
+    timeline = Timeline(clock=clock, capacity=ALL_STEPS)
     loop = EngineLoop(scheduler, executor, depth=config.depth, timeline=timeline)
 
     def answer(texts: list[Tokens], max_tokens: int) -> list[Tokens]:

@@ -20,12 +20,10 @@ from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import CopyCosts, SampledTokens, StepPlan
 from albireo_jax.core.types import RequestOutput
 from albireo_jax.engine.loop import EngineLoop
-from albireo_jax.engine.timeline import Timeline
+from albireo_jax.engine.timeline import ALL_STEPS, Timeline
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sim.host import NO_HOST, HostTerms
 from albireo_jax.sim.lanes import Clock, CopyTimes, Cost, Lanes
-
-_TIMELINE_STEPS = 2**20
 
 
 def no_cost(plan: StepPlan) -> float:
@@ -143,7 +141,7 @@ def clocked_engine(
     clock = Clock()
     executor = ClockExecutor(clock, cost=cost, sampling=sampling, host=host)
     scheduler = ClockedScheduler(config, limits, clock=clock, host=host, shares_prefixes=shares_prefixes)
-    timeline = Timeline(capacity=_TIMELINE_STEPS, clock=clock)
+    timeline = Timeline(capacity=ALL_STEPS, clock=clock)
     return ClockedEngine(
         EngineLoop(scheduler, executor, depth=config.depth, timeline=timeline), executor, clock
     )

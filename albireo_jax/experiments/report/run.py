@@ -11,7 +11,7 @@ from albireo_jax.core.plan import Executor
 from albireo_jax.core.types import Request
 from albireo_jax.engine.energy import EnergyReading
 from albireo_jax.engine.loop import EngineLoop
-from albireo_jax.engine.timeline import Timeline
+from albireo_jax.engine.timeline import ALL_STEPS, Timeline
 from albireo_jax.experiments.contention import ContentionMeter
 from albireo_jax.experiments.offer import offer
 from albireo_jax.experiments.records import Device, cpu_device, current_commit, versions
@@ -24,7 +24,6 @@ from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sim.outcome import Outcome
 from albireo_jax.sim.workload import Arrival
 
-_MAX_STEPS = 1 << 20
 _EXCERPT_STEPS = 4
 
 
@@ -55,7 +54,7 @@ class MeteredLoop:
             max_step_tokens=config.max_step_tokens,
             clock=clock,
         )
-        self._timeline = Timeline(capacity=_MAX_STEPS, clock=clock)
+        self._timeline = Timeline(capacity=ALL_STEPS, clock=clock)
         self.loop = EngineLoop(scheduler, self._contention, depth=config.depth, timeline=self._timeline)
 
     def reported(
@@ -91,15 +90,14 @@ class MeteredLoop:
 def run_report(engine: Prepared, load: ReportLoad, arrivals: Sequence[Arrival], *, model: str) -> ReportedRun:
     """Warm up, then offer the `arrivals` of `load`, each time on a cache that is empty.
 
-    `model` is what the report calls it. An engine with host pages must not have run before. Raises as
-    `offer` does, and ValueError for a run of less than two steps.
+    `model` is what the report calls it. Raises as `offer` does, and ValueError for a run of less than two
+    steps.
     """
     config, limits = engine.config.scheduler, engine.limits
-    costs = engine.executor.measure_copies() if limits.num_host_pages else None
 
     def metered() -> MeteredLoop:
         shares_prefixes = engine.config.cache.prefix_caching
-        scheduler = Scheduler(config, limits, shares_prefixes=shares_prefixes, copy_costs=costs)
+        scheduler = Scheduler(config, limits, shares_prefixes=shares_prefixes, copy_costs=engine.copy_costs)
         return MeteredLoop(scheduler, engine.executor, config=config)
 
     requests = load.to_run(arrivals, vocab_size=limits.vocab_size)

@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from albireo_jax.core.config import SamplingMode
 from albireo_jax.core.types import Request
 from albireo_jax.engine.loop import EngineLoop
-from albireo_jax.engine.timeline import Timeline
+from albireo_jax.engine.timeline import ALL_STEPS, Timeline
 from albireo_jax.experiments.contention import ContentionMeter
 from albireo_jax.experiments.offer import offer
 from albireo_jax.experiments.sweep.results import ReplicaRun
 from albireo_jax.experiments.sweep.settings import Variant, engine_sampling, engine_samplings
 from albireo_jax.launch import Prepared
 from albireo_jax.sched.scheduler import Scheduler
-
-_MAX_STEPS = 1 << 20
-"""Steps of a run that its task table covers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +58,7 @@ class VariantEngines:
         """
         engine = self._engines[engine_sampling(variant, tp=self._tp)]
         config = engine.config.scheduler
-        timeline = Timeline(capacity=_MAX_STEPS)
+        timeline = Timeline(capacity=ALL_STEPS)
         scheduler = Scheduler(config, engine.limits)
         meter = ContentionMeter(
             engine.executor,
