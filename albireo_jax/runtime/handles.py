@@ -9,6 +9,7 @@ arrive at the second.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -83,6 +84,35 @@ class Ends:
     last_s: float = 0.0
 
 
+class _Run:
+    """A step from when it was queued: it has ended once `arrays` are ready."""
+
+    def __init__(self, arrays: Sequence[jax.Array], *, copies: StepCopies, ends: Ends) -> None:
+        self.copies = copies
+        self._ends = ends
+        self._queued_s = time.perf_counter()
+        self._watched = Watched(arrays)
+
+    def look(self) -> bool:
+        """Note whether the step still runs, and which copies have arrived; True once it has ended."""
+        ended = self._watched.look()
+        self.copies.look()
+        return ended
+
+    def wait(self) -> "_Span":
+        """Block until the step has ended."""
+        ended_s = self._watched.wait()
+        self.copies.look()
+        could_begin_s = max(self._queued_s, self._ends.last_s)
+        self._ends.last_s = ended_s
+        return _Span(could_begin_s, ended_s)
+
+
+class _Span(NamedTuple):
+    could_begin_s: float
+    ended_s: float
+
+
 class JaxStepHandle:
     """A step on the device. Its end is known exactly if the host waited for it."""
 
@@ -100,31 +130,22 @@ class JaxStepHandle:
         self._num_rows = num_rows
         self._scores = scores
         self._sampling = sampling
-        self._copies = copies
-        self._ends = ends
-        self._queued_s = time.perf_counter()
-        self._watched = Watched([ids])
+        self._run = _Run([ids], copies=copies, ends=ends)
         ids.copy_to_host_async()
 
     def look(self) -> bool:
         """Note whether the step still runs; True once it has ended."""
-        ended = self._watched.look()
-        self._copies.look()
-        return ended
+        return self._run.look()
 
     def wait(self) -> SampledTokens:
         """Block until the ids and scores are on the host."""
-        finished_s = self._watched.wait()
-        self._copies.look()
-        ids = np.asarray(self._ids)[: self._num_rows]
-        wait_s = self._copies.wait_s(max(self._queued_s, self._ends.last_s), finished_s)
-        self._ends.last_s = finished_s
+        span, copies = self._run.wait(), self._run.copies
         return SampledTokens(
-            ids=ids,
-            finished_s=finished_s,
+            ids=np.asarray(self._ids)[: self._num_rows],
+            finished_s=span.ended_s,
             sample_s=self._sampling.seconds,
-            copy_s=self._copies.alone_s,
-            copy_wait_s=wait_s,
+            copy_s=copies.alone_s,
+            copy_wait_s=copies.wait_s(span.could_begin_s, span.ended_s),
             route=self._sampling.route,
             wire_bytes=self._sampling.wire_bytes,
             scores=self._scores.wait(),
@@ -135,26 +156,18 @@ class CopyHandle:
     """A step without rows: its copies on their way, for which the devices wait, and no ids."""
 
     def __init__(self, moving: Sequence[jax.Array], *, copies: StepCopies, ends: Ends) -> None:
-        self._copies = copies
-        self._ends = ends
-        self._queued_s = time.perf_counter()
-        self._watched = Watched(moving)
+        self._run = _Run(moving, copies=copies, ends=ends)
 
     def look(self) -> bool:
         """Note whether the copies still run; True once they have ended."""
-        ended = self._watched.look()
-        self._copies.look()
-        return ended
+        return self._run.look()
 
     def wait(self) -> SampledTokens:
         """Block until the copies have ended."""
-        finished_s = self._watched.wait()
-        self._copies.look()
-        wait_s = max(0.0, finished_s - max(self._queued_s, self._ends.last_s))
-        self._ends.last_s = finished_s
+        span = self._run.wait()
         return SampledTokens(
             ids=np.zeros(0, np.int32),
-            finished_s=finished_s,
-            copy_s=self._copies.alone_s,
-            copy_wait_s=wait_s,
+            finished_s=span.ended_s,
+            copy_s=self._run.copies.alone_s,
+            copy_wait_s=max(0.0, span.ended_s - span.could_begin_s),
         )

@@ -10,6 +10,7 @@ import pytest
 from albireo_jax.core.config import Dtype, ModelConfig, SamplingMode
 from albireo_jax.core.memory import weight_bytes
 from albireo_jax.core.plan import StepPlan
+from albireo_jax.experiments.te_sweep import decode_step
 from albireo_jax.sim.calibration import (
     BucketTerms,
     Calibration,
@@ -48,20 +49,7 @@ RECORD = Path(__file__).resolve().parents[2] / "benchmarks/results/host-cpu-amd-
 
 
 def decode(rows: int, *, context: int = 99) -> StepPlan:
-    none = np.zeros(0, np.int32)
-    return StepPlan(
-        step=0,
-        request_ids=tuple(map(str, range(rows))),
-        epochs=np.zeros(rows, np.int32),
-        slots=np.arange(rows, dtype=np.int32),
-        starts=np.full(rows, context, np.int32),
-        counts=np.ones(rows, np.int32),
-        samples=np.ones(rows, np.bool_),
-        token_ids=np.zeros(rows, np.int32),
-        update_slots=none,
-        update_columns=none,
-        update_pages=none,
-    )
+    return decode_step(rows, context=context)
 
 
 def test_one_decode_step_by_hand() -> None:
