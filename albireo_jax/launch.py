@@ -25,7 +25,7 @@ from albireo_jax.models.registry import load_model, model_config, random_model
 from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.sharding import TP, make_mesh
-from albireo_jax.runtime.batch import bucket_grid
+from albireo_jax.runtime.batch import Bucket, bucket_grid
 from albireo_jax.runtime.compile import Progress, use_persistent_cache
 from albireo_jax.runtime.executor import JaxExecutor
 from albireo_jax.runtime.rules_stage import RulesShape, new_rules
@@ -146,15 +146,21 @@ def prepare_random(
     model: ModelConfig,
     *,
     seed: int = 0,
+    buckets: tuple[Bucket, ...] | None = None,
     progress: Progress | None = None,
     measure_sampling: bool = False,
 ) -> Prepared:
-    """The same for a model of this shape with random weights; no files are read, whatever `config` names."""
+    """The same for a model of this shape with random weights; no files are read, whatever `config` names.
+
+    `buckets` are the sizes that steps are padded to, where fewer than all of the grid will do.
+    """
 
     def load(dtype: Dtype, mesh: Mesh) -> Decoder:
         return random_model(model, dtype=dtype, mesh=mesh, seed=seed)
 
-    return _prepare(config, model, load=load, progress=progress, measure_sampling=measure_sampling)
+    return _prepare(
+        config, model, load=load, buckets=buckets, progress=progress, measure_sampling=measure_sampling
+    )
 
 
 def _prepare(
@@ -164,6 +170,7 @@ def _prepare(
     load: Callable[[Dtype, Mesh], Decoder],
     progress: Progress | None,
     measure_sampling: bool,
+    buckets: tuple[Bucket, ...] | None = None,
 ) -> Prepared:
     model.check_tp(config.parallel.tp)
     use_virtual_devices(config.parallel.virtual_devices)
@@ -174,7 +181,14 @@ def _prepare(
     use_persistent_cache(_cache_folder())
     decoder = load(dtype, mesh)
     executor = _executor(
-        config, model, decoder=decoder, mesh=mesh, sizes=sizes, dtype=dtype, progress=progress
+        config,
+        model,
+        decoder=decoder,
+        mesh=mesh,
+        sizes=sizes,
+        dtype=dtype,
+        buckets=buckets or _buckets(config, mesh, dtype),
+        progress=progress,
     )
     if measure_sampling:
         executor.measure_sampling()
@@ -271,6 +285,7 @@ def _executor(
     mesh: Mesh,
     sizes: _Sizes,
     dtype: Dtype,
+    buckets: tuple[Bucket, ...],
     progress: Progress | None,
 ) -> JaxExecutor:
     program = StepProgram(
@@ -300,17 +315,22 @@ def _executor(
         program,
         decoder.weights(),
         new_state(shape, mesh, axis=TP, kv_dtype=config.cache.kv_dtype.resolve(dtype)),
-        buckets=bucket_grid(
-            config.scheduler.max_rows,
-            config.scheduler.max_step_tokens,
-            # XLA multiplies one bfloat16 row on a CPU by a naive loop, 7 to 10 times slower than two rows.
-            min_rows=2 if _is_cpu(mesh) and dtype is Dtype.BFLOAT16 else 1,
-        ),
+        buckets=buckets,
         rules=new_rules(rules, mesh, axis=TP),
         max_len=rules.max_len,
         max_logprobs=sizes.limits.max_logprobs,
         num_host_pages=sizes.limits.num_host_pages,
         progress=progress,
+    )
+
+
+def _buckets(config: EngineConfig, mesh: Mesh, dtype: Dtype) -> tuple[Bucket, ...]:
+    """All sizes that the steps of this configuration may need."""
+    return bucket_grid(
+        config.scheduler.max_rows,
+        config.scheduler.max_step_tokens,
+        # XLA multiplies one bfloat16 row on a CPU by a naive loop, 7 to 10 times slower than two rows.
+        min_rows=2 if _is_cpu(mesh) and dtype is Dtype.BFLOAT16 else 1,
     )
 
 
