@@ -25,7 +25,7 @@ demo: setup
 	$(BIN)/python scripts/demo.py
 
 test: setup
-	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadscope
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadscope --max-worker-restart 0
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow

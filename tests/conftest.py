@@ -1,7 +1,11 @@
 """Eight virtual CPU devices for every test, strict array rules, and the real models where they are."""
 
+import functools
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType
 
 # Read by XLA when its first backend starts: a hang of a collective fails in seconds instead of hours.
 os.environ["XLA_FLAGS"] = (
@@ -22,6 +26,29 @@ pytest.register_assert_rewrite("engine_lab", "http_lab", "sampling_lab", "sched_
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+_TESTS = str(Path(__file__).parent)
+_MAPS = Path("/proc/self/maps")
+_MAX_MAPS = 15_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_memory_maps() -> Iterator[None]:
+    """Lets go of the engines that tests keep for each other, when there are many of them.
+
+    A compiled program is about a hundred memory maps, of which Linux allows a process 65,530; XLA crashes
+    where it gets no more.
+    """
+    yield
+    if not _MAPS.exists() or _MAPS.read_bytes().count(b"\n") < _MAX_MAPS:
+        return
+    for kept in gc.get_objects():
+        if isinstance(kept, functools._lru_cache_wrapper):
+            code = kept.__wrapped__.__code__ if isinstance(kept.__wrapped__, FunctionType) else None
+            if code is not None and code.co_filename.startswith(_TESTS):
+                kept.cache_clear()
+    gc.collect()
+
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
