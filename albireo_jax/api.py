@@ -12,6 +12,7 @@ from albireo_jax.core.config import (
     EngineConfig,
     KvDtype,
     ParallelConfig,
+    Quantization,
     SamplingMode,
     SchedulerConfig,
 )
@@ -43,7 +44,9 @@ class LLM:
 
     `model` is a built-in name (`smollm2`), a Hugging Face folder, a GGUF file or a saved checkpoint.
     `virtual_devices` lets the CPU stand for that many devices; what is None fits the machine by itself.
-    Pages, their precision, those on the host and the sharing of prefixes are as in `core.config.CacheConfig`.
+    `quantization` "int8" or "fp8" keeps the layers' matrices in one byte a number, made of what is loaded.
+    Pages, their precision, those on the host and the sharing of prefixes are as in `core.config.CacheConfig`,
+    rows, steps and their depth as in `core.config.SchedulerConfig`.
     Raises ValueError or ModelError for what cannot be served, naming the value and the limit.
     """
 
@@ -54,6 +57,7 @@ class LLM:
         tp: int = 1,
         virtual_devices: int = 0,
         dtype: str | None = None,
+        quantization: str | None = None,
         max_model_len: int | None = None,
         max_rows: int = 64,
         max_step_tokens: int = 512,
@@ -71,6 +75,7 @@ class LLM:
         config = EngineConfig(
             model=model,
             dtype=None if dtype is None else Dtype(dtype),
+            quantization=None if quantization is None else Quantization(quantization),
             max_model_len=max_model_len,
             max_logprobs=max_logprobs,
             sampling=SamplingMode(sampling),
@@ -122,8 +127,8 @@ class LLM:
         """Replace all or some weights by arrays of the same names, shapes and dtype; nothing is recompiled.
 
         Steps dispatched from now on use them; keys and values that open requests cached stay as they
-        are, and later requests do not find them. Raises WeightError, and changes nothing, for an unknown
-        name or another shape or dtype.
+        are, and later requests do not find them. A quantised model takes its matrices as floats too. Raises
+        WeightError, and changes nothing, for an unknown name or another shape or dtype.
         """
         self.engine.update_weights(tree)
 

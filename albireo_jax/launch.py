@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,7 @@ def prepare(
     served, CapacityError where it does not fit.
     """
     files = find_model(config.model)
-    model = model_config(files)
+    model = replace(model_config(files), quantization=config.quantization)
 
     def load(dtype: Dtype, mesh: Mesh) -> Decoder:
         return load_model(files, config=model, dtype=dtype, mesh=mesh)
@@ -154,6 +154,7 @@ def prepare_random(
 
     `buckets` are the sizes that steps are padded to, where fewer than all of the grid will do.
     """
+    model = replace(model, quantization=config.quantization)
 
     def load(dtype: Dtype, mesh: Mesh) -> Decoder:
         return random_model(model, dtype=dtype, mesh=mesh, seed=seed)

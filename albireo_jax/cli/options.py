@@ -20,6 +20,7 @@ from albireo_jax.core.config import (
     EngineConfig,
     KvDtype,
     ParallelConfig,
+    Quantization,
     SamplingMode,
     SchedulerConfig,
 )
@@ -64,6 +65,14 @@ class EngineFlags:
         typer.Option(
             metavar="float32|bfloat16",
             help="Of weights and activations. Default: bfloat16 on GPUs, float32 on CPUs.",
+            show_default=False,
+        ),
+    ] = None
+    quantization: Annotated[
+        Quantization | None,
+        typer.Option(
+            metavar="|".join(Quantization),
+            help="Keep the layers' matrices in one byte a number, made while loading. Default: as --dtype.",
             show_default=False,
         ),
     ] = None
@@ -135,6 +144,7 @@ class EngineFlags:
         return EngineConfig(
             model=model,
             dtype=self.dtype,
+            quantization=self.quantization,
             max_model_len=self.max_model_len,
             max_logprobs=self.max_logprobs,
             sampling=self.sampling,

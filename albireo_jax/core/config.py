@@ -50,6 +50,21 @@ class KvDtype(StrEnum):
                 return head_dim + 2
 
 
+class Quantization(StrEnum):
+    """Codes of one byte that stand for a layer's matrices: multiples of a float32 scale per output channel.
+
+    INT8 keeps -127 … 127 steps of the same size, FP8 (e4m3) three bits of each number's mantissa. Embeddings,
+    output head, norms and biases keep the model's dtype.
+    """
+
+    INT8 = "int8"
+    FP8 = "fp8"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Quantization":
+        raise ValueError(f"quantization must be one of {[kind.value for kind in cls]}, got {value!r}")
+
+
 class SamplingMode(StrEnum):
     """Where the rows of a step are sampled: split over the ranks, or all of them on every rank."""
 
@@ -82,7 +97,8 @@ class ModelConfig:
     """Shape of a decoder-only transformer; the numbers that its weight files must agree with.
 
     `num_heads` counts query heads and is a multiple of `num_kv_heads`. `sliding_window` W lets a
-    token see itself and the W - 1 before it; None sees all.
+    token see itself and the W - 1 before it; None sees all. `quantization` is what the devices hold, made of
+    the files' floats as these are read; None keeps them.
     """
 
     architecture: str
@@ -101,6 +117,7 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     qk_norm: bool = False
+    quantization: Quantization | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
@@ -230,10 +247,12 @@ class EngineConfig:
     `model` is a built-in name, a Hugging Face folder or a GGUF file. `max_model_len` None takes
     the model's own limit, or less if the cache cannot hold it. `max_logprobs` of the likeliest tokens can be
     asked for beside each token; 0 turns log probabilities off, and their programs are not compiled.
+    `quantization` stores the layers' matrices in one byte a number, made while the model is loaded.
     """
 
     model: str
     dtype: Dtype | None = None
+    quantization: Quantization | None = None
     max_model_len: int | None = None
     max_logprobs: int = MAX_LOGPROBS
     sampling: SamplingMode = SamplingMode.SHARDED

@@ -145,7 +145,7 @@ def _refuse_unsupported(config: Json, architecture: str) -> None:
     if config.get("quantization_config") is not None:
         raise ModelError(
             f"config.json: quantization_config {config['quantization_config']!r} is not supported; "
-            f"load float weights or a GGUF file"
+            f"load float weights, which can be quantised to int8 or fp8 as they are loaded, or a GGUF file"
         )
     activation = config.get("hidden_act", "silu")
     if activation != "silu":

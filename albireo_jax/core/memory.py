@@ -15,24 +15,46 @@ class MemoryPlan:
     num_pages: int
 
 
-def weight_bytes(model: ModelConfig, *, tp: int, dtype: Dtype) -> int:
-    """Bytes of the weights that one of `tp` ranks holds, norms and biases included."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightCount:
+    """How many numbers one rank holds: in its layers' matrices, in embedding and head, and the rest.
+
+    `channels` are the output channels of the matrices. The rest are norms and biases.
+    """
+
+    matrices: int
+    channels: int
+    embeddings: int
+    rest: int
+
+    @property
+    def total(self) -> int:
+        """Parameters of the rank."""
+        return self.matrices + self.embeddings + self.rest
+
+
+def count_weights(model: ModelConfig, *, tp: int) -> WeightCount:
+    """The numbers that one of `tp` ranks holds; a tied embedding is counted once."""
     hidden, head_dim = model.hidden_size, model.head_dim
-    kv_heads = model.kv_heads_at(tp) // tp
-    heads = model.num_heads // tp
-    qkv_width = (heads + 2 * kv_heads) * head_dim
-    layer = (
-        hidden * qkv_width
-        + heads * head_dim * hidden
-        + 3 * hidden * (model.intermediate_size // tp)
-        + 2 * hidden
+    width, up_width = model.num_heads // tp * head_dim, model.intermediate_size // tp
+    qkv_width = width + 2 * model.kv_heads_at(tp) // tp * head_dim
+    rest = 2 * hidden + model.attention_bias * qkv_width + model.qk_norm * 2 * head_dim
+    tables = 1 if model.tie_word_embeddings else 2
+    return WeightCount(
+        matrices=model.num_layers * hidden * (qkv_width + width + 3 * up_width),
+        channels=model.num_layers * (qkv_width + hidden + 2 * up_width + hidden),
+        embeddings=tables * model.padded_vocab_size(tp) // tp * hidden,
+        rest=model.num_layers * rest + hidden,
     )
-    if model.attention_bias:
-        layer += qkv_width
-    if model.qk_norm:
-        layer += 2 * head_dim
-    embeddings = (1 if model.tie_word_embeddings else 2) * model.padded_vocab_size(tp) // tp * hidden
-    return (model.num_layers * layer + embeddings + hidden) * dtype.num_bytes
+
+
+def weight_bytes(model: ModelConfig, *, tp: int, dtype: Dtype) -> int:
+    """Bytes of the weights that one of `tp` ranks holds: norms and biases, codes and scales included."""
+    count = count_weights(model, tp=tp)
+    if model.quantization is None:
+        return count.total * dtype.num_bytes
+    codes_and_scales = count.matrices + 4 * count.channels
+    return codes_and_scales + (count.embeddings + count.rest) * dtype.num_bytes
 
 
 def page_bytes(

@@ -5,7 +5,9 @@ the vocabulary is not padded, a key/value head is there once, and query heads (J
 so that every rank finds its queries, and its keys and values, in slices of its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,8 @@ from jaxtyping import Array
 from albireo_jax.core.config import ModelConfig
 from albireo_jax.nn.axes import axes_of
 from albireo_jax.nn.decoder import DecoderWeights
-from albireo_jax.nn.shapes import axis_sizes, weight_names
+from albireo_jax.nn.quantise import quantised_stack
+from albireo_jax.nn.shapes import SCALES, axis_sizes, layer_name, unquantised, weight_names
 from albireo_jax.nn.sharding import TP, named_sharding, partition_spec
 
 _PARTS = {
@@ -27,11 +30,14 @@ _PARTS = {
 
 _VOCABULARY = ("embed_VD", "lm_head_VD")
 
+CanonicalRead: TypeAlias = Callable[[str, int | None], Array]
+"""read(field, layer): a canonical field on the mesh, or one layer of it."""
+
 
 def canonical_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Canonical field -> shape, for the fields that the model has."""
+    """Canonical field -> shape, for the fields that the model has before it is quantised."""
     sizes = {**axis_sizes(config, 1), "J": config.num_heads}
-    names = [part for name in weight_names(config) for part in _PARTS.get(name, (name,))]
+    names = [part for name in weight_names(unquantised(config)) for part in _PARTS.get(name, (name,))]
     return {name: tuple(sizes[axis] for axis in axes_of(name)) for name in names}
 
 
@@ -48,7 +54,12 @@ def canonical_sharding(config: ModelConfig, name: str, mesh: Mesh) -> NamedShard
 
 
 def to_canonical(config: ModelConfig, weights: DecoderWeights, mesh: Mesh) -> dict[str, Array]:
-    """The canonical fields of weights that lie on `mesh`, still split over it where they divide."""
+    """The canonical fields of weights that lie on `mesh`, still split over it where they divide.
+
+    Raises ValueError for a quantised model, which is no longer what it was made of.
+    """
+    if config.quantization is not None:
+        raise ValueError(f"weights quantised to {config.quantization} have no canonical form")
     sizes = axis_sizes(config, mesh.shape[TP])
 
     def convert(name: str, array: Array) -> list[Array]:
@@ -72,10 +83,22 @@ def to_canonical(config: ModelConfig, weights: DecoderWeights, mesh: Mesh) -> di
 
 
 def from_canonical(config: ModelConfig, canonical: dict[str, Array], mesh: Mesh) -> DecoderWeights:
-    """Weights on `mesh` from canonical fields that lie on it.
+    """Weights on `mesh` from canonical fields that lie on it, quantised where the model is.
 
     Takes the fields out of `canonical` one by one, so that the two forms never exist whole together.
     """
+
+    def read(name: str, layer: int | None) -> Array:
+        if layer is None:
+            return canonical.pop(name)
+        is_last = layer == config.num_layers - 1
+        return (canonical.pop(name) if is_last else canonical[name])[layer]
+
+    return read_canonical(config, read, mesh)
+
+
+def read_canonical(config: ModelConfig, read: CanonicalRead, mesh: Mesh) -> DecoderWeights:
+    """Weights on `mesh` from canonical fields that are asked for one by one, or layer by layer for codes."""
     sizes = axis_sizes(config, mesh.shape[TP])
 
     def convert(name: str, parts: list[Array]) -> Array:
@@ -85,14 +108,23 @@ def from_canonical(config: ModelConfig, canonical: dict[str, Array], mesh: Mesh)
             return _fuse(*parts, sizes=sizes)
         return parts[0].reshape([sizes[axis] for axis in axes_of(name)])
 
+    def reader(name: str, own: str) -> Callable[[int | None], Array]:
+        """Reads the whole of a field, or layers of it, which are called `own`."""
+        if name not in (*_VOCABULARY, *_PARTS):
+            return partial(read, name)
+        on_mesh = jax.jit(partial(convert, own), out_shardings=named_sharding(mesh, own))
+
+        def fused(layer: int | None) -> Array:
+            return on_mesh([read(part, layer) for part in _PARTS.get(name, (name,))])
+
+        return fused
+
     arrays: dict[str, Array] = {}
-    for name in weight_names(config):
-        parts = [canonical.pop(part) for part in _PARTS.get(name, (name,))]
-        if name in (*_VOCABULARY, *_PARTS):
-            on_mesh = jax.jit(convert, static_argnums=0, out_shardings=named_sharding(mesh, name))
-            arrays[name] = on_mesh(name, parts)
+    for name in weight_names(unquantised(config)):
+        if config.quantization is not None and name in SCALES:
+            arrays |= quantised_stack(config, name, reader(name, layer_name(name)), mesh=mesh)
         else:
-            [arrays[name]] = parts
+            arrays[name] = reader(name, name)(None)
     return DecoderWeights(**arrays)
 
 

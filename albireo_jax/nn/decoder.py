@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, Real
 
 from albireo_jax.core.config import ModelConfig
 from albireo_jax.nn.layers import (
@@ -50,7 +50,8 @@ class DecoderWeights(NamedTuple):
     """All weights of a decoder; the suffixes are the axes (`nn.axes`), input before output.
 
     X is G query heads, then their key head, then their value head. Absent where the model has none:
-    `bqkv_LNXK`, `q_norm_LK`, `k_norm_LK`, and `lm_head_VD`, which is then `embed_VD`.
+    `bqkv_LNXK`, `q_norm_LK`, `k_norm_LK`, and `lm_head_VD`, which is then `embed_VD`. Scales are there if
+    the four matrices of a layer are codes (`nn.quantise`).
     """
 
     embed_VD: Array
@@ -65,6 +66,10 @@ class DecoderWeights(NamedTuple):
     q_norm_LK: Layered | None = None
     k_norm_LK: Layered | None = None
     lm_head_VD: Array | None = None
+    wqkv_scale_LNXK: Layered | None = None
+    wo_scale_LD: Layered | None = None
+    w_gate_up_scale_L2F: Layered | None = None
+    w_down_scale_LD: Layered | None = None
 
 
 class Head(NamedTuple):
@@ -78,14 +83,18 @@ class LayerWeights(NamedTuple):
     """The weights of one layer."""
 
     attention_norm_D: Float[Array, " D"]
-    wqkv_DNXK: Float[Array, "D N X K"]
-    wo_AD: Float[Array, "A D"]
+    wqkv_DNXK: Real[Array, "D N X K"]
+    wo_AD: Real[Array, "A D"]
     mlp_norm_D: Float[Array, " D"]
-    w_gate_up_D2F: Float[Array, "D 2 F"]
-    w_down_FD: Float[Array, "F D"]
+    w_gate_up_D2F: Real[Array, "D 2 F"]
+    w_down_FD: Real[Array, "F D"]
     bqkv_NXK: Float[Array, "N X K"] | None
     q_norm_K: Float[Array, " K"] | None
     k_norm_K: Float[Array, " K"] | None
+    wqkv_scale_NXK: Float[Array, "N X K"] | None
+    wo_scale_D: Float[Array, " D"] | None
+    w_gate_up_scale_2F: Float[Array, "2 F"] | None
+    w_down_scale_D: Float[Array, " D"] | None
 
 
 class QueriesKeysValues(NamedTuple):
@@ -163,9 +172,13 @@ def layer_weights(weights: DecoderWeights, layer: LayerIndex) -> LayerWeights:
         mlp_norm_D=_pick(weights.mlp_norm_LD, layer),
         w_gate_up_D2F=_pick(weights.w_gate_up_LD2F, layer),
         w_down_FD=_pick(weights.w_down_LFD, layer),
-        bqkv_NXK=None if weights.bqkv_LNXK is None else _pick(weights.bqkv_LNXK, layer),
-        q_norm_K=None if weights.q_norm_LK is None else _pick(weights.q_norm_LK, layer),
-        k_norm_K=None if weights.k_norm_LK is None else _pick(weights.k_norm_LK, layer),
+        bqkv_NXK=_pick_any(weights.bqkv_LNXK, layer),
+        q_norm_K=_pick_any(weights.q_norm_LK, layer),
+        k_norm_K=_pick_any(weights.k_norm_LK, layer),
+        wqkv_scale_NXK=_pick_any(weights.wqkv_scale_LNXK, layer),
+        wo_scale_D=_pick_any(weights.wo_scale_LD, layer),
+        w_gate_up_scale_2F=_pick_any(weights.w_gate_up_scale_L2F, layer),
+        w_down_scale_D=_pick_any(weights.w_down_scale_LD, layer),
     )
 
 
@@ -205,6 +218,10 @@ def _pick(field: Layered, layer: LayerIndex) -> Array:
     return jax.lax.dynamic_index_in_dim(field, layer, keepdims=False)
 
 
+def _pick_any(field: Layered | None, layer: LayerIndex) -> Array | None:
+    return None if field is None else _pick(field, layer)
+
+
 def _layer(
     config: ModelConfig,
     weights: LayerWeights,
@@ -223,10 +240,17 @@ def _layer(
         o_TNGK, cache = attend(layer, q_TNGK, k_TNK, v_TNK, cache)
     with jax.named_scope("projections"):
         o_TA = o_TNGK.reshape(len(o_TNGK), -1)
-        x_TD = x_TD + _sum(linear(o_TA, weights.wo_AD), axis)
+        x_TD = x_TD + _sum(linear(o_TA, weights.wo_AD, scale_F=weights.wo_scale_D), axis)
     with jax.named_scope("mlp"):
         normed_TD = rms_norm(x_TD, weights.mlp_norm_D, config.rms_norm_eps)
-        x_TD = x_TD + _sum(gated_mlp(normed_TD, weights.w_gate_up_D2F, weights.w_down_FD), axis)
+        out_TD = gated_mlp(
+            normed_TD,
+            weights.w_gate_up_D2F,
+            weights.w_down_FD,
+            gate_up_scale_2F=weights.w_gate_up_scale_2F,
+            down_scale_D=weights.w_down_scale_D,
+        )
+        x_TD = x_TD + _sum(out_TD, axis)
     return x_TD, cache
 
 
@@ -234,7 +258,9 @@ def _project(
     config: ModelConfig, weights: LayerWeights, x_TD: Float[Array, "T D"], *, by: Rotation
 ) -> QueriesKeysValues:
     width, *heads = weights.wqkv_DNXK.shape
-    qkv_TNXK = linear(x_TD, weights.wqkv_DNXK.reshape(width, -1)).reshape(-1, *heads)
+    scale_NXK = weights.wqkv_scale_NXK
+    flat_scale = None if scale_NXK is None else scale_NXK.reshape(-1)
+    qkv_TNXK = linear(x_TD, weights.wqkv_DNXK.reshape(width, -1), scale_F=flat_scale).reshape(-1, *heads)
     if weights.bqkv_NXK is not None:
         qkv_TNXK = qkv_TNXK + weights.bqkv_NXK[None]
     q_TNGK, k_TNK, v_TNK = qkv_TNXK[:, :, :-2], qkv_TNXK[:, :, -2], qkv_TNXK[:, :, -1]

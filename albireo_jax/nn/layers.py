@@ -1,7 +1,7 @@
 """The parts of a decoder layer, as pure functions of arrays.
 
 Norms and rotations are computed in float32 and returned in the dtype of their input; matrix products
-run in the dtype of their operands, on two-dimensional views that cost nothing.
+run in the dtype of their rows, on two-dimensional views that cost nothing.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, Real
 from numpy.typing import NDArray
 
 from albireo_jax.core.config import LinearRopeScaling, Llama3RopeScaling, RopeScaling
@@ -23,9 +23,18 @@ class Rotation(NamedTuple):
     sin_TH: Float[Array, "T H"]
 
 
-def linear(x_TD: Float[Array, "T D"], w_DF: Float[Array, "D F"]) -> Float[Array, "T F"]:
-    """Product of T rows with a weight matrix that is stored input first."""
-    return jnp.dot(x_TD, w_DF)
+def linear(
+    x_TD: Float[Array, "T D"], w_DF: Real[Array, "D F"], *, scale_F: Float[Array, " F"] | None = None
+) -> Float[Array, "T F"]:
+    """Product of T rows with a weight matrix that is stored input first.
+
+    With `scale_F` the matrix is codes, and each of its columns stands for its multiple. The product is then
+    accumulated and scaled in float32, and rounded once.
+    """
+    if scale_F is None:
+        return jnp.dot(x_TD, w_DF)
+    y_TF = jnp.dot(x_TD, w_DF.astype(x_TD.dtype), preferred_element_type=jnp.float32)
+    return (y_TF * scale_F[None]).astype(x_TD.dtype)
 
 
 def rms_norm(x: Float[Array, "*rows D"], weight_D: Float[Array, " D"], eps: float) -> Float[Array, "*rows D"]:
@@ -38,13 +47,20 @@ def rms_norm(x: Float[Array, "*rows D"], weight_D: Float[Array, " D"], eps: floa
 
 def gated_mlp(
     x_TD: Float[Array, "T D"],
-    w_gate_up_D2F: Float[Array, "D 2 F"],
-    w_down_FD: Float[Array, "F D"],
+    w_gate_up_D2F: Real[Array, "D 2 F"],
+    w_down_FD: Real[Array, "F D"],
+    *,
+    gate_up_scale_2F: Float[Array, "2 F"] | None = None,
+    down_scale_D: Float[Array, " D"] | None = None,
 ) -> Float[Array, "T D"]:
-    """SiLU-gated feed-forward: down(silu(gate(x)) * up(x)); a partial sum where F is this rank's share."""
+    """SiLU-gated feed-forward: down(silu(gate(x)) * up(x)); a partial sum where F is this rank's share.
+
+    Scales are those of matrices that are codes, as in `linear`.
+    """
     width = w_down_FD.shape[0]
-    gate_up = linear(x_TD, w_gate_up_D2F.reshape(-1, 2 * width))
-    return linear(jax.nn.silu(gate_up[:, :width]) * gate_up[:, width:], w_down_FD)
+    flat_scale = None if gate_up_scale_2F is None else gate_up_scale_2F.reshape(-1)
+    gate_up = linear(x_TD, w_gate_up_D2F.reshape(-1, 2 * width), scale_F=flat_scale)
+    return linear(jax.nn.silu(gate_up[:, :width]) * gate_up[:, width:], w_down_FD, scale_F=down_scale_D)
 
 
 def causal_attention(

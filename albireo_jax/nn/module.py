@@ -16,7 +16,8 @@ from albireo_jax.core.errors import WeightError
 from albireo_jax.nn.axes import logical_axes
 from albireo_jax.nn.decoder import DecoderWeights, Layered, LayerIndex, forward, head, logits
 from albireo_jax.nn.layers import causal_attention
-from albireo_jax.nn.shapes import weight_shapes
+from albireo_jax.nn.quantise import quantised_stack, weight_dtypes
+from albireo_jax.nn.shapes import SCALES, layer_name, weight_shapes
 from albireo_jax.nn.sharding import SHARDING_RULES, TP, named_sharding
 
 
@@ -34,11 +35,12 @@ class Decoder(nnx.Module):
         self.mesh = mesh
         arrays = _present(weights)
         shapes = weight_shapes(config, mesh.shape[TP])
+        dtypes = weight_dtypes(config, weights.embed_VD.dtype)
         missing = [name for name in shapes if name not in arrays]
         if missing:
             raise WeightError(f"weights lack {', '.join(missing)}")
         for name, array in arrays.items():
-            _check(name, array, shape=shapes.get(name), dtype=weights.embed_VD.dtype)
+            _check(name, array, shape=shapes.get(name), dtype=dtypes.get(name))
         self.embed_VD = _param("embed_VD", weights.embed_VD)
         self.attention_norm_LD = _param("attention_norm_LD", weights.attention_norm_LD)
         self.wqkv_LDNXK = _param("wqkv_LDNXK", weights.wqkv_LDNXK)
@@ -51,11 +53,15 @@ class Decoder(nnx.Module):
         self.q_norm_LK = _optional("q_norm_LK", weights.q_norm_LK)
         self.k_norm_LK = _optional("k_norm_LK", weights.k_norm_LK)
         self.lm_head_VD = _optional("lm_head_VD", weights.lm_head_VD)
+        self.wqkv_scale_LNXK = _optional("wqkv_scale_LNXK", weights.wqkv_scale_LNXK)
+        self.wo_scale_LD = _optional("wo_scale_LD", weights.wo_scale_LD)
+        self.w_gate_up_scale_L2F = _optional("w_gate_up_scale_L2F", weights.w_gate_up_scale_L2F)
+        self.w_down_scale_LD = _optional("w_down_scale_LD", weights.w_down_scale_LD)
 
     def __call__(self, token_T: Int32[Array, " T"]) -> Float[Array, "T V"]:
         """Float32 logits of every position of one text, by dense causal attention.
 
-        Compiled once per length; `jax.vmap` it for a batch. Differentiable.
+        Compiled once per length; `jax.vmap` it for a batch. Differentiable unless it is quantised.
         """
         return _dense_logits(self.config, self.weights(), token_T)
 
@@ -66,30 +72,48 @@ class Decoder(nnx.Module):
     def replace_weights(self, tree: DecoderWeights | Mapping[str, Any]) -> None:
         """Take new arrays for all or some weights, by name, copied to where the old ones lie.
 
-        `tree` is a `DecoderWeights`, an `nnx.State` of such a module, or a mapping of names to arrays.
+        `tree` is a `DecoderWeights`, an `nnx.State` of such a module, or a mapping of names to arrays. To a
+        quantised model it may bring a matrix as codes, with their scales, or as floats, which become codes.
         Raises WeightError, before anything is replaced, for a name that the model lacks or an array of
         another shape or dtype.
         """
         old = nnx.state(self, nnx.Param)
         new = _present(tree) if isinstance(tree, DecoderWeights) else nnx.to_pure_dict(nnx.State(tree))
         current = _present(self.weights())
+        uncoded = [name for name in new if self._takes_floats(name, new[name])]
         for name, array in new.items():
+            dtype = (
+                self.embed_VD.dtype if name in uncoded else current[name].dtype if name in current else None
+            )
             shape = current[name].shape if name in current else None
-            _check(name, array, shape=shape, dtype=self.embed_VD.dtype)
+            _check(name, array, shape=shape, dtype=dtype)
         # device_put may share buffers with arrays that the caller will donate or delete
         moved = {
             name: jnp.copy(jax.device_put(array, named_sharding(self.mesh, name)))
             for name, array in new.items()
+            if name not in uncoded
         }
+        for name in uncoded:
+            moved |= quantised_stack(
+                self.config, name, partial(self._layer_of, name, new[name]), mesh=self.mesh
+            )
         nnx.replace_by_pure_dict(old, moved)
         nnx.update(self, old)
+
+    def _takes_floats(self, name: str, array: Any) -> bool:
+        """Whether an array brings floats where this model keeps codes."""
+        is_coded = self.config.quantization is not None and name in SCALES
+        return is_coded and isinstance(array, jax.Array | np.ndarray) and array.dtype == self.embed_VD.dtype
+
+    def _layer_of(self, name: str, array: Any, layer: int) -> Array:
+        return jax.device_put(array[layer], named_sharding(self.mesh, layer_name(name)))
 
 
 def _present(weights: DecoderWeights) -> dict[str, Any]:
     return {name: array for name, array in weights._asdict().items() if array is not None}
 
 
-def _check(name: str, array: object, *, shape: tuple[int, ...] | None, dtype: jnp.dtype) -> None:
+def _check(name: str, array: object, *, shape: tuple[int, ...] | None, dtype: jnp.dtype | None) -> None:
     if not isinstance(array, jax.Array | np.ndarray):
         raise WeightError(f"{name} is a {type(array).__name__}, expected one stacked array")
     if shape is None:

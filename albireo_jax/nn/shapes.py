@@ -1,5 +1,9 @@
 """The shape of every weight: the one place where shapes depend on the tensor-parallel degree."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
 from albireo_jax.core.config import ModelConfig
 from albireo_jax.nn.axes import axes_of
 from albireo_jax.nn.decoder import DecoderWeights
@@ -14,6 +18,16 @@ _ALWAYS = (
     "w_down_LFD",
     "final_norm_D",
 )
+
+SCALES: Mapping[str, str] = MappingProxyType(
+    {
+        "wqkv_LDNXK": "wqkv_scale_LNXK",
+        "wo_LAD": "wo_scale_LD",
+        "w_gate_up_LD2F": "w_gate_up_scale_L2F",
+        "w_down_LFD": "w_down_scale_LD",
+    }
+)
+"""Field that holds codes in a quantised model -> field of their scales, which lacks the axis of inputs."""
 
 
 def axis_sizes(config: ModelConfig, tp: int) -> dict[str, int]:
@@ -49,6 +63,8 @@ def weight_names(config: ModelConfig) -> tuple[str, ...]:
         present.update(("q_norm_LK", "k_norm_LK"))
     if not config.tie_word_embeddings:
         present.add("lm_head_VD")
+    if config.quantization is not None:
+        present.update(SCALES.values())
     return tuple(name for name in DecoderWeights._fields if name in present)
 
 
@@ -56,3 +72,14 @@ def weight_shapes(config: ModelConfig, tp: int) -> dict[str, tuple[int, ...]]:
     """Field of `DecoderWeights` -> its shape over all of `tp` ranks, for the fields that the model has."""
     sizes = axis_sizes(config, tp)
     return {name: tuple(sizes[axis] for axis in axes_of(name)) for name in weight_names(config)}
+
+
+def layer_name(name: str) -> str:
+    """Name of one layer of a stacked field: "w_down_FD" of "w_down_LFD"."""
+    before, _, axes = name.rpartition("_")
+    return f"{before}_{axes.removeprefix('L')}"
+
+
+def unquantised(config: ModelConfig) -> ModelConfig:
+    """The same model before its matrices become codes."""
+    return replace(config, quantization=None)

@@ -3,23 +3,25 @@
 Checkpoints keep one matrix per projection and layer, output before input. Each device gets its share
 of a stacked array from a callback that reads, layer by layer, only the rows or columns that the share
 is made of: a rank's query, key and value heads are rows of three matrices, its part of the output and
-down projections are columns of two.
+down projections are columns of two. Matrices that become codes are read the same way, a layer at a time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from numpy.typing import NDArray
 
 from albireo_jax.core.config import Dtype, ModelConfig
 from albireo_jax.core.errors import WeightError
 from albireo_jax.nn.decoder import DecoderWeights
-from albireo_jax.nn.shapes import axis_sizes, weight_names, weight_shapes
+from albireo_jax.nn.quantise import quantised_stack
+from albireo_jax.nn.shapes import SCALES, axis_sizes, layer_name, unquantised, weight_names, weight_shapes
 from albireo_jax.nn.sharding import TP, named_sharding
 from albireo_jax.nn.tensors import StoredTensor, TensorSource
 
@@ -57,7 +59,7 @@ class TensorNames:
 def load_weights(
     source: TensorSource, names: TensorNames, *, config: ModelConfig, dtype: Dtype, mesh: Mesh
 ) -> DecoderWeights:
-    """Weights of a decoder on `mesh`, converted to `dtype`.
+    """Weights of a decoder on `mesh`, converted to `dtype`; where the model is quantised, codes made of that.
 
     Raises WeightError naming tensor, file and both shapes if a tensor is missing, unused, of a wrong
     shape or not of numbers, before anything is read.
@@ -67,8 +69,14 @@ def load_weights(
     for name, shape in expected.items():
         _check_tensor(name, source.tensors[name], shape)
     assembly = _Assembly(source, names, config, mesh.shape[TP])
-    fields = weight_names(config)
-    return DecoderWeights(**{field: assembly.array(field, dtype=dtype, mesh=mesh) for field in fields})
+    arrays: dict[str, jax.Array] = {}
+    for field in weight_names(unquantised(config)):
+        if config.quantization is not None and field in SCALES:
+            layer = partial(assembly.layer, field, dtype=dtype, mesh=mesh)
+            arrays |= quantised_stack(config, field, layer, mesh=mesh)
+        else:
+            arrays[field] = assembly.array(field, dtype=dtype, mesh=mesh)
+    return DecoderWeights(**arrays)
 
 
 def expected_tensors(config: ModelConfig, names: TensorNames) -> dict[str, tuple[int, ...]]:
@@ -140,15 +148,18 @@ class _Assembly:
 
     def array(self, field: str, *, dtype: Dtype, mesh: Mesh) -> jax.Array:
         """The whole of `field`, sharded on `mesh`."""
-        shape = self._shapes[field]
+        return _from_shares(
+            self._shapes[field], named_sharding(mesh, field), dtype=dtype, fill=partial(self._fill, field)
+        )
 
-        def share(index: Any) -> NDArray[Any]:
-            bounds = tuple(slice(*part.indices(size)) for part, size in zip(index, shape, strict=True))
-            out = np.zeros([part.stop - part.start for part in bounds], jnp.dtype(dtype.value))
-            self._fill(field, out, bounds)
-            return out
-
-        return jax.make_array_from_callback(shape, named_sharding(mesh, field), share)
+    def layer(self, field: str, number: int, *, dtype: Dtype, mesh: Mesh) -> jax.Array:
+        """One layer of `field`, sharded on `mesh`."""
+        return _from_shares(
+            self._shapes[field][1:],
+            named_sharding(mesh, layer_name(field)),
+            dtype=dtype,
+            fill=partial(self._fill_layer, field, number),
+        )
 
     def _fill(self, field: str, out: NDArray[Any], index: tuple[slice, ...]) -> None:
         if field == "final_norm_D":
@@ -218,6 +229,24 @@ class _Assembly:
     def _read(self, name: str, layer: int | None = None, *index: slice, kind: str = "weight") -> NDArray[Any]:
         full = f"{name}.{kind}" if layer is None else f"{name}.{kind}".format(layer=layer)
         return self._source.read(full, *index)
+
+
+def _from_shares(
+    shape: tuple[int, ...],
+    sharding: NamedSharding,
+    *,
+    dtype: Dtype,
+    fill: Callable[[NDArray[Any], tuple[slice, ...]], None],
+) -> jax.Array:
+    """An array of which each device gets what `fill` writes for its bounds into zeros."""
+
+    def share(index: Any) -> NDArray[Any]:
+        bounds = tuple(slice(*part.indices(size)) for part, size in zip(index, shape, strict=True))
+        out = np.zeros([part.stop - part.start for part in bounds], jnp.dtype(dtype.value))
+        fill(out, bounds)
+        return out
+
+    return jax.make_array_from_callback(shape, sharding, share)
 
 
 def _transpose(matrix: NDArray[Any], out: NDArray[Any]) -> None:

@@ -98,6 +98,15 @@ class StepProgram:
         """The axis to communicate over, None on one device."""
         return self.axis if self.mesh.size > 1 else None
 
+    @property
+    def compiler_options(self) -> dict[str, str]:
+        """What XLA is to be told of programs that read the weights.
+
+        Where all layers widen their slices of a stack of codes, its slice sinker would widen the whole stack
+        once and keep it, twice as large; without it each product widens the codes as it reads them.
+        """
+        return {} if self.model.quantization is None else {"xla_disable_hlo_passes": "slice-sinker"}
+
 
 class _Rows(NamedTuple):
     """Row (R: padding) and position of each packed token, and the first token of each row."""
@@ -120,7 +129,7 @@ def jit_forward(program: StepProgram, layout: BufferLayout, weights: DecoderWeig
         out_specs=ForwardOutput(specs, PartitionSpec(), PartitionSpec(None, program.axis)),  # type: ignore[arg-type]
         check_vma=program.collective_axis is not None,  # one rank alone sums nothing, and would seem to vary
     )
-    return jax.jit(body, donate_argnums=(1,))
+    return jax.jit(body, donate_argnums=(1,), compiler_options=program.compiler_options)
 
 
 @partial(jax.jit, donate_argnums=(0,))

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from albireo_jax.core.config import Dtype, KvDtype, ModelConfig
-from albireo_jax.core.memory import page_bytes, weight_bytes
+from albireo_jax.core.memory import count_weights, page_bytes, weight_bytes
 from albireo_jax.core.plan import StepPlan
 from albireo_jax.sim.lanes import Cost
 
@@ -57,7 +57,8 @@ class RankWork:
         # Of an embedding that is not the head as well, only rows are read.
         embedding_bytes = 0 if model.tie_word_embeddings else self._head * dtype.num_bytes
         self._read_bytes = weight_bytes(model, tp=tp, dtype=dtype) - embedding_bytes
-        self._layers = self._read_bytes // dtype.num_bytes - self._head
+        count = count_weights(model, tp=tp)
+        self._layers = count.matrices + count.rest
         self._pair_flops = 4 * model.num_layers * (model.num_heads // tp) * model.head_dim
         self._token_bytes = page_bytes(model, tp=tp, page_size=1, dtype=dtype, kv_dtype=kv_dtype)
         self._all_reduced_bytes = 2 * model.num_layers * model.hidden_size * dtype.num_bytes  # per token
