@@ -67,6 +67,7 @@ class LLM:
         host_kv_memory_bytes: int = 0,
         prefix_caching: bool = True,
         depth: int = 2,
+        decode_steps: int = 1,
         sampling: str = "sharded",
         max_logprobs: int = MAX_LOGPROBS,
         measure_sampling: bool = False,
@@ -87,7 +88,9 @@ class LLM:
                 host_memory_bytes=host_kv_memory_bytes,
                 prefix_caching=prefix_caching,
             ),
-            scheduler=SchedulerConfig(max_rows=max_rows, max_step_tokens=max_step_tokens, depth=depth),
+            scheduler=SchedulerConfig(
+                max_rows=max_rows, max_step_tokens=max_step_tokens, depth=depth, decode_steps=decode_steps
+            ),
         )
         self.engine: Engine = launch(config, progress=progress, measure_sampling=measure_sampling)
 

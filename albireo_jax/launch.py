@@ -321,6 +321,7 @@ def _executor(
         max_len=rules.max_len,
         max_logprobs=sizes.limits.max_logprobs,
         num_host_pages=sizes.limits.num_host_pages,
+        decode_steps=config.scheduler.decode_steps,
         progress=progress,
     )
 

@@ -131,6 +131,13 @@ class EngineFlags:
         int,
         typer.Option(metavar="N", help=f"Steps in flight, up to {MAX_DEPTH}; 1 plans and computes in turn."),
     ] = 2
+    decode_steps: Annotated[
+        int,
+        typer.Option(
+            metavar="K",
+            help="Tokens per request that one dispatch samples while nothing waits; they come in bursts.",
+        ),
+    ] = 1
     sampling: Annotated[
         SamplingMode,
         typer.Option(
@@ -157,7 +164,10 @@ class EngineFlags:
                 prefix_caching=self.prefix_caching,
             ),
             scheduler=SchedulerConfig(
-                max_rows=self.max_rows, max_step_tokens=self.max_step_tokens, depth=self.depth
+                max_rows=self.max_rows,
+                max_step_tokens=self.max_step_tokens,
+                depth=self.depth,
+                decode_steps=self.decode_steps,
             ),
         )
 

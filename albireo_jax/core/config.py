@@ -7,6 +7,9 @@ TP_DEGREES = (1, 2, 4, 8)
 MAX_DEPTH = 8
 """Steps in flight at most; jax 0.10.2 on CPU hangs beyond 32 multi-device steps."""
 
+MAX_DECODE_STEPS = 32
+"""Tokens per row that one dispatch may sample."""
+
 MAX_LOGPROBS = 20
 """Likeliest tokens that a caller can ask for beside each token."""
 
@@ -220,13 +223,15 @@ class SchedulerConfig:
 
     `max_rows` requests run at once, `max_step_tokens` tokens are computed per step, and `depth`
     steps are in flight: 1 is the synchronous engine, 2 plans the next step while one runs. A step copies
-    `max_copied_pages` pages from the host at most, for which the device needs memory beside the cache.
+    `max_copied_pages` pages from the host at most, for which the device needs memory beside the cache. While
+    nothing waits, up to `decode_steps` steps are one dispatch: tokens come in bursts of so many.
     """
 
     max_rows: int = 64
     max_step_tokens: int = 512
     depth: int = 2
     max_copied_pages: int = 64
+    decode_steps: int = 1
 
     def __post_init__(self) -> None:
         """Refuse limits that would let nothing run."""
@@ -238,6 +243,10 @@ class SchedulerConfig:
             raise ValueError(f"max_copied_pages must be at least 1, got {self.max_copied_pages}")
         if not 1 <= self.depth <= MAX_DEPTH:
             raise ValueError(f"depth must be between 1 and {MAX_DEPTH}, got {self.depth}")
+        if not 1 <= self.decode_steps <= MAX_DECODE_STEPS:
+            raise ValueError(
+                f"decode_steps must be between 1 and {MAX_DECODE_STEPS}, got {self.decode_steps}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

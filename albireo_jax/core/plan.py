@@ -5,7 +5,7 @@ everything that a step needs beyond the device's own state, and everything that 
 needs to be matched with: request ids and epochs, never a reference to live scheduler state.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -144,6 +144,11 @@ class StepPlan:
     `page_table[update_slots[j], update_columns[j]] = update_pages[j]`. Row j of `masks`,
     [len(mask_slots), ceil(vocab / 32)], says which tokens the row in `mask_slots[j]` may sample, as in
     `TokenConstraint.mask`; other rows may sample any. A plan without rows only copies pages.
+
+    `steps` are for plans whose rows all decode, one token each that is on the device, and sample: row i then
+    goes on by itself, each token that it samples being the next that it computes, until it has sampled
+    `steps[i]` or one that is not finite or among the `stop_ids` of its slot. A row whose last token was such
+    a one does nothing. Pages for all steps are among the updates. Empty: one step, as above.
     """
 
     step: int
@@ -162,6 +167,7 @@ class StepPlan:
     mask_slots: Int32s = field(default_factory=lambda: np.zeros(0, np.int32))
     masks: Int32s = field(default_factory=lambda: np.zeros((0, 0), np.int32))
     scored: ScoredTokens = field(default_factory=ScoredTokens)
+    steps: Int32s = field(default_factory=lambda: np.zeros(0, np.int32))
 
     @property
     def num_rows(self) -> int:
@@ -170,13 +176,41 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens computed by the step."""
+        """Tokens computed by the step, or by the first one of several."""
         return len(self.token_ids)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that the plan runs at most."""
+        return int(self.steps.max()) if len(self.steps) else 1
+
+    def nth_step(self, step: int, rows: Int32s) -> "StepPlan":
+        """One of the `steps` as a plan of its own, of some `rows`; only the first one writes and copies."""
+        nothing = np.zeros(0, np.int32)
+        one = replace(
+            self,
+            request_ids=tuple(self.request_ids[row] for row in rows.tolist()),
+            epochs=self.epochs[rows],
+            slots=self.slots[rows],
+            starts=self.starts[rows] + np.int32(step),
+            counts=self.counts[rows],
+            samples=self.samples[rows],
+            token_ids=self.token_ids[rows],
+            steps=nothing,
+        )
+        if step == 0:
+            return one
+        return replace(
+            one, update_slots=nothing, update_columns=nothing, update_pages=nothing, copies=PageCopies()
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledTokens:
     """Result of a step: one id per row (meaningless where the plan does not sample).
+
+    Of a plan with `steps`, `ids` has a row for each step, [num_steps, R], and `counts` tells how many tokens
+    each of the plan's rows sampled: `ids[:counts[i], i]`.
 
     An id of `NOT_FINITE` says that the row's logits were not finite, so that nothing could be sampled.
 
@@ -198,6 +232,7 @@ class SampledTokens:
     route: str = ""
     wire_bytes: int = 0
     scores: TokenScores | None = None
+    counts: Int32s = field(default_factory=lambda: np.zeros(0, np.int32))
 
 
 class TokenConstraint(Protocol):

@@ -179,6 +179,7 @@ class RequestScores(NamedTuple):
 class RequestOutput(NamedTuple):
     """What one step brought a request: at most one token, and the reason if it ended.
 
+    The steps of one plan bring an output each, in their order.
     A named tuple, not a dataclass: a step of 512 rows makes 512 of them on the engine thread.
     `token_id` is None when the request ended without one (abort, error). `scores` come if the request
     asked for log probabilities. The first token brings how many tokens of the prompt were in the cache.

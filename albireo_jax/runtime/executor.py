@@ -6,6 +6,8 @@ rows has rules. The device runs them in order, without the host in between::
 
     host    pack, forward, admit, sample │ next plan ...         │ wait: ids
     device         [ forward ................ ][ admit ][ sample ]──▶ copy of the ids
+
+A plan of several steps is one call instead (`decode_loop`).
 """
 
 import statistics
@@ -33,6 +35,7 @@ from albireo_jax.runtime.batch import (
     pack_rows,
 )
 from albireo_jax.runtime.compile import Progress, compile_all
+from albireo_jax.runtime.decode_loop import DecodeLoop, DecodeLoops, LoopOutput
 from albireo_jax.runtime.handles import CopyHandle, Ends, JaxStepHandle, StepCopies
 from albireo_jax.runtime.ruled_rows import RuledRows, RuleProgram
 from albireo_jax.runtime.sampling_stage import (
@@ -43,7 +46,7 @@ from albireo_jax.runtime.sampling_stage import (
     routes,
     slot_route,
 )
-from albireo_jax.runtime.scored_tokens import ScoreProgram, ScoringCalls
+from albireo_jax.runtime.scored_tokens import PendingScores, ScoreProgram, ScoringCalls
 from albireo_jax.runtime.state import DeviceState
 from albireo_jax.runtime.step import ForwardOutput, StepProgram, begin_with_pages, jit_forward
 from albireo_jax.runtime.transfer import CopiedBytes, CopyProgram, HostPages
@@ -66,7 +69,7 @@ class Sampling:
     route: Route
 
 
-_Program = Bucket | Sampling | RuleProgram | ScoreProgram | CopyProgram | str
+_Program = Bucket | Sampling | DecodeLoop | RuleProgram | ScoreProgram | CopyProgram | str
 """Names of the executor's programs."""
 
 
@@ -88,6 +91,7 @@ class JaxExecutor:
         max_len: int,
         max_logprobs: int,
         num_host_pages: int = 0,
+        decode_steps: int = 1,
         progress: Progress | None = None,
     ) -> None:
         self.program = program
@@ -97,6 +101,7 @@ class JaxExecutor:
         self.replace_weights(weights)
         self._padding_slot = state.sampler.last_token_Z.shape[0] - 1
         self._ruled = RuledRows(program, rules, max_len=max_len)
+        self._loops = DecodeLoops(program, max_steps=decode_steps)
         self._host_pages = HostPages(
             self._cache.kv, program.mesh, axis=program.axis, num_host_pages=num_host_pages
         )
@@ -115,12 +120,14 @@ class JaxExecutor:
             | self._ruled.programs([sampling.rows for sampling in samplings])
             | self._scoring.programs(buckets)
             | self._host_pages.programs()
+            | self._loops.programs(self._weights, state)
             | {bucket: partial(self.lower, bucket) for bucket in buckets}
             | {sampling: partial(self.lower_sampling, sampling) for sampling in samplings},
             progress=progress,
         )
         self._ruled.use(self._compiled)
         self._scoring.use(self._compiled)
+        self._loops.use(self._compiled)
         self._host_pages.use(self._compiled)
 
     def lower(self, bucket: Bucket) -> jax.stages.Lowered:
@@ -138,8 +145,8 @@ class JaxExecutor:
             self._sampler, self.program.logits(sampling.rows), self.program.ints(3 * sampling.rows)
         )
 
-    def compiled(self, name: Bucket | Sampling) -> jax.stages.Compiled:
-        """The executable of a bucket's forward pass, or of a kind of sampling."""
+    def compiled(self, name: Bucket | Sampling | DecodeLoop) -> jax.stages.Compiled:
+        """The executable of a bucket's forward pass, of a kind of sampling, or of a loop of both."""
         return self._compiled[name]
 
     @property
@@ -164,7 +171,9 @@ class JaxExecutor:
         self._look()
         started = self._host_pages.run(self._cache.kv, plan.copies)
         self._cache = self._cache._replace(kv=started.kv)
-        if plan.num_rows:
+        if len(plan.steps):
+            handle = self._loop(plan, started.copies)
+        elif plan.num_rows:
             handle = self._compute(plan, started.copies)
         else:
             moving = jax.tree.leaves(started.moving)
@@ -201,6 +210,22 @@ class JaxExecutor:
             plan.num_rows,
             scores=scores,
             sampling=self._costs[sampling],
+            copies=copies,
+            ends=self._ends,
+        )
+
+    def _loop(self, plan: StepPlan, copies: StepCopies) -> JaxStepHandle:
+        """Queue all steps of a plan whose rows go on by themselves."""
+        bucket = choose_bucket(plan, self._buckets)
+        loop = self._loops.choose(bucket, self._route(plan))
+        state = DeviceState(self._cache, self._sampler)
+        done: LoopOutput = self._loops.run(loop, plan, self._weights[bucket], state=state)
+        self._cache, self._sampler = done.state
+        return JaxStepHandle(
+            done.result_XR,
+            plan.num_rows,
+            scores=PendingScores([]),
+            sampling=self._costs[Sampling(bucket.rows, loop.route)],
             copies=copies,
             ends=self._ends,
         )

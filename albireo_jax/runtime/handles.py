@@ -114,7 +114,10 @@ class _Span(NamedTuple):
 
 
 class JaxStepHandle:
-    """A step on the device. Its end is known exactly if the host waited for it."""
+    """A step on the device, or several in a loop. Its end is known exactly if the host waited for it.
+
+    `ids` are one per row, or those of each step of a loop, and behind them how many of each row count.
+    """
 
     def __init__(
         self,
@@ -140,14 +143,21 @@ class JaxStepHandle:
     def wait(self) -> SampledTokens:
         """Block until the ids and scores are on the host."""
         span, copies = self._run.wait(), self._run.copies
+        ids = np.asarray(self._ids)[..., : self._num_rows]
+        counts = np.zeros(0, np.int32)
+        steps = 1
+        if ids.ndim == 2:
+            ids, counts = ids[:-1], ids[-1]
+            steps = int(counts.max())
         return SampledTokens(
-            ids=np.asarray(self._ids)[: self._num_rows],
+            ids=ids,
+            counts=counts,
             finished_s=span.ended_s,
-            sample_s=self._sampling.seconds,
+            sample_s=self._sampling.seconds * steps,
             copy_s=copies.alone_s,
             copy_wait_s=copies.wait_s(span.could_begin_s, span.ended_s),
             route=self._sampling.route,
-            wire_bytes=self._sampling.wire_bytes,
+            wire_bytes=self._sampling.wire_bytes * steps,
             scores=self._scores.wait(),
         )
 

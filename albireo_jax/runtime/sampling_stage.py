@@ -79,6 +79,22 @@ def admit(state: SamplerState, admission_AX: Int32[Array, "A X"]) -> SamplerStat
     return state._replace(params_ZF=state.params_ZF.at[admission_AX[:, 0]].set(admission_AX[:, 1:]))
 
 
+def sample_rows(
+    program: StepProgram,
+    route: Route,
+    state: SamplerState,
+    *,
+    logits_Rv: Float[Array, "R v"],
+    inputs: SampleInputs,
+) -> SampleOutput:
+    """The sampling of a step's rows on one rank, inside the `shard_map`; slots remember what they sample."""
+    with jax.named_scope("sample"):
+        id_R = sample_by(route, logits_Rv, _sampler_params(state, inputs), axis=program.axis)
+        padding_slot = state.last_token_Z.shape[0] - 1
+        slot_R = jnp.where(inputs.samples_R, inputs.slot_R, padding_slot)
+        return SampleOutput(state._replace(last_token_Z=state.last_token_Z.at[slot_R].set(id_R)), id_R)
+
+
 def _sample(
     program: StepProgram,
     route: Route,
@@ -86,12 +102,7 @@ def _sample(
     logits_Rv: Float[Array, "R v"],
     buffer_W: Int32[Array, " W"],
 ) -> SampleOutput:
-    with jax.named_scope("sample"):
-        inputs = unpack_rows(buffer_W)
-        id_R = sample_by(route, logits_Rv, _sampler_params(state, inputs), axis=program.axis)
-        padding_slot = state.last_token_Z.shape[0] - 1
-        slot_R = jnp.where(inputs.samples_R, inputs.slot_R, padding_slot)
-        return SampleOutput(state._replace(last_token_Z=state.last_token_Z.at[slot_R].set(id_R)), id_R)
+    return sample_rows(program, route, state, logits_Rv=logits_Rv, inputs=unpack_rows(buffer_W))
 
 
 def _sampler_params(state: SamplerState, inputs: SampleInputs) -> SamplerParams:

@@ -138,6 +138,31 @@ def begin_with_pages(page_table_ZM: Int32[Array, "Z M"], row_AX: Int32[Array, "A
     return page_table_ZM.at[row_AX[:, 0]].set(row_AX[:, 1:])
 
 
+def update_pages(cache: CacheState, inputs: StepInputs) -> CacheState:
+    """The cache with the page table that a step's rows read."""
+    table_ZM = cache.page_table_ZM.at[inputs.update_slot_U, inputs.update_column_U].set(inputs.update_page_U)
+    return cache._replace(page_table_ZM=table_ZM)
+
+
+def forward_rows(
+    program: StepProgram,
+    weights: DecoderWeights,
+    cache: CacheState,
+    *,
+    inputs: StepInputs,
+    last_token_Z: Int32[Array, " Z"],
+) -> ForwardOutput:
+    """The forward pass on one rank, inside the `shard_map`; the page updates are in the cache already."""
+    with jax.named_scope("inputs"):
+        rows = _rows(inputs)
+        token_T = _tokens(inputs, last_token_Z, rows)
+    hidden_TD, cache = _forward(program, weights, cache, inputs, rows, token_T)
+    with jax.named_scope("logits"):
+        hidden_RD = hidden_TD[jnp.maximum(rows.row_start_R1[1:] - 1, 0)]
+        logits_Rv = logits(program.model, head(weights), hidden_RD, axis=program.collective_axis)
+        return ForwardOutput(cache, hidden_TD, logits_Rv)
+
+
 def _forward_step(
     program: StepProgram,
     layout: BufferLayout,
@@ -148,25 +173,16 @@ def _forward_step(
 ) -> ForwardOutput:
     with jax.named_scope("inputs"):
         inputs = unpack(buffer_W, layout)
-        table_ZM = cache.page_table_ZM.at[inputs.update_slot_U, inputs.update_column_U].set(
-            inputs.update_page_U
-        )
-        cache = cache._replace(page_table_ZM=table_ZM)
-        rows = _rows(inputs, layout)
-        token_T = _tokens(inputs, last_token_Z, rows)
-    hidden_TD, cache = _forward(program, weights, cache, inputs, rows, token_T)
-    with jax.named_scope("logits"):
-        hidden_RD = hidden_TD[jnp.maximum(rows.row_start_R1[1:] - 1, 0)]
-        logits_Rv = logits(program.model, head(weights), hidden_RD, axis=program.collective_axis)
-        return ForwardOutput(cache, hidden_TD, logits_Rv)
+        cache = update_pages(cache, inputs)
+    return forward_rows(program, weights, cache, inputs=inputs, last_token_Z=last_token_Z)
 
 
-def _rows(inputs: StepInputs, layout: BufferLayout) -> _Rows:
-    tokens = layout.bucket.tokens
+def _rows(inputs: StepInputs) -> _Rows:
+    bucket = _bucket(inputs)
     ends_R = jnp.cumsum(inputs.count_R, dtype=jnp.int32)
     row_start_R1 = jnp.concatenate([jnp.zeros(1, jnp.int32), ends_R])
-    index_T = jnp.arange(tokens, dtype=jnp.int32)
-    if layout.bucket.is_decode:
+    index_T = jnp.arange(bucket.tokens, dtype=jnp.int32)
+    if bucket.is_decode:
         return _Rows(index_T, inputs.start_R, row_start_R1)
     # Comparing with all rows is one small fused loop; padding tokens fall on row R, which is none.
     row_T = jnp.sum(index_T[:, None] >= ends_R[None, :], axis=1, dtype=jnp.int32)
@@ -209,7 +225,7 @@ def _forward(
         )
         return out_TNGK, cache
 
-    loop = program.layer_loop(Bucket(token_T.shape[0], inputs.slot_R.shape[0]))
+    loop = program.layer_loop(_bucket(inputs))
     hidden_TD, kv = forward(
         model,
         weights,
@@ -221,3 +237,7 @@ def _forward(
         unroll=loop is not LayerLoop.SCANNED,
     )
     return hidden_TD, state._replace(kv=kv)
+
+
+def _bucket(inputs: StepInputs) -> Bucket:
+    return Bucket(len(inputs.token_T), len(inputs.slot_R))

@@ -11,6 +11,7 @@ it is in no plan. It keeps its slot and pages; the rows beside it are planned as
 """
 
 import logging
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,16 @@ from albireo_jax.core.plan import Int32s, TokenConstraint
 from albireo_jax.core.types import FinishReason, Request
 
 _logger = logging.getLogger(__name__)
+
+
+class Masks(NamedTuple):
+    """Rows of a step that may not sample any token: `words` is [len(slots), ceil(vocab / 32)]."""
+
+    slots: Int32s
+    words: Int32s
+
+
+NO_MASKS = Masks(np.zeros(0, np.int32), np.zeros((0, 0), np.int32))
 
 
 class ConstrainedAnswer:

@@ -24,7 +24,6 @@ A row with a constraint waits for its own tokens and delays no other row: see `c
 """
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -42,33 +41,16 @@ from albireo_jax.core.plan import (
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched import policy
 from albireo_jax.sched.caching import PrefixCache
-from albireo_jax.sched.constraints import ConstrainedAnswer
+from albireo_jax.sched.constraints import NO_MASKS, ConstrainedAnswer, Masks
 from albireo_jax.sched.line import WaitingLine
 from albireo_jax.sched.prefix import Node
+from albireo_jax.sched.repeating import check_ends, missing_pages, single_steps, steps_of
 from albireo_jax.sched.scoring import give_scores, scored_tokens, take_scores
-from albireo_jax.sched.sequence import NOT_ADMITTED, Sequence, SlotTable
+from albireo_jax.sched.sequence import NOT_ADMITTED, NewPages, Sequence, SlotTable, join_pages
 from albireo_jax.sched.stats import SchedulerStats
 from albireo_jax.sched.tiers import PageTiers
 
 _MAX_EPOCH = 2**31 - 1
-
-
-class _NewPages(NamedTuple):
-    """Entries of the page table that a step adds."""
-
-    slots: Int32s
-    columns: Int32s
-    pages: Int32s
-
-
-class _Masks(NamedTuple):
-    """Rows of a step that may not sample any token: `words` is [len(slots), ceil(vocab / 32)]."""
-
-    slots: Int32s
-    words: Int32s
-
-
-_NO_MASKS = _Masks(np.zeros(0, np.int32), np.zeros((0, 0), np.int32))
 
 
 class Scheduler:
@@ -83,6 +65,7 @@ class Scheduler:
         copy_costs: CopyCosts | None = None,
     ) -> None:
         self._max_step_tokens = config.max_step_tokens
+        self._decode_steps = config.decode_steps
         self._limits = limits
         self._page_size = limits.page_size
         self._tiers = PageTiers(limits.num_pages, num_host_pages=limits.num_host_pages)
@@ -105,7 +88,7 @@ class Scheduler:
         self._steps = 0
         self._committed_step = -1
         self._preemptions = 0
-        self._nonfinite = 0
+        self._nonfinite = self._dropped = 0
         self._num_constrained = 0  # of the live requests
         self._times_emptied = 0
 
@@ -130,6 +113,7 @@ class Scheduler:
             steps=self._steps,
             preemptions=self._preemptions,
             nonfinite=self._nonfinite,
+            dropped=self._dropped,
         )
 
     def add(self, request: Request) -> RequestOutput | None:
@@ -171,6 +155,7 @@ class Scheduler:
         new_pages = [self._give_decode_pages()]
         rows, first_chunk = self._decoding(), self._num_decoding()
         num_decode = len(rows)
+        steps = self._plan_steps(rows, new_pages)
         new_slots, chunks = self._plan_chunks(self._max_step_tokens - num_decode, new_pages)
         num_rows = num_decode + len(chunks)
         if self._free_slots:
@@ -184,8 +169,8 @@ class Scheduler:
         counts[num_decode:] = [len(chunk) for chunk in chunks]
         ends = starts + counts
         samples = ends == table.length[rows]
-        updates = _join(new_pages)
-        masks = self._masks(rows[samples]) if self._num_constrained else _NO_MASKS
+        updates = join_pages(new_pages)
+        masks = self._masks(rows[samples]) if self._num_constrained else NO_MASKS
         step_plan = StepPlan(
             step=self._steps,
             request_ids=tuple(table.request_id[rows].tolist()),
@@ -202,23 +187,30 @@ class Scheduler:
             mask_slots=masks.slots,
             masks=masks.words,
             copies=copies,
+            steps=steps,
         )
         if table.scored[rows].any():
             step_plan = replace(step_plan, scored=scored_tokens(step_plan, table.scored[rows], self._live))
         self._steps += 1
-        table.computed[rows] = ends
-        table.length[rows] += samples
+        table.computed[rows] = starts + steps if len(steps) else ends
+        table.length[rows] += steps if len(steps) else samples
         self._retire(rows[table.length[rows] == table.limit[rows]])
         return step_plan
 
     def commit(self, plan: StepPlan, sampled: SampledTokens) -> list[RequestOutput]:
-        """Take in a step's tokens, in the order of the plans; gives one output per request it advanced."""
+        """Take in a plan's tokens, in the order of the plans; gives an output per token of a live request."""
+        self._committed_step = plan.step
+        outputs = [output for step in single_steps(plan, sampled) for output in self._commit_step(*step)]
+        check_ends(plan, sampled, self._live)
+        return outputs
+
+    def _commit_step(self, plan: StepPlan, sampled: SampledTokens) -> list[RequestOutput]:
+        """Take in the tokens of a plan of one step."""
         table = self._table
         advanced = plan.samples & (table.epoch[plan.slots] == plan.epochs)
         slots, ids = plan.slots[advanced], sampled.ids[advanced]
         table.token_ids[slots, table.committed[slots]] = ids
         table.committed[slots] += 1
-        self._committed_step = plan.step
         self._cache.register_running(plan, advanced & (sampled.ids != NOT_FINITE), table, live=self._live)
         scores = {} if sampled.scores is None else take_scores(plan, sampled.scores, self._live)
 
@@ -254,6 +246,7 @@ class Scheduler:
         outputs = [
             RequestOutput(request_id, token, reason) for request_id, token, reason, kept in rows if kept
         ]
+        self._dropped += int(plan.samples.sum()) - len(outputs)
         if scores:
             give_scores(outputs, scores)
         self._cache.tell_hits(outputs)
@@ -295,14 +288,14 @@ class Scheduler:
             return rows
         return rows[~table.constrained[rows] | (table.committed[rows] == table.length[rows])]
 
-    def _masks(self, sampling: Int32s) -> _Masks:
+    def _masks(self, sampling: Int32s) -> Masks:
         """The masks of those of the `sampling` rows that have a constraint."""
         slots = sampling[self._table.constrained[sampling]]
         answers = [self._live[request_id].answer for request_id in self._table.request_id[slots].tolist()]
         words = [answer.mask for answer in answers if answer is not None]
-        return _Masks(slots, np.stack(words)) if words else _NO_MASKS
+        return Masks(slots, np.stack(words)) if words else NO_MASKS
 
-    def _give_decode_pages(self) -> _NewPages:
+    def _give_decode_pages(self) -> NewPages:
         """A page for each decoding row whose last one is full; preempts until there are enough."""
         table = self._table
         while True:
@@ -313,7 +306,20 @@ class Scheduler:
             if not self._line.give_way():
                 self._preempt(policy.victim(self._running))
 
-    def _plan_chunks(self, budget: int, new_pages: list[_NewPages]) -> tuple[list[SlotParams], list[Int32s]]:
+    def _plan_steps(self, rows: Int32s, new_pages: list[NewPages]) -> Int32s:
+        """How many steps each of the decoding `rows` takes, if they take several and nothing else happens."""
+        if self._decode_steps == 1 or len(self._line) or len(rows) < len(self._running):
+            return np.zeros(0, np.int32)
+        steps = steps_of(rows, self._table, most=self._decode_steps)
+        if not len(steps):
+            return steps
+        slots, columns = missing_pages(rows, steps, self._table)
+        if len(slots) > self._tiers.num_available:
+            return steps[:0]
+        new_pages.append(self._give_pages(slots, columns))
+        return steps
+
+    def _plan_chunks(self, budget: int, new_pages: list[NewPages]) -> tuple[list[SlotParams], list[Int32s]]:
         """What starts, and the known tokens to compute in the rows behind the decoding ones."""
         new_slots: list[SlotParams] = []
         chunks: list[Int32s] = []
@@ -329,7 +335,7 @@ class Scheduler:
             budget -= len(chunks[-1])
         return new_slots, [chunk for chunk in chunks if len(chunk)]
 
-    def _plan_chunk(self, slot: int, budget: int, new_pages: list[_NewPages]) -> Int32s:
+    def _plan_chunk(self, slot: int, budget: int, new_pages: list[NewPages]) -> Int32s:
         """The next known tokens of the request in `slot`, as many as budget and free pages allow."""
         table = self._table
         start, held = int(table.computed[slot]), int(table.num_pages[slot])
@@ -339,13 +345,13 @@ class Scheduler:
         new_pages.append(self._give_pages(np.full(len(columns), slot, np.int32), columns))
         return table.token_ids[slot, start:end]
 
-    def _give_pages(self, slots: Int32s, columns: Int32s) -> _NewPages:
+    def _give_pages(self, slots: Int32s, columns: Int32s) -> NewPages:
         """New pages at `columns` of the page tables of `slots`, ascending where a slot repeats."""
         table = self._table
         pages = self._tiers.take(len(slots))
         table.pages[slots, columns] = pages
         table.num_pages[slots] = columns + 1
-        return _NewPages(slots, columns, pages)
+        return NewPages(slots, columns, pages)
 
     def _start(self, sequence: Sequence, chain: list[Node]) -> SlotParams:
         """Admit `sequence` as the youngest running request, behind the pages of `chain`."""
@@ -390,9 +396,3 @@ class Scheduler:
         self._tiers.release(self._table.clear(slots), pending=pending or ())
         self._free_slots.extend(slots.tolist())
         self._running = self._running[self._table.epoch[self._running] != NOT_ADMITTED]
-
-
-def _join(parts: list[_NewPages]) -> _NewPages:
-    if len(parts) == 1:
-        return parts[0]
-    return _NewPages(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))

@@ -6,6 +6,7 @@ few array operations.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -69,6 +70,12 @@ class Sequence:
         """Tokens of prompt and answer at which the request ends."""
         return len(self.request.prompt_token_ids) + self.request.max_tokens
 
+    @property
+    def repeats(self) -> bool:
+        """Whether the device can sample one token after another without the host, up to a stop."""
+        request = self.request
+        return request.rules is None and request.constraint is None and not self.wants_scores
+
     def give_prompt_scores(self) -> tuple[TokenScores, ...]:
         """Hand out what `prompt_scores` holds."""
         scores, self.prompt_scores = self.prompt_scores, ()
@@ -95,7 +102,7 @@ class Sequence:
             min_p=request.min_p,
             seed=request.seed,
             banned_until=len(request.prompt_token_ids) + request.min_tokens,
-            stop_ids=request.stop_ids if request.min_tokens else (),
+            stop_ids=request.stop_ids,
             rules=self._rules(),
             pages=pages,
         )
@@ -111,6 +118,21 @@ class Sequence:
         )
 
 
+class NewPages(NamedTuple):
+    """Entries of the page table that a step adds."""
+
+    slots: Int32s
+    columns: Int32s
+    pages: Int32s
+
+
+def join_pages(parts: list[NewPages]) -> NewPages:
+    """The entries of all parts, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    return NewPages(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
 class SlotTable:
     """What the scheduler knows of the request in each slot, one array per field, indexed by slot.
 
@@ -119,7 +141,8 @@ class SlotTable:
     that the host knows now, token_ids[slot, :committed]. limit: length at which the request ends.
     num_pages: pages held, pages[slot, :num_pages] in the order of the tokens in them. epoch: the admission,
     or NOT_ADMITTED. registered: pages, the first ones, that are in the tree of prefixes or not wanted there.
-    constrained: whether the request has a constraint. scored: whether it wants scores.
+    constrained: whether the request has a constraint. scored: whether it wants scores. repeats: whether
+    it may take several steps by itself.
     """
 
     def __init__(self, max_rows: int, *, max_len: int, page_size: int) -> None:
@@ -131,24 +154,26 @@ class SlotTable:
         self.epoch = np.full(max_rows, NOT_ADMITTED, np.int32)
         self.constrained = np.zeros(max_rows, np.bool_)
         self.scored = np.zeros(max_rows, np.bool_)
+        self.repeats = np.zeros(max_rows, np.bool_)
         self.num_pages = np.zeros(max_rows, np.int32)
         self.registered = np.zeros(max_rows, np.int32)
         self.pages = np.zeros((max_rows, -(-max_len // page_size)), np.int32)
         self.token_ids = np.zeros((max_rows, max_len), np.int32)  # takes memory where it is used
         self.request_id = np.full(max_rows, "", object)
-        self._page_size = page_size
+        self.page_size = page_size
 
     def fill(self, slot: int, sequence: Sequence, pages: tuple[int, ...]) -> None:
         """Enter `sequence` at its epoch, of which only what `pages` hold is computed."""
         known = len(sequence.known_ids)
         self.num_pages[slot] = self.registered[slot] = len(pages)
         self.pages[slot, : len(pages)] = pages
-        self.computed[slot] = len(pages) * self._page_size
+        self.computed[slot] = len(pages) * self.page_size
         self.length[slot] = self.known[slot] = self.committed[slot] = known
         self.limit[slot] = sequence.limit
         self.epoch[slot] = sequence.epoch
         self.constrained[slot] = sequence.answer is not None
         self.scored[slot] = sequence.wants_scores
+        self.repeats[slot] = sequence.repeats
         self.token_ids[slot, :known] = sequence.known_ids
         self.request_id[slot] = sequence.request.request_id
 
@@ -163,7 +188,7 @@ class SlotTable:
     def check_invariants(self, running: Int32s) -> None:
         """Raise AssertionError if the fields of the slots in `running`, oldest first, contradict."""
         computed, length = self.computed[running], self.length[running]
-        exact = -(-computed // self._page_size)
+        exact = -(-computed // self.page_size)
         assert np.array_equal(self.num_pages[running], exact), (
             "pages held are not those of the computed tokens"
         )

@@ -11,7 +11,8 @@ class SchedulerStats:
     """Requests and pages now, and what happened since the start.
 
     `finishing` requests have their last step planned and only wait for its result. `nonfinite` requests
-    ended with an error because their logits were not finite.
+    ended with an error because their logits were not finite. `dropped` tokens were sampled in vain: their
+    requests had ended or given way.
     """
 
     waiting: int
@@ -20,6 +21,7 @@ class SchedulerStats:
     steps: int
     preemptions: int
     nonfinite: int
+    dropped: int
     tiers: TierStats
     cache: CacheStats
 

@@ -11,9 +11,8 @@ So at depth 1 a step takes host and device time one after the other, and at dept
 no formula says so. Sampled ids are all 0, so a request must end by its length.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
-
-import numpy as np
 
 from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
@@ -22,8 +21,9 @@ from albireo_jax.core.types import RequestOutput
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import ALL_STEPS, Timeline
 from albireo_jax.sched.scheduler import Scheduler
+from albireo_jax.sim.executor import same_token
 from albireo_jax.sim.host import NO_HOST, HostTerms
-from albireo_jax.sim.lanes import Clock, CopyTimes, Cost, Lanes
+from albireo_jax.sim.lanes import Clock, CopyTimes, Cost, Lanes, cost_of_steps
 
 
 def no_cost(plan: StepPlan) -> float:
@@ -66,13 +66,12 @@ class ClockExecutor:
     def dispatch(self, plan: StepPlan) -> "_ClockHandle":
         """Queue a step as soon as the host has prepared it."""
         self._clock.advance_to(self._clock() + self._host.prepare(plan))
-        sample_s = self._sampling(plan)
-        step = self._lanes.queue(plan, cost_s=self._cost(plan) + sample_s)
+        sample_s = cost_of_steps(plan, self._sampling)
+        step = self._lanes.queue(plan, cost_s=cost_of_steps(plan, self._cost) + sample_s)
         return _ClockHandle(
             self._clock,
-            SampledTokens(
-                ids=np.zeros(plan.num_rows, np.int32),
-                finished_s=step.finished_s,
+            replace(
+                same_token(plan, 0, finished_s=step.finished_s),
                 sample_s=sample_s,
                 copy_s=step.copies.copied_s,
                 copy_wait_s=step.copies.exposed_s,
@@ -116,7 +115,7 @@ class ClockedScheduler(Scheduler):
     def commit(self, plan: StepPlan, sampled: SampledTokens) -> list[RequestOutput]:
         """The outputs of a step, once processing them has taken its time."""
         outputs = super().commit(plan, sampled)
-        self._clock.advance_to(self._clock() + self._host.process(plan))
+        self._clock.advance_to(self._clock() + cost_of_steps(plan, self._host.process))
         return outputs
 
 

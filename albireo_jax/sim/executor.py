@@ -8,11 +8,13 @@ temperature is 0, of the seed; where a mask allows n tokens, the hash modulo n p
 that is lost, shared or filled by another request, a slot or a position that is wrong, or an order that is
 not kept, changes the tokens that follow. Pages move to and from host cells as `PageCopies` says: what is
 copied in is not there before the next step. The scores of a token are hashes of it and of the same sums, so
-that they depend on everything before it.
+that they depend on everything before it. A plan of several steps takes as long as if no row ended before its
+last one.
 """
 
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +32,7 @@ from albireo_jax.core.plan import (
     StepPlan,
     TokenScores,
 )
-from albireo_jax.sim.lanes import Clock, CopyTimes, Cost, Lanes, QueuedStep
+from albireo_jax.sim.lanes import Clock, CopyTimes, Cost, Lanes, QueuedStep, cost_of_steps
 
 _UInt64s = NDArray[np.uint64]
 
@@ -61,23 +63,24 @@ class SimExecutor:
 
     def dispatch(self, plan: StepPlan) -> "_SimHandle":
         """Queue a step; it starts now, or when the step before it and the copies that it needs end."""
-        handle = _SimHandle(self, plan, self._lanes.queue(plan, cost_s=self._cost(plan)))
+        handle = _SimHandle(self, plan, self._lanes.queue(plan, cost_s=cost_of_steps(plan, self._cost)))
         self._queued.append(handle)
         return handle
 
     def finish(self, handle: "_SimHandle") -> SampledTokens:
         """Run what is queued up to and with `handle`, and let its time pass."""
-        while handle.ids is None:
+        while handle.sampled is None:
             queued = self._queued.popleft()
-            queued.ids, queued.scores = self._device.run(queued.plan)
+            queued.sampled = self._device.run(queued.plan)
         step = handle.step
         self._clock.advance_to(step.finished_s)
         return SampledTokens(
-            ids=handle.ids,
+            ids=handle.sampled.ids,
+            counts=handle.sampled.counts,
             finished_s=step.finished_s,
             copy_s=step.copies.copied_s,
             copy_wait_s=step.copies.exposed_s,
-            scores=handle.scores,
+            scores=handle.sampled.scores,
         )
 
 
@@ -86,11 +89,18 @@ class _SimHandle:
         self._executor = executor
         self.plan = plan
         self.step = step
-        self.ids: Int32s | None = None
-        self.scores: TokenScores | None = None
+        self.sampled: _Sampled | None = None
 
     def wait(self) -> SampledTokens:
         return self._executor.finish(self)
+
+
+class _Sampled(NamedTuple):
+    """What a plan sampled, as in `SampledTokens`."""
+
+    ids: Int32s
+    counts: Int32s
+    scores: TokenScores | None
 
 
 class _Device:
@@ -108,13 +118,36 @@ class _Device:
         self._last_token = np.zeros(max_rows, np.int64)
         self._params: list[SlotParams | None] = [None] * max_rows
 
-    def run(self, plan: StepPlan) -> tuple[Int32s, TokenScores | None]:
-        """One step; gives the ids, 0 for rows that do not sample, and the scores of what is scored."""
+    def run(self, plan: StepPlan) -> _Sampled:
+        """One step, or several; ids are 0 for rows that do not sample."""
         self._copy_pages(plan.copies)
         for params in plan.new_slots:
             self._params[params.slot] = params
             self._page_table[params.slot, : len(params.pages)] = params.pages
         self._page_table[plan.update_slots, plan.update_columns] = plan.update_pages
+        if len(plan.steps):
+            return self._run_steps(plan)
+        ids = self._run_rows(plan)
+        return _Sampled(ids, plan.steps, self._scores(plan, ids) if plan.scored.count else None)
+
+    def _run_steps(self, plan: StepPlan) -> _Sampled:
+        """Steps of the rows that go on, those of rows that have ended left out."""
+        ids = np.zeros((plan.num_steps, plan.num_rows), np.int32)
+        counts = np.where(self._has_ended(plan.slots), 0, plan.steps).astype(np.int32)
+        for step in range(plan.num_steps):
+            rows = np.flatnonzero(counts > step).astype(np.int32)
+            ids[step, rows] = self._run_rows(plan.nth_step(step, rows))
+            counts[rows[self._has_ended(plan.slots[rows])]] = step + 1
+        return _Sampled(ids, counts, None)
+
+    def _has_ended(self, slots: Int32s) -> NDArray[np.bool_]:
+        """Whether the last token of each slot was one that ends its request."""
+        params = [self._params[slot] for slot in slots.tolist()]
+        lasts = zip(self._last_token[slots].tolist(), params, strict=True)
+        return np.array([own is not None and last in own.stop_ids for last, own in lasts], np.bool_)
+
+    def _run_rows(self, plan: StepPlan) -> Int32s:
+        """The rows of one step, whatever it writes before them being there."""
         masks = dict(zip(plan.mask_slots.tolist(), plan.masks, strict=True))
         ids = np.zeros(plan.num_rows, np.int32)
         ends = np.cumsum(plan.counts)
@@ -129,7 +162,7 @@ class _Device:
                 ids[row] = self._last_token[slot] = self._sample(
                     slot, position=start + count, context=context, mask=masks.get(slot)
                 )
-        return ids, self._scores(plan, ids) if plan.scored.count else None
+        return ids
 
     def _scores(self, plan: StepPlan, ids: Int32s) -> TokenScores:
         """Scores of the ids in their contexts, as the step's keys and values have them."""
@@ -206,6 +239,12 @@ def _mix(values: _UInt64s) -> _UInt64s:
     return values ^ (values >> np.uint64(31))
 
 
+def same_token(plan: StepPlan, token_id: int, *, finished_s: float) -> SampledTokens:
+    """The result of a plan all rows of which sample one and the same token, which ends none of them."""
+    shape = (plan.num_steps, plan.num_rows) if len(plan.steps) else (plan.num_rows,)
+    return SampledTokens(ids=np.full(shape, token_id, np.int32), counts=plan.steps, finished_s=finished_s)
+
+
 class NullExecutor:
     """Computes nothing and returns `token_id` for every row: what remains is the work of the host."""
 
@@ -215,8 +254,7 @@ class NullExecutor:
 
     def dispatch(self, plan: StepPlan) -> "_NullHandle":
         """Nothing to queue."""
-        ids = np.full(plan.num_rows, self._token_id, np.int32)
-        return _NullHandle(SampledTokens(ids=ids, finished_s=self._clock()))
+        return _NullHandle(same_token(plan, self._token_id, finished_s=self._clock()))
 
 
 class _NullHandle:

@@ -11,10 +11,20 @@ earlier steps asked for are done. Copies run on a lane for each direction, besid
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from albireo_jax.core.plan import StepPlan
 
 Cost = Callable[[StepPlan], float]
 """Seconds that the device takes for a step."""
+
+
+def cost_of_steps(plan: StepPlan, cost: Cost) -> float:
+    """Seconds of all steps of a plan, each at its cost, if no row ends before its last one."""
+    if not len(plan.steps):
+        return cost(plan)
+    rows_of = (np.flatnonzero(plan.steps > step).astype(np.int32) for step in range(plan.num_steps))
+    return sum(cost(plan.nth_step(step, rows)) for step, rows in enumerate(rows_of))
 
 
 class Clock:

@@ -19,9 +19,11 @@ from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.shapes import weight_shapes
 from albireo_jax.nn.sharding import TP, make_mesh, named_sharding
 from albireo_jax.runtime.batch import bucket_grid
+from albireo_jax.runtime.compile import compile_all
+from albireo_jax.runtime.decode_loop import DecodeLoops
 from albireo_jax.runtime.executor import JaxExecutor
 from albireo_jax.runtime.rules_stage import RulesShape, new_rules
-from albireo_jax.runtime.state import StateShape, new_state
+from albireo_jax.runtime.state import DeviceState, StateShape, new_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram
 from albireo_jax.sched.scheduler import Scheduler
 
@@ -57,6 +59,7 @@ class EngineShape:
     num_host_pages: int = 0
     layers: LayerLoop = LayerLoop.SCANNED
     max_logprobs: int = 0
+    decode_steps: int = 1
     all_buckets: bool = False
     """Compile the whole grid, as a served engine does, and not only its two largest kinds of steps."""
 
@@ -144,9 +147,21 @@ def _executor(shape: EngineShape) -> JaxExecutor:
     )
 
 
+@cache
+def _with_loops(shape: EngineShape) -> JaxExecutor:
+    """The executor of engines that take single steps, which takes several from now on as well."""
+    executor = _executor(replace(shape, decode_steps=1))
+    loops = DecodeLoops(executor.program, max_steps=shape.decode_steps)
+    state = DeviceState(executor._cache, executor._sampler)
+    loops.use(compile_all(loops.programs(executor._weights, state)))
+    executor._loops = loops
+    return executor
+
+
 def small_engine(shape: EngineShape) -> SmallEngine:
     """A fresh scheduler and loop over an executor that engines of any depth share."""
-    executor = _executor(replace(shape, depth=1))
+    build = _executor if shape.decode_steps == 1 else _with_loops
+    executor = build(replace(shape, depth=1))
     limits = EngineLimits(
         max_model_len=MODEL.max_position,
         vocab_size=MODEL.vocab_size,
@@ -156,7 +171,10 @@ def small_engine(shape: EngineShape) -> SmallEngine:
         num_host_pages=shape.num_host_pages,
     )
     config = SchedulerConfig(
-        max_rows=shape.max_rows, max_step_tokens=shape.max_step_tokens, depth=shape.depth
+        max_rows=shape.max_rows,
+        max_step_tokens=shape.max_step_tokens,
+        depth=shape.depth,
+        decode_steps=shape.decode_steps,
     )
     loop = EngineLoop(Scheduler(config, limits), executor, depth=shape.depth, timeline=Timeline())
     return SmallEngine(model=decoder(shape.tp), program=executor.program, executor=executor, loop=loop)

@@ -143,7 +143,7 @@ def test_sampling_parameters_go_with_the_first_step_of_an_admission() -> None:
             min_p=0.1,
             seed=11,
             banned_until=3,
-            stop_ids=(),
+            stop_ids=(STOP_ID,),
         ),
         SlotParams(
             slot=slots[1],

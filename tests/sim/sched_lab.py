@@ -39,6 +39,7 @@ class House:
     num_host_pages: int = 0
     shares_prefixes: bool = True
     max_copied_pages: int = 64
+    decode_steps: int = 1
 
     @property
     def limits(self) -> EngineLimits:
@@ -57,6 +58,7 @@ class House:
             max_step_tokens=self.max_step_tokens,
             depth=self.depth,
             max_copied_pages=self.max_copied_pages,
+            decode_steps=self.decode_steps,
         )
 
 
@@ -150,13 +152,15 @@ def numbers(scores: TokenScores) -> list[tuple]:
 class Journal:
     """All that was seen of a run, in order, and figures at the end.
 
-    A result comes before the outputs that it brings. `iterations` are the loop's, one for each plan.
+    A result comes before the outputs that it brings. `iterations` are the loop's, one for each plan. A plan
+    of several steps is written down as so many plans; `repeats` counts them.
     """
 
     case: Case
     house: House
     events: list[Request | StepPlan | Result | RequestOutput] = field(default_factory=list)
     iterations: list[int] = field(default_factory=list)
+    repeats: int = 0
     stats: SchedulerStats | None = None
     stats_when_answered: SchedulerStats | None = None
 
@@ -198,8 +202,10 @@ class Watched:
         }
 
     def dispatch(self, plan: StepPlan):
-        self.journal.events.append(plan)
-        self.journal.iterations.append(self.iteration)
+        steps = unrolled(plan, page_size=self.journal.house.page_size)
+        self.journal.events += steps
+        self.journal.iterations += [self.iteration] * len(steps)
+        self.journal.repeats += len(steps) > 1
         return WatchedHandle(self, plan, self.executor.dispatch(plan))
 
 
@@ -212,9 +218,36 @@ class WatchedHandle:
     def wait(self) -> SampledTokens:
         sampled = self.handle.wait()
         self.watched.journal.events.append(Result(self.plan))
-        positions = zip(self.plan.request_ids, (self.plan.starts + self.plan.counts).tolist(), strict=True)
-        finite = [position not in self.watched.broken for position in positions]
-        return replace(sampled, ids=np.where(finite, sampled.ids, NOT_FINITE).astype(np.int32))
+        ends = (self.plan.starts + self.plan.counts).tolist()
+        rows = list(zip(self.plan.request_ids, ends, strict=True))
+        finite = [
+            [(request_id, end + step) not in self.watched.broken for request_id, end in rows]
+            for step in range(self.plan.num_steps)
+        ]
+        ids = np.where(np.reshape(finite, sampled.ids.shape), sampled.ids, NOT_FINITE)
+        return replace(sampled, ids=ids.astype(np.int32))
+
+
+def unrolled(plan: StepPlan, *, page_size: int) -> list[StepPlan]:
+    """The steps of a plan, each with the pages that it is the first to need."""
+    if not len(plan.steps):
+        return [plan]
+    start_of = dict(zip(plan.slots.tolist(), plan.starts.tolist(), strict=True))
+    starts = np.array([start_of[slot] for slot in plan.update_slots.tolist()], np.int32)
+    at_step = plan.update_columns * page_size - starts
+    assert (at_step >= 0).all()
+    steps: list[StepPlan] = []
+    for step in range(plan.num_steps):
+        one = plan.nth_step(step, np.flatnonzero(plan.steps > step).astype(np.int32))
+        steps.append(
+            replace(
+                one,
+                update_slots=plan.update_slots[at_step == step],
+                update_columns=plan.update_columns[at_step == step],
+                update_pages=plan.update_pages[at_step == step],
+            )
+        )
+    return steps
 
 
 def _same(inner):

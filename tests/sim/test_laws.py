@@ -38,6 +38,7 @@ def houses(draw) -> House:
         num_host_pages=draw(st.sampled_from((0, 1, 3, 9, 40))),
         shares_prefixes=draw(st.booleans()),
         max_copied_pages=draw(st.sampled_from((1, 2, 64))),
+        decode_steps=draw(st.sampled_from((1, 2, 8))),
     )
 
 

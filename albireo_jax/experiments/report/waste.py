@@ -40,7 +40,7 @@ class WorkMeter:
 
     def dispatch(self, plan: StepPlan) -> StepHandle:
         """Queue the step behind the meter."""
-        self._steps.append((plan.request_ids, plan.starts, plan.counts))
+        self._steps.append((plan.request_ids, plan.starts, plan.steps if len(plan.steps) else plan.counts))
         return self._executor.dispatch(plan)
 
     def work(self, needed: Mapping[str, int]) -> Work:
