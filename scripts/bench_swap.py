@@ -29,6 +29,7 @@ from albireo_jax.experiments.swap import (
     Talks,
     run_engine,
     simulate,
+    swap_series,
 )
 from albireo_jax.models.registry import model_config
 from albireo_jax.sim.cost import H100_SXM, roofline_cost
@@ -85,7 +86,7 @@ def bench_engine(model: str, options: argparse.Namespace) -> list[Series]:
                 )
                 if repeat:  # the first one warms up
                     runs[memory].append(run)
-    return [series for memory in Memory for series in series_of(Path(model).name, memory, runs[memory])]
+    return [series for memory in Memory for series in swap_series(Path(model).name, memory, runs[memory])]
 
 
 def launched(model: str, pages: Pages, options: argparse.Namespace, *, context: int) -> LLM:
@@ -128,36 +129,10 @@ def bench_simulator(options: argparse.Namespace) -> list[Series]:
     return [
         series
         for memory in Memory
-        for series in series_of(
+        for series in swap_series(
             subject, memory, [simulate(device, talks, Pages.of(memory, demand=talks.demand), config=config)]
         )
     ]
-
-
-def series_of(subject: str, memory: Memory, runs: list[SwapRun]) -> list[Series]:
-    """The figures of the runs in one kind of memory; counts are those since the engine's start."""
-
-    def series(metric: str, unit: str, values: list[float]) -> Series:
-        return Series(subject=subject, case=memory.value, metric=metric, unit=unit, samples=tuple(values))
-
-    found = [
-        series("generated tokens", "1/s", [run.tokens_per_s for run in runs]),
-        series("preemptions", "1", [run.stats.preemptions for run in runs]),
-        series("prompt tokens found", "1", [run.stats.cache.cached_tokens for run in runs]),
-        series("pages copied to the host", "1", [run.stats.tiers.copied_out for run in runs]),
-        series("pages copied to the device", "1", [run.stats.tiers.copied_in for run in runs]),
-    ]
-    if memory is Memory.SWAP:
-        tables = [run.table for run in runs]
-        per_step = [1e6 / table.steps for table in tables]
-        exposed = [table.copies.exposed_s * each for table, each in zip(tables, per_step, strict=True)]
-        copying = [table.copies.total_s * each for table, each in zip(tables, per_step, strict=True)]
-        found.append(series("copying per step", "us", copying))
-        found.append(series("exposed copying per step", "us", exposed))
-        found.append(
-            series("hidden share of copying", "1", [1 - e / c for e, c in zip(exposed, copying, strict=True)])
-        )
-    return found
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ engines are compared:
     recompute   a third of these: what is evicted is computed again
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -23,6 +23,7 @@ from albireo_jax.core.types import Request, SamplingParams
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import ALL_STEPS, TaskTable, Timeline
+from albireo_jax.experiments.records import Series
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sched.stats import SchedulerStats
 from albireo_jax.sim.executor import SimExecutor
@@ -31,6 +32,8 @@ from albireo_jax.sim.workload import replay
 
 PAGE_SIZE = 16
 Tokens = tuple[int, ...]
+Answer = Callable[[list[Tokens], int], list[Tokens]]
+"""Answers prompts with so many tokens each."""
 
 
 class Memory(StrEnum):
@@ -95,7 +98,7 @@ class Talks:
         """Pages that hold all conversations at their ends."""
         return self.count * -(-self.length // PAGE_SIZE)
 
-    def hold(self, answer: Callable[[list[Tokens], int], list[Tokens]]) -> int:
+    def hold(self, answer: Answer) -> int:
         """Hold all conversations with what answers prompts with so many tokens; gives the tokens answered."""
         random = np.random.default_rng(self.seed)
         texts: list[Tokens] = [()] * self.count
@@ -118,11 +121,44 @@ def run_engine(
         params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
         return [completion.token_ids for completion in frontend.generate(texts, params)]
 
+    return run_talks(answer, talks, stats=stats, timeline=timeline)
+
+
+def run_talks(
+    answer: Answer, talks: Talks, *, stats: Callable[[], SchedulerStats], timeline: Timeline
+) -> SwapRun:
+    """The conversations with what answers them through an engine; its timeline is cleared first."""
     timeline.clear()
     began_s = timeline.clock()
     num_tokens = talks.hold(answer)
     seconds = timeline.clock() - began_s
     return SwapRun(seconds=seconds, num_tokens=num_tokens, stats=stats(), table=timeline.table())
+
+
+def swap_series(subject: str, memory: Memory, runs: Sequence[SwapRun]) -> list[Series]:
+    """The figures of the runs in one kind of memory; counts are those since the engine's start."""
+
+    def series(metric: str, unit: str, values: list[float]) -> Series:
+        return Series(subject=subject, case=memory.value, metric=metric, unit=unit, samples=tuple(values))
+
+    found = [
+        series("generated tokens", "1/s", [run.tokens_per_s for run in runs]),
+        series("preemptions", "1", [run.stats.preemptions for run in runs]),
+        series("prompt tokens found", "1", [run.stats.cache.cached_tokens for run in runs]),
+        series("pages copied to the host", "1", [run.stats.tiers.copied_out for run in runs]),
+        series("pages copied to the device", "1", [run.stats.tiers.copied_in for run in runs]),
+    ]
+    if memory is Memory.SWAP:
+        tables = [run.table for run in runs]
+        per_step = [1e6 / table.steps for table in tables]
+        exposed = [table.copies.exposed_s * each for table, each in zip(tables, per_step, strict=True)]
+        copying = [table.copies.total_s * each for table, each in zip(tables, per_step, strict=True)]
+        found.append(series("copying per step", "us", copying))
+        found.append(series("exposed copying per step", "us", exposed))
+        if all(copying):
+            hidden = [1 - e / c for e, c in zip(exposed, copying, strict=True)]
+            found.append(series("hidden share of copying", "1", hidden))
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
