@@ -7,6 +7,7 @@ from typing import Any, Self, cast
 
 from albireo_jax.core.config import (
     MAX_LOGPROBS,
+    AttentionBackend,
     CacheConfig,
     Dtype,
     EngineConfig,
@@ -69,6 +70,7 @@ class LLM:
         depth: int = 2,
         decode_steps: int = 1,
         sampling: str = "sharded",
+        attention: str = "auto",
         max_logprobs: int = MAX_LOGPROBS,
         measure_sampling: bool = False,
         progress: Progress | None = None,
@@ -80,6 +82,7 @@ class LLM:
             max_model_len=max_model_len,
             max_logprobs=max_logprobs,
             sampling=SamplingMode(sampling),
+            attention=AttentionBackend(attention),
             parallel=ParallelConfig(tp=tp, virtual_devices=virtual_devices),
             cache=CacheConfig(
                 page_size=page_size,

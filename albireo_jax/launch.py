@@ -25,6 +25,7 @@ from albireo_jax.models.registry import load_model, model_config, random_model
 from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.sharding import TP, make_mesh
+from albireo_jax.runtime.attention import choose_attention
 from albireo_jax.runtime.batch import Bucket, bucket_grid
 from albireo_jax.runtime.compile import Progress, use_persistent_cache
 from albireo_jax.runtime.executor import JaxExecutor
@@ -296,6 +297,7 @@ def _executor(
         page_size=config.cache.page_size,
         sampling=config.sampling,
         layers=_layer_loop(model, mesh),
+        launch=choose_attention(config.attention, model, mesh, dtype=dtype, kv_dtype=config.cache.kv_dtype),
     )
     num_slots = config.scheduler.max_rows + 1
     rules = RulesShape(

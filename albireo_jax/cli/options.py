@@ -15,6 +15,7 @@ from albireo_jax.core.config import (
     MAX_DEPTH,
     MAX_LOGPROBS,
     TP_DEGREES,
+    AttentionBackend,
     CacheConfig,
     Dtype,
     EngineConfig,
@@ -145,6 +146,13 @@ class EngineFlags:
             help="Split the sampling of a step over the devices, or do all of it on each.",
         ),
     ] = SamplingMode.SHARDED
+    attention: Annotated[
+        AttentionBackend,
+        typer.Option(
+            metavar="|".join(AttentionBackend),
+            help="Operations of XLA, or CUDA kernels. auto: kernels on NVIDIA GPUs for models they can do.",
+        ),
+    ] = AttentionBackend.AUTO
 
     def engine_config(self, model: str) -> EngineConfig:
         """The configuration of an engine for `model`; raises ValueError for values out of range."""
@@ -155,6 +163,7 @@ class EngineFlags:
             max_model_len=self.max_model_len,
             max_logprobs=self.max_logprobs,
             sampling=self.sampling,
+            attention=self.attention,
             parallel=ParallelConfig(tp=self.tp, virtual_devices=self.virtual_devices),
             cache=CacheConfig(
                 page_size=self.page_size,

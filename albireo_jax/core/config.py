@@ -68,6 +68,17 @@ class Quantization(StrEnum):
         raise ValueError(f"quantization must be one of {[kind.value for kind in cls]}, got {value!r}")
 
 
+class AttentionBackend(StrEnum):
+    """What computes attention: operations of XLA, or CUDA kernels of our own.
+
+    AUTO takes the kernels on NVIDIA GPUs where they can do the model's attention.
+    """
+
+    AUTO = "auto"
+    XLA = "xla"
+    CUDA = "cuda"
+
+
 class SamplingMode(StrEnum):
     """Where the rows of a step are sampled: split over the ranks, or all of them on every rank."""
 
@@ -265,6 +276,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_logprobs: int = MAX_LOGPROBS
     sampling: SamplingMode = SamplingMode.SHARDED
+    attention: AttentionBackend = AttentionBackend.AUTO
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)

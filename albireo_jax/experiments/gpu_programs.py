@@ -22,6 +22,7 @@ from albireo_jax.core.config import Dtype, KvDtype, Llama3RopeScaling, ModelConf
 from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.nn.shapes import weight_shapes
 from albireo_jax.nn.sharding import TP, named_sharding
+from albireo_jax.ops.cuda.kernels import launch
 from albireo_jax.runtime.batch import ADMISSIONS, SLOT_FIELDS, Bucket, layout
 from albireo_jax.runtime.executor import Sampling
 from albireo_jax.runtime.sampling_stage import admit, jit_sample, routes
@@ -133,6 +134,7 @@ def step_program(case: Case, mesh: Mesh) -> StepProgram:
         page_size=PAGE_SIZE,
         sampling=SamplingMode.SHARDED,
         layers=LayerLoop.UNROLLED,
+        launch=launch,
     )
 
 

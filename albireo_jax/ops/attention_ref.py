@@ -17,6 +17,7 @@ def reference_attention(
     page_table_RM: Int32[Array, "R M"],
     scale: float,
     sliding_window: int | None,
+    soft_cap: float | None = None,
 ) -> Float[Array, "T N G K"]:
     """What `paged_attention` must give: gathers T * M pages and scores all of their entries."""
     num_tokens, num_heads, _, head_dim = q_TNGK.shape
@@ -36,6 +37,8 @@ def reference_attention(
     k_TCNK = jnp.where(seen_TC[:, :, None, None], k_TCNK, 0.0)
     v_TCNK = jnp.where(seen_TC[:, :, None, None], v_TCNK, 0.0)
     score_TNGC = jnp.einsum("TNGK,TCNK->TNGC", q_TNGK.astype(jnp.float32), k_TCNK) * scale
+    if soft_cap is not None:
+        score_TNGC = soft_cap * jnp.tanh(score_TNGC / soft_cap)
     score_TNGC = jnp.where(seen_TC[:, None, None, :], score_TNGC, -1e30)  # finite: padding sees nothing
     weight_TNGC = jnp.where(seen_TC[:, None, None, :], jax.nn.softmax(score_TNGC, axis=-1), 0.0)
     return jnp.einsum("TNGC,TCNK->TNGK", weight_TNGC, v_TCNK).astype(q_TNGK.dtype)

@@ -15,7 +15,7 @@ from albireo_jax.nn.sharding import shardings
 from albireo_jax.ops.kv_cache import FP8_BITS, KvCache, new_cache
 from albireo_jax.runtime.batch import SLOT_FIELDS
 
-_PAGE_DTYPES = {
+PAGE_DTYPES = {
     KvDtype.FLOAT32: jnp.dtype(jnp.float32),
     KvDtype.BFLOAT16: jnp.dtype(jnp.bfloat16),
     KvDtype.INT8: jnp.dtype(jnp.int8),
@@ -90,7 +90,7 @@ def new_state(shape: StateShape, mesh: Mesh, *, axis: str, kv_dtype: KvDtype) ->
     def zeros() -> DeviceState:
         return DeviceState(
             CacheState(
-                kv=new_cache(kv, _PAGE_DTYPES[kv_dtype]),
+                kv=new_cache(kv, PAGE_DTYPES[kv_dtype]),
                 page_table_ZM=jnp.zeros((shape.num_slots, shape.pages_per_slot), jnp.int32),
             ),
             SamplerState(

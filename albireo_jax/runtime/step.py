@@ -24,6 +24,7 @@ from albireo_jax.core.config import ModelConfig, SamplingMode
 from albireo_jax.core.plan import TOKEN_ON_DEVICE
 from albireo_jax.nn.decoder import DecoderWeights, LayerIndex, forward, head, logits, unstack, weight_specs
 from albireo_jax.ops.attention import paged_attention
+from albireo_jax.ops.cuda.kernels import LaunchFn
 from albireo_jax.ops.kv_cache import KvCache
 from albireo_jax.ops.kv_write import token_pages, write_kv
 from albireo_jax.runtime.batch import Bucket, BufferLayout, StepInputs, unpack
@@ -58,7 +59,8 @@ class LayerLoop(StrEnum):
 class StepProgram:
     """What is fixed in an engine's step, whatever the bucket; hashable, so that jit can key on it.
 
-    `axis` is the mesh axis of tensor parallelism.
+    `axis` is the mesh axis of tensor parallelism. `launch` runs the CUDA kernels of attention; without it
+    attention is made of operations of XLA.
     """
 
     model: ModelConfig
@@ -67,6 +69,7 @@ class StepProgram:
     page_size: int
     sampling: SamplingMode
     layers: LayerLoop
+    launch: LaunchFn | None = None
 
     def layer_loop(self, bucket: Bucket) -> LayerLoop:
         """Form of the layer loop in the steps of a bucket.
@@ -222,6 +225,7 @@ def _forward(
             page_table_RM=page_table_RM,
             scale=model.head_dim**-0.5,
             sliding_window=model.sliding_window,
+            launch=program.launch,
         )
         return out_TNGK, cache
 

@@ -1,0 +1,48 @@
+// What the kernels need of a GPU beyond C++, in one place, so that tests can run the same kernels on a CPU.
+
+#define SHARED_MEMORY(name, bytes) __shared__ __align__(128) u8 name[bytes]
+
+template <typename T>
+__device__ __forceinline__ T ldg(const T *at) { return __ldg(at); }
+
+// Copy 16 bytes to shared memory in the background, the first `bytes` (0 or 16) of them; the rest becomes zeros.
+__device__ __forceinline__ void cp_async_16(void *to, const void *from, int bytes) {
+  u32 address = (u32)__cvta_generic_to_shared(to);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Until at most LEFT of this thread's groups of copies are under way.
+template <int LEFT>
+__device__ __forceinline__ void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
+
+__device__ __forceinline__ void sync_group() {
+  if (GROUP_WARPS == 1)
+    __syncwarp();
+  else
+    __syncthreads();
+}
+
+__device__ __forceinline__ float shuffle_xor(float x, int far) { return __shfl_xor_sync(0xffffffffu, x, far); }
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Two numbers rounded to bfloat16, the first in the low half.
+__device__ __forceinline__ u32 pack_bf16(float low, float high) {
+  u32 packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+// c += a b for a warp's 16 x 16 by 16 x 8 matrices of bfloat16 (PTX ISA, mma.m16n8k16).
+__device__ __forceinline__ void mma(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}

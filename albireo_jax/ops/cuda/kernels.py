@@ -1,0 +1,93 @@
+"""The attention kernels as operations of a JAX program.
+
+XLA takes a kernel as PTX text and launches it itself, inside its command buffers too. A kernel gets the
+addresses of its operands and then of its results, as 64-bit numbers; all else is fixed when it is compiled.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from importlib import resources
+from typing import TypeAlias
+
+import jax
+import numpy as np
+
+from albireo_jax.ops.cuda.nvrtc import compile_ptx
+
+_SOURCE, _HEADER = "paged_attention.cu", "gpu_intrinsics.h"
+
+
+class Entry(StrEnum):
+    """A kernel in the source, by its name there."""
+
+    ATTEND = "attend_pieces"
+    MERGE = "merge_pieces"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """A kernel for one model and cache: the macros of its source, as that describes them."""
+
+    entry: Entry
+    macros: tuple[tuple[str, str], ...]
+    warps: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return 32 * self.warps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A launch of (x, y) blocks, with the shapes of what it gives.
+
+    The last operands are where the first of `in_place` results lie already, in their order.
+    """
+
+    kernel: Kernel
+    grid: tuple[int, int]
+    results: tuple[jax.ShapeDtypeStruct, ...]
+    in_place: int = 0
+
+
+LaunchFn: TypeAlias = Callable[[Launch, Sequence[jax.Array]], Sequence[jax.Array]]
+"""Runs a launch on operands: `launch` on a GPU; tests have one that runs the same kernels on the CPU."""
+
+
+def launch(what: Launch, operands: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    """An operation of the traced program that launches a kernel; can only be compiled for NVIDIA GPUs.
+
+    Raises NvrtcError where the kernel cannot be compiled.
+    """
+    first = len(operands) - what.in_place
+    call = jax.ffi.ffi_call(
+        "__gpu$xla.gpu.ptx",
+        what.results,
+        input_output_aliases={first + nth: nth for nth in range(what.in_place)},
+    )
+    x, y = what.grid
+    return call(
+        *operands,
+        name=str(what.kernel.entry),
+        kernel_type="ptx",
+        kernel_data=ptx(what.kernel.macros),
+        grid_x=np.int32(x),
+        grid_y=np.int32(y),
+        grid_z=np.int32(1),
+        block_x=np.int32(what.kernel.threads),
+        block_y=np.int32(1),
+        block_z=np.int32(1),
+        shared_mem_bytes=np.int32(0),
+        output_indices=tuple(np.int32(len(operands) + nth) for nth in range(len(what.results))),
+    )
+
+
+@cache
+def ptx(macros: tuple[tuple[str, str], ...]) -> str:
+    """The kernels' PTX with these macros; NVRTC takes a second or so for it."""
+    folder = resources.files("albireo_jax.ops.cuda")
+    header = (folder / _HEADER).read_text()
+    return compile_ptx((folder / _SOURCE).read_text(), headers={_HEADER: header}, macros=macros)

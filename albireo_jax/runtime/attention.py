@@ -1,0 +1,42 @@
+"""Which implementation of attention an engine's steps use."""
+
+import logging
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from albireo_jax.core.config import AttentionBackend, Dtype, KvDtype, ModelConfig
+from albireo_jax.core.errors import ModelError
+from albireo_jax.ops.attention_cuda import check_shape
+from albireo_jax.ops.cuda.kernels import LaunchFn, launch
+from albireo_jax.runtime.state import PAGE_DTYPES
+
+_logger = logging.getLogger(__name__)
+
+
+def choose_attention(
+    backend: AttentionBackend, model: ModelConfig, mesh: Mesh, *, dtype: Dtype, kv_dtype: KvDtype
+) -> LaunchFn | None:
+    """What launches the CUDA kernels of attention in a step program; None for operations of XLA.
+
+    Raises ModelError, with the reason, where kernels are asked for and cannot be had. Where they are only
+    preferred, the reason is logged.
+    """
+    platform = mesh.devices.flat[0].platform
+    if backend is AttentionBackend.XLA or (backend is AttentionBackend.AUTO and platform != "gpu"):
+        return None
+    try:
+        if platform != "gpu":
+            raise ModelError(f"attention {backend.value} needs NVIDIA GPUs, not devices of kind {platform}")
+        check_shape(
+            head_dim=model.head_dim,
+            group=model.num_heads // model.kv_heads_at(mesh.size),
+            q_dtype=jnp.dtype(dtype.value),
+            kv_dtype=PAGE_DTYPES[kv_dtype.resolve(dtype)],
+        )
+    except ModelError as reason:
+        if backend is AttentionBackend.CUDA:
+            raise
+        _logger.warning("attention is made of operations of XLA: %s", reason)
+        return None
+    return launch

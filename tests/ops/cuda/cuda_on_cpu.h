@@ -1,0 +1,233 @@
+// CUDA kernels as ordinary C++: each thread of a block is a fiber, run one at a time until it must wait.
+//
+// What real threads do at once happens here in an order drawn from a seed, and background copies happen either at
+// once or as late as they may: a missing barrier shows as a result that depends on the order. Shared memory
+// begins as NaNs.
+#pragma once
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <utility>
+#include <vector>
+
+#define ON_CPU
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(threads)
+#define SHARED_MEMORY(name, bytes) \
+  static_assert(bytes <= 49152); \
+  u8 *name = shared_memory
+
+struct float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 { uint32_t x, y; };
+struct alignas(16) uint4 { uint32_t x, y, z, w; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+using std::min;
+
+struct Index { int x = 0, y = 0, z = 0; };
+
+struct Copy { void *to; const void *from; int bytes; };
+
+struct Fiber {
+  jmp_buf at;
+  ucontext_t begin;
+  std::unique_ptr<char[]> stack;
+  bool is_started = false, is_done = false;
+  Index thread;
+  std::vector<Copy> copies;                // of the group that is being made
+  std::vector<std::vector<Copy>> groups;   // committed, the oldest first
+};
+
+// Waits until all of some fibers have come, and hands each what the others brought.
+struct Meeting {
+  int size = 0, arrived = 0, turn = 0;
+  float brought[2][32][16];
+};
+
+constexpr int kStack = 256 * 1024;
+inline std::vector<Fiber> fibers;
+inline std::vector<Meeting> warps;
+inline Meeting block;
+inline Fiber *running;
+inline jmp_buf scheduler;
+inline bool is_eager;
+inline Index blockIdx;
+alignas(128) inline unsigned char shared_memory[49152];
+#define threadIdx (running->thread)
+
+inline void pass_on() {
+  if (!_setjmp(running->at)) _longjmp(scheduler, 1);
+}
+
+inline void meet(Meeting &meeting) {
+  int turn = meeting.turn;
+  if (++meeting.arrived == meeting.size) {
+    meeting.arrived = 0, meeting.turn++;
+    return;
+  }
+  while (meeting.turn == turn) pass_on();
+}
+
+inline Meeting &my_warp() { return warps[threadIdx.x / 32]; }
+inline void __syncthreads() { meet(block); }
+inline void sync_warp() { meet(my_warp()); }
+
+inline float shuffle_xor(float x, int far) {
+  Meeting &warp = my_warp();
+  int turn = warp.turn % 2, lane = threadIdx.x % 32;
+  warp.brought[turn][lane][0] = x;
+  meet(warp);
+  return warp.brought[turn][lane ^ far][0];
+}
+
+template <typename T>
+inline T ldg(const T *at) { return *at; }
+
+inline float __uint_as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+inline uint32_t float_as_uint(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+
+inline float exp2_fast(float x) { return std::exp2(x); }
+
+inline uint32_t rounded_bf16(float x) {
+  uint32_t bits = float_as_uint(x);
+  if (std::isnan(x)) return 0x7fff;
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+inline uint32_t pack_bf16(float low, float high) { return rounded_bf16(low) | rounded_bf16(high) << 16; }
+
+inline void land(const std::vector<Copy> &copies) {
+  for (const Copy &copy : copies) {
+    std::memset(copy.to, 0, 16);
+    std::memcpy(copy.to, copy.from, copy.bytes);
+  }
+}
+
+inline void cp_async_16(void *to, const void *from, int bytes) {
+  if ((uintptr_t)to % 16 || (uintptr_t)from % 16 || (char *)to < (char *)shared_memory ||
+      (char *)to + 16 > (char *)shared_memory + sizeof shared_memory)
+    abort();
+  running->copies.push_back({to, from, bytes});
+  if (is_eager) land({running->copies.back()});
+}
+
+inline void cp_async_commit() { running->groups.push_back(std::exchange(running->copies, {})); }
+
+template <int LEFT>
+inline void cp_async_wait() {
+  auto &groups = running->groups;
+  while ((int)groups.size() > LEFT) {
+    if (!is_eager) land(groups.front());
+    groups.erase(groups.begin());
+  }
+}
+
+inline void sync_group() {
+  if (GROUP_WARPS == 1)
+    sync_warp();
+  else
+    __syncthreads();
+}
+
+inline float bf16_half(float packed, int half) {
+  uint32_t bits = float_as_uint(packed);
+  return __uint_as_float(half ? bits & 0xffff0000u : bits << 16);
+}
+
+// mma.m16n8k16: which lane holds what is from the PTX ISA's pictures of the fragments.
+inline void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  Meeting &warp = my_warp();
+  int turn = warp.turn % 2, lane = threadIdx.x % 32;
+  uint32_t mine[6] = {a0, a1, a2, a3, b0, b1};
+  for (int i = 0; i < 6; i++) warp.brought[turn][lane][i] = __uint_as_float(mine[i]);
+  meet(warp);
+  const auto &brought = warp.brought[turn];
+  for (int i = 0; i < 4; i++) {
+    int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; k++) {
+      float a = bf16_half(brought[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], k % 2);
+      float b = bf16_half(brought[column * 4 + k % 8 / 2][4 + k / 8], k % 2);
+      c[i] += a * b;
+    }
+  }
+}
+
+// Runs every block of a grid; `body` is the kernel with its arguments.
+template <typename Body>
+void run_grid(int grid_x, int grid_y, int threads, uint64_t seed, bool eager, Body body) {
+  static Body *current;
+  current = &body;
+  is_eager = eager;
+  std::mt19937_64 random(seed);
+  std::vector<int> order(threads);
+  std::iota(order.begin(), order.end(), 0);
+  for (blockIdx.y = 0; blockIdx.y < grid_y; blockIdx.y++)
+    for (blockIdx.x = 0; blockIdx.x < grid_x; blockIdx.x++) {
+      std::memset(shared_memory, 0xff, sizeof shared_memory);
+      fibers.resize(threads);
+      warps.assign(threads / 32, Meeting{32});
+      block = Meeting{threads};
+      for (int i = 0; i < threads; i++) {
+        Fiber &fiber = fibers[i];
+        fiber.is_started = fiber.is_done = false;
+        fiber.thread = {i, 0, 0};
+        fiber.copies.clear(), fiber.groups.clear();
+        if (!fiber.stack) fiber.stack = std::make_unique<char[]>(kStack);
+      }
+      for (int left = threads; left > 0;) {
+        std::shuffle(order.begin(), order.end(), random);
+        for (int i : order) {
+          running = &fibers[i];
+          if (running->is_done) continue;
+          if (!_setjmp(scheduler)) {
+            if (running->is_started) _longjmp(running->at, 1);
+            running->is_started = true;
+            getcontext(&running->begin);
+            running->begin.uc_stack.ss_sp = running->stack.get();
+            running->begin.uc_stack.ss_size = kStack;
+            running->begin.uc_link = nullptr;
+            makecontext(&running->begin, +[] {
+              (*current)();
+              running->is_done = true;
+              _longjmp(scheduler, 1);
+            }, 0);
+            setcontext(&running->begin);
+          }
+          left -= running->is_done;
+        }
+      }
+    }
+}
+
+template <typename... Args, size_t... I>
+void call(void (*kernel)(Args...), void **args, std::index_sequence<I...>) {
+  kernel(reinterpret_cast<Args>(args[I])...);
+}
+
+template <typename... Args>
+void run_kernel(void (*kernel)(Args...), int grid_x, int grid_y, int threads, uint64_t seed, bool eager, void **args) {
+  run_grid(grid_x, grid_y, threads, seed, eager,
+           [=] { call(kernel, args, std::index_sequence_for<Args...>()); });
+}

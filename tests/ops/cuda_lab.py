@@ -1,0 +1,69 @@
+"""Runs the CUDA kernels on the CPU: the same source, compiled as C++ (see cuda/cuda_on_cpu.h)."""
+
+import ctypes
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from albireo_jax.ops.cuda.kernels import Kernel, Launch
+
+HERE = Path(__file__).parent / "cuda"
+COMPILER = shutil.which("g++") or shutil.which("c++")
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler to run the kernels with")
+
+
+@dataclass(frozen=True)
+class Order:
+    """In which order threads take turns, and whether copies happen as early or as late as they may."""
+
+    seed: int
+    is_eager: bool
+
+
+@cache
+def _library(macros: tuple[tuple[str, str], ...]) -> ctypes.CDLL:
+    source = resources.files("albireo_jax.ops.cuda")
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "kernels.so"
+        subprocess.run(
+            [
+                *(str(COMPILER), "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-U_FORTIFY_SOURCE"),
+                *(f"-D{name}={value}" for name, value in macros),
+                *(f"-I{source}", str(HERE / "run_kernels.cpp"), "-o", str(library)),
+            ],
+            check=True,
+        )
+        return ctypes.CDLL(str(library))
+
+
+def run(kernel: Kernel, grid: tuple[int, int], arrays: Sequence[np.ndarray], order: Order) -> None:
+    """Runs every block of a grid; the kernel reads and writes the arrays where they are."""
+    addresses = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
+    _library(kernel.macros).run(*grid, ctypes.c_uint64(order.seed), int(order.is_eager), addresses)
+
+
+def launch_on_cpu(order: Order):
+    """A `LaunchFn` for programs that run on the CPU."""
+
+    def launch(what: Launch, operands: Sequence[jax.Array]) -> Sequence[jax.Array]:
+        def callback(*given: np.ndarray) -> list[np.ndarray]:
+            inputs = [np.asarray(array) for array in given]
+            in_place = inputs[len(inputs) - what.in_place :]
+            results = [array.copy() for array in in_place]
+            # What no kernel writes is found to be that: NaNs in floats.
+            results += [np.full(like.shape, np.nan, like.dtype) for like in what.results[len(results) :]]
+            run(what.kernel, what.grid, [*inputs, *results], order)
+            return results
+
+        return jax.pure_callback(callback, list(what.results), *operands)
+
+    return launch
