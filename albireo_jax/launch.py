@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from albireo_jax.core.config import Dtype, EngineConfig, ModelConfig
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.memory import MemoryPlan, host_pages, plan_memory, rules_bytes
+from albireo_jax.core.memory import MemoryPlan, host_pages, plan_memory, rules_bytes, weight_bytes
 from albireo_jax.core.model_files import find_model
 from albireo_jax.core.plan import CopyCosts
 from albireo_jax.engine.energy import Meter, open_meter
@@ -250,12 +250,15 @@ def _sizes(
     row_pages = -(-max_model_len // page_size) + 1
     most_pages = None if fills_memory else config.scheduler.max_rows * row_pages
     counts_bytes = rules_bytes(model, tp=config.parallel.tp, num_slots=config.scheduler.max_rows + 1)
+    # On a GPU loops of decode steps read a copy of the layers; the embeddings are counted to be safe.
+    has_copy = fills_memory and config.scheduler.decode_steps > 1
+    loop_bytes = weight_bytes(model, tp=config.parallel.tp, dtype=dtype) if has_copy else 0
     memory = plan_memory(
         model,
         tp=config.parallel.tp,
         page_size=page_size,
         dtype=dtype,
-        budget_bytes=budget_bytes - counts_bytes,
+        budget_bytes=budget_bytes - counts_bytes - loop_bytes,
         kv_dtype=config.cache.kv_dtype,
         max_pages=config.cache.num_pages or most_pages,
     )

@@ -21,11 +21,14 @@ What it costs: tokens come in bursts, and whoever arrives or aborts waits for th
 with rules, masks or scores need other programs, or the host, between two tokens and take single steps
 (`sched.repeating`).
 
+On a GPU, XLA's host thread runs the loop: it waits for the condition before each step, so a dispatch returns
+when its last step is queued, and depth 2 hides no more than the commit.
+
 Two programs serve each number of rows: one for greedy rows, by the cheapest route, and one for any.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -38,7 +41,7 @@ from jaxtyping import Array, Bool, Int32
 from numpy.typing import NDArray
 
 from albireo_jax.core.plan import StepPlan
-from albireo_jax.nn.decoder import DecoderWeights, weight_specs
+from albireo_jax.nn.decoder import DecoderWeights, unstack, weight_specs
 from albireo_jax.runtime.batch import (
     Bucket,
     BufferLayout,
@@ -50,7 +53,7 @@ from albireo_jax.runtime.batch import (
 )
 from albireo_jax.runtime.sampling_stage import routes, sample_rows
 from albireo_jax.runtime.state import CacheState, DeviceState, SamplerState, cache_specs, sampler_specs
-from albireo_jax.runtime.step import StepProgram, forward_rows, update_pages
+from albireo_jax.runtime.step import LayerLoop, StepProgram, forward_rows, update_pages
 from albireo_jax.sampling.routes import Route
 
 
@@ -90,26 +93,39 @@ class _Progress(NamedTuple):
 
 
 class DecodeLoops:
-    """The loops of an engine, of `max_steps` steps at most; 1 has no programs."""
+    """The loops of an engine, of `max_steps` steps at most; 1 has no programs.
+
+    Inside a loop a GPU's products cannot read a layer's slice of a stack in place, as they do outside: each
+    step would copy all layers. So loops read arrays of each layer's own where steps read the stack, which
+    costs a second copy of the layers.
+    """
 
     def __init__(self, program: StepProgram, *, max_steps: int) -> None:
-        self._program = program
+        stacked = program.layers is LayerLoop.UNROLLED
+        self._program = replace(program, layers=LayerLoop.UNSTACKED) if stacked else program
         self._max_steps = max_steps
         self._routes = tuple(dict.fromkeys((routes(program)[0], routes(program)[-1])))
         self._compiled: Mapping[Any, jax.stages.Compiled] = {}
 
+    def use_weights(self, arranged: Mapping[LayerLoop, DecoderWeights], weights: DecoderWeights) -> None:
+        """Compute with these weights from now on, in their form among the `arranged` ones or one made now."""
+        if self._max_steps > 1:
+            form = self._program.layers
+            self._weights = arranged[form] if form in arranged else unstack(weights)
+
     def programs(
-        self, weights_of: Mapping[Bucket, DecoderWeights], state: DeviceState
+        self, buckets: Sequence[Bucket], state: DeviceState
     ) -> dict[DecodeLoop, Callable[[], jax.stages.Lowered]]:
         """All programs, ready to be lowered, for the decode steps among the buckets."""
         if self._max_steps == 1:
             return {}
-        return {
-            loop: partial(self.lower, loop, weights, state)
-            for bucket, weights in weights_of.items()
+        loops = [
+            DecodeLoop(rows=bucket.rows, route=route, steps=self._max_steps)
+            for bucket in buckets
             if bucket.is_decode
-            for loop in (DecodeLoop(rows=bucket.rows, route=r, steps=self._max_steps) for r in self._routes)
-        }
+            for route in self._routes
+        ]
+        return {loop: partial(self.lower, loop, self._weights, state) for loop in loops}
 
     def use(self, compiled: Mapping[Any, jax.stages.Compiled]) -> None:
         """Run these executables of `programs` from now on."""
@@ -125,13 +141,11 @@ class DecodeLoops:
         serving = next(each for each in self._routes if each >= route)
         return DecodeLoop(rows=bucket.rows, route=serving, steps=self._max_steps)
 
-    def run(
-        self, loop: DecodeLoop, plan: StepPlan, weights: DecoderWeights, *, state: DeviceState
-    ) -> LoopOutput:
+    def run(self, loop: DecodeLoop, plan: StepPlan, state: DeviceState) -> LoopOutput:
         """Queue the steps of a plan; donates the state."""
         padding_slot = state.sampler.last_token_Z.shape[0] - 1
         words = pack_steps(plan, self._layout(loop), padding_slot=padding_slot)
-        return self._compiled[loop](weights, state, words)
+        return self._compiled[loop](self._weights, state, words)
 
     def _layout(self, loop: DecodeLoop) -> BufferLayout:
         return loop_layout(loop, self._program.page_size)

@@ -98,10 +98,10 @@ class JaxExecutor:
         self._cache, self._sampler = state
         self._buckets = buckets
         self._scoring = ScoringCalls(program, weights, num_top=max_logprobs)
+        self._loops = DecodeLoops(program, max_steps=decode_steps)
         self.replace_weights(weights)
         self._padding_slot = state.sampler.last_token_Z.shape[0] - 1
         self._ruled = RuledRows(program, rules, max_len=max_len)
-        self._loops = DecodeLoops(program, max_steps=decode_steps)
         self._host_pages = HostPages(
             self._cache.kv, program.mesh, axis=program.axis, num_host_pages=num_host_pages
         )
@@ -120,7 +120,7 @@ class JaxExecutor:
             | self._ruled.programs([sampling.rows for sampling in samplings])
             | self._scoring.programs(buckets)
             | self._host_pages.programs()
-            | self._loops.programs(self._weights, state)
+            | self._loops.programs(buckets, state)
             | {bucket: partial(self.lower, bucket) for bucket in buckets}
             | {sampling: partial(self.lower_sampling, sampling) for sampling in samplings},
             progress=progress,
@@ -219,7 +219,7 @@ class JaxExecutor:
         bucket = choose_bucket(plan, self._buckets)
         loop = self._loops.choose(bucket, self._route(plan))
         state = DeviceState(self._cache, self._sampler)
-        done: LoopOutput = self._loops.run(loop, plan, self._weights[bucket], state=state)
+        done: LoopOutput = self._loops.run(loop, plan, state)
         self._cache, self._sampler = done.state
         return JaxStepHandle(
             done.result_XR,
@@ -237,6 +237,7 @@ class JaxExecutor:
             for loop, bucket in {self.program.layer_loop(bucket): bucket for bucket in self._buckets}.items()
         }
         self._scoring.use_weights(weights)
+        self._loops.use_weights(arranged, weights)
         self._weights = {bucket: arranged[self.program.layer_loop(bucket)] for bucket in self._buckets}
 
     def measure_sampling(self) -> None:

@@ -152,8 +152,10 @@ def _with_loops(shape: EngineShape) -> JaxExecutor:
     """The executor of engines that take single steps, which takes several from now on as well."""
     executor = _executor(replace(shape, decode_steps=1))
     loops = DecodeLoops(executor.program, max_steps=shape.decode_steps)
+    arranged = {executor.program.layer_loop(bucket): weights for bucket, weights in executor._weights.items()}
+    loops.use_weights(arranged, decoder(shape.tp).weights())
     state = DeviceState(executor._cache, executor._sampler)
-    loops.use(compile_all(loops.programs(executor._weights, state)))
+    loops.use(compile_all(loops.programs(executor.buckets, state)))
     executor._loops = loops
     return executor
 

@@ -17,6 +17,7 @@ from albireo_jax.engine.timeline import Timeline
 from albireo_jax.experiments.collectives import collectives
 from albireo_jax.experiments.gpu_programs import PAGE_SIZE, state_of
 from albireo_jax.experiments.hlo import parse
+from albireo_jax.nn.decoder import unstack
 from albireo_jax.runtime.decode_loop import DecodeLoop, DecodeLoops
 from albireo_jax.runtime.executor import JaxExecutor
 from albireo_jax.runtime.step import LayerLoop
@@ -143,7 +144,7 @@ def test_the_loop_writes_the_cache_in_place(engine: Build) -> None:
     program = replace(small.program, layers=LayerLoop.UNROLLED, page_size=PAGE_SIZE)
     loop, state = DecodeLoop(rows=8, route=Route.GREEDY, steps=STEPS), state_of(program)
     loops = DecodeLoops(program, max_steps=STEPS)
-    compiled = loops.lower(loop, small.model.weights(), state).compile()
+    compiled = loops.lower(loop, unstack(small.model.weights()), state).compile()
     pool_bytes = sum(array.size * 2 for array in jax.tree.leaves(state.cache.kv)) // 4
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= pool_bytes
