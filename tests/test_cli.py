@@ -10,8 +10,8 @@ from albireo_jax.cli import main
 from albireo_jax.cli.config_file import read_flags
 
 ENGINE_FLAGS = (
-    "config tp virtual-devices dtype max-model-len max-rows max-step-tokens num-pages page-size "
-    "kv-cache-dtype host-kv-memory prefix-caching no-prefix-caching depth sampling"
+    "config tp virtual-devices dtype quantization max-model-len max-rows max-step-tokens num-pages page-size "
+    "kv-cache-dtype host-kv-memory prefix-caching no-prefix-caching depth decode-steps sampling"
 )
 SWEEP_FLAGS = (
     "gpus tp out batch-per-gpu input-len output-len trace scale rate-scale rate requests virtual-devices "
@@ -180,7 +180,7 @@ def test_flags_from_a_file_and_the_command_line_wins(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("max_row: 5", "unknown key 'max_row'; known are api-key, depth, dtype, host, host-kv-memory"),
+        ("max_row: 5", "unknown key 'max_row'; known are api-key, decode-steps, depth, dtype, host"),
         ("config: other.yaml", "unknown key 'config'"),
         ("tp: two", "--tp"),
         ("tp: 2.5", "--tp"),

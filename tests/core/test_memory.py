@@ -1,10 +1,12 @@
 """Memory arithmetic against shapes counted by hand."""
 
+from dataclasses import replace
+
 import pytest
 
-from albireo_jax.core.config import Dtype, KvDtype, ModelConfig
+from albireo_jax.core.config import Dtype, KvDtype, ModelConfig, Quantization
 from albireo_jax.core.errors import CapacityError
-from albireo_jax.core.memory import host_pages, page_bytes, plan_memory, weight_bytes
+from albireo_jax.core.memory import count_weights, host_pages, page_bytes, plan_memory, weight_bytes
 
 LLAMA_8B = ModelConfig(
     architecture="LlamaForCausalLM",
@@ -23,6 +25,18 @@ LLAMA_8B = ModelConfig(
 
 def test_llama_8b_has_its_published_parameter_count() -> None:
     assert weight_bytes(LLAMA_8B, tp=1, dtype=Dtype.BFLOAT16) == 2 * 8_030_261_248
+
+
+@pytest.mark.parametrize("tp", [1, 8])
+def test_quantised_matrices_take_a_byte_per_number_and_four_per_output_channel(tp: int) -> None:
+    numbers = 32 * 4096 * (32 * 128 + 2 * 8 * 128 + 32 * 128 + 3 * 14336) // tp
+    split_channels, whole_channels = 32 * (48 * 128 + 2 * 14336) // tp, 32 * (4096 + 4096)
+    floats = (2 * 128256 // tp + 2 * 32 + 1) * 4096
+    for kind in Quantization:
+        model = replace(LLAMA_8B, quantization=kind)
+        wanted = numbers + 4 * (split_channels + whole_channels) + 2 * floats
+        assert weight_bytes(model, tp=tp, dtype=Dtype.BFLOAT16) == wanted
+        assert count_weights(model, tp=tp) == count_weights(LLAMA_8B, tp=tp)
 
 
 def test_a_page_of_llama_8b_holds_16_tokens_of_8_heads() -> None:

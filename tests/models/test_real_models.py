@@ -6,6 +6,7 @@ as input; each window starts from nothing and predicts the token after each of i
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from albireo_jax.core.config import Dtype
+from albireo_jax.core.config import Dtype, Quantization
 from albireo_jax.core.model_files import find_model
 from albireo_jax.engine.tokenizer import Tokenizer
 from albireo_jax.models.registry import load_model, model_config
@@ -28,9 +29,10 @@ CHARACTERS = 40_000  # more than the windows need, less than a whole text
 
 
 @functools.cache
-def load(model: str, tp: int = 1) -> Decoder:
+def load(model: str, tp: int = 1, kind: Quantization | None = None) -> Decoder:
     files = find_model(model)
-    return load_model(files, config=model_config(files), dtype=Dtype.FLOAT32, mesh=make_mesh(tp))
+    config = replace(model_config(files), quantization=kind)
+    return load_model(files, config=config, dtype=Dtype.FLOAT32, mesh=make_mesh(tp))
 
 
 def golden(data_dir: Path, name: str) -> dict[str, Any]:
@@ -102,10 +104,24 @@ def test_greedy_answers_of_smollm2(data_dir: Path, smollm2: Decoder) -> None:
     )
 
 
-def test_perplexity_of_smollm2(data_dir: Path, smollm2: Decoder) -> None:
+def smollm2_perplexity(data_dir: Path, model: Decoder) -> float:
     expected = golden(data_dir, SMOLLM2)["ppl"]
     text = (data_dir / "text" / expected["text"]).read_text()[:CHARACTERS]
     tokenizer = Tokenizer.from_files(find_model("smollm2"))
     ids = tokenizer.encode(text, add_special_tokens=False)[: expected["tokens"]]
     assert len(ids) == expected["tokens"]
-    assert perplexity(smollm2, ids, expected["window"]) == pytest.approx(expected["ppl"], rel=1e-3)
+    return perplexity(model, ids, expected["window"])
+
+
+def test_perplexity_of_smollm2(data_dir: Path, smollm2: Decoder) -> None:
+    wanted = golden(data_dir, SMOLLM2)["ppl"]["ppl"]
+    assert smollm2_perplexity(data_dir, smollm2) == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "most"), [(Quantization.INT8, 0.01), (Quantization.FP8, 0.03)])
+def test_perplexity_of_smollm2_hardly_changes_when_it_is_quantised(
+    data_dir: Path, kind: Quantization, most: float
+) -> None:
+    exact = golden(data_dir, SMOLLM2)["ppl"]["ppl"]
+    assert smollm2_perplexity(data_dir, load("smollm2", kind=kind)) == pytest.approx(exact, rel=most)

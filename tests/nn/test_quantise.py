@@ -86,23 +86,21 @@ def test_a_model_computes_what_its_codes_stand_for(everything: ModelConfig, kind
     assert 1e-3 < changed < 0.2 * np.abs(wanted).max()
 
 
-def test_products_with_codes_round_once(llama: ModelConfig) -> None:
-    """In bfloat16 the codes are exact, so that the error is that of activations alone."""
-    model = make(quantised(llama, Quantization.INT8), 1, Dtype.BFLOAT16)
+def test_in_bfloat16_only_activations_are_rounded(everything: ModelConfig) -> None:
+    model = make(quantised(everything, Quantization.INT8), 2, Dtype.BFLOAT16)
     assert {array.dtype for array in jax.tree.leaves(model.weights())} == {
         jnp.dtype(dtype) for dtype in ("bfloat16", "int8", "float32")
     }
-    same = Decoder(llama, dequantise(model.weights()), model.mesh)
+    same = Decoder(everything, dequantise(model.weights()), model.mesh)
     found, wanted = np.asarray(model(TOKENS)), np.asarray(same(TOKENS))
     assert 1e-6 < np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_codes_and_logits_do_not_depend_on_the_degree(everything: ModelConfig, kind: Quantization) -> None:
+def test_codes_and_logits_do_not_depend_on_the_degree(everything: ModelConfig) -> None:
     """Ranks share the inputs of two matrices, whose scales are of all of them."""
-    config = quantised(everything, kind)
+    config = quantised(everything, Quantization.INT8)
     one, wanted = make(config).weights(), np.asarray(make(config)(TOKENS))
-    for tp in (2, 4, 8):
+    for tp in (2, 8):
         other = make(config, tp).weights()
         for name in ("wo_LAD", "w_gate_up_LD2F", "w_down_LFD"):
             for field in (name, SCALES[name]):
@@ -113,20 +111,19 @@ def test_codes_and_logits_do_not_depend_on_the_degree(everything: ModelConfig, k
         np.testing.assert_allclose(make(config, tp)(TOKENS), wanted, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("tp", [1, 4, 8])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("tp", "dtype"), [(1, Dtype.FLOAT32), (2, Dtype.BFLOAT16), (8, Dtype.FLOAT32)])
 def test_shards_take_the_bytes_that_the_memory_plan_counts(
-    everything: ModelConfig, kind: Quantization, tp: int
+    everything: ModelConfig, tp: int, dtype: Dtype
 ) -> None:
-    config = quantised(everything, kind)
-    for dtype in Dtype:
-        arrays = jax.tree.leaves(make(config, tp, dtype).weights())
-        held = sum(array.addressable_shards[tp - 1].data.nbytes for array in arrays)
-        assert held == weight_bytes(config, tp=tp, dtype=dtype)
+    """The last degree has more ranks than key/value heads."""
+    config = quantised(everything, Quantization.INT8)
+    arrays = jax.tree.leaves(make(config, tp, dtype).weights())
+    held = sum(array.addressable_shards[tp - 1].data.nbytes for array in arrays)
+    assert held == weight_bytes(config, tp=tp, dtype=dtype)
 
 
 def test_all_layer_loops_compute_the_same(everything: ModelConfig) -> None:
-    config = quantised(everything, Quantization.FP8)
+    config = quantised(everything, Quantization.INT8)
     weights = make(config).weights()
 
     def hidden(weights: DecoderWeights, *, unroll: bool) -> np.ndarray:
@@ -142,11 +139,11 @@ def test_all_layer_loops_compute_the_same(everything: ModelConfig) -> None:
         np.testing.assert_allclose(hidden(other, unroll=True), scanned, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_files_random_weights_and_checkpoints_are_quantised_alike(
-    everything: ModelConfig, kind: Quantization, tmp_path: Path
+    everything: ModelConfig, tmp_path: Path
 ) -> None:
     """All make, layer by layer, the codes of the floats that they would give unquantised."""
+    kind = Quantization.FP8
     rng, mesh, config = np.random.default_rng(0), make_mesh(4), quantised(everything, kind)
     shapes = expected_tensors(everything, HF_NAMES)
     save_file(
@@ -155,7 +152,7 @@ def test_files_random_weights_and_checkpoints_are_quantised_alike(
     )
     source = SafetensorsSource(tmp_path)
     restorable = dataclasses.replace(everything, attention_bias=False, rope_scaling=None)
-    save(make(restorable), tmp_path / "saved")
+    save(make(restorable, 2), tmp_path / "saved")
 
     def load(config: ModelConfig) -> DecoderWeights:
         return load_weights(source, HF_NAMES, config=config, dtype=Dtype.BFLOAT16, mesh=mesh)
@@ -182,10 +179,9 @@ def test_files_random_weights_and_checkpoints_are_quantised_alike(
 
 def test_new_weights_come_as_floats_or_as_codes(everything: ModelConfig) -> None:
     config, mesh = quantised(everything, Quantization.INT8), make_mesh(2)
-    model = Decoder(config, random_weights(config, dtype=Dtype.FLOAT32, mesh=mesh, seed=1), mesh)
-    wanted = random_weights(config, dtype=Dtype.FLOAT32, mesh=mesh, seed=2)
-    floats = random_weights(everything, dtype=Dtype.FLOAT32, mesh=make_mesh(2), seed=2)
-    before = model.weights()
+    floats, wanted = make(everything, 2).weights(), make(config, 2).weights()
+    before = jax.tree.map(jnp.zeros_like, wanted)
+    model = Decoder(config, before, mesh)
     for tree in (
         floats,
         wanted,
@@ -205,8 +201,8 @@ def test_new_weights_come_as_floats_or_as_codes(everything: ModelConfig) -> None
 
 
 def test_weights_must_be_as_quantised_as_the_model(everything: ModelConfig) -> None:
-    config, mesh = quantised(everything, Quantization.INT8), make_mesh(1)
-    floats, codes = make(everything).weights(), make(config).weights()
+    config, mesh = quantised(everything, Quantization.INT8), make_mesh(2)
+    floats, codes = make(everything, 2).weights(), make(config, 2).weights()
     with pytest.raises(WeightError, match="weights lack wqkv_scale_LNXK, wo_scale_LD"):
         Decoder(config, floats, mesh)
     with pytest.raises(WeightError, match=r"wqkv_LDNXK is int8 .*, expected float32"):

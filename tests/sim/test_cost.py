@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from albireo_jax.core.config import Dtype, KvDtype, ModelConfig
+from albireo_jax.core.config import Dtype, KvDtype, ModelConfig, Quantization
 from albireo_jax.core.memory import page_bytes, weight_bytes
 from albireo_jax.core.plan import StepPlan
 from albireo_jax.sim.cost import H100_SXM, linear_cost, roofline_cost, step_work
@@ -132,3 +132,13 @@ def test_the_latency_of_collectives_adds_up() -> None:
 def test_linear_cost_counts_steps_tokens_and_context() -> None:
     cost = linear_cost(step_s=1.0, token_s=0.1, context_token_s=0.001)
     assert cost(plan((10, 1), (0, 5))) == pytest.approx(1 + 0.6 + 0.016)
+
+
+def test_quantised_matrices_are_read_in_half_the_bytes_and_multiplied_as_often() -> None:
+    quantised = dataclasses.replace(LLAMA_7B, quantization=Quantization.FP8)
+    work, exact = (
+        step_work(plan((9, 1)), model, tp=2, dtype=Dtype.BFLOAT16) for model in (quantised, LLAMA_7B)
+    )
+    matrices, channels = 32 * (4 * 4096 + 3 * 11008) * 4096 // 2, 32 * (3 * 4096 + 2 * 11008) // 2 + 32 * 8192
+    assert exact.memory_bytes - work.memory_bytes == matrices - 4 * channels
+    assert dataclasses.replace(work, memory_bytes=exact.memory_bytes) == exact
