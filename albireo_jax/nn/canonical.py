@@ -87,14 +87,22 @@ def from_canonical(config: ModelConfig, canonical: dict[str, Array], mesh: Mesh)
 
     Takes the fields out of `canonical` one by one, so that the two forms never exist whole together.
     """
+    return read_canonical(config, by_layers(config, canonical.pop), mesh)
+
+
+def by_layers(config: ModelConfig, field: Callable[[str], Array]) -> CanonicalRead:
+    """Reads layers out of fields that `field` gives whole, each once; each is let go after its last layer."""
+    held: dict[str, Array] = {}
 
     def read(name: str, layer: int | None) -> Array:
         if layer is None:
-            return canonical.pop(name)
+            return field(name)
+        if name not in held:
+            held[name] = field(name)
         is_last = layer == config.num_layers - 1
-        return (canonical.pop(name) if is_last else canonical[name])[layer]
+        return (held.pop(name) if is_last else held[name])[layer]
 
-    return read_canonical(config, read, mesh)
+    return read
 
 
 def read_canonical(config: ModelConfig, read: CanonicalRead, mesh: Mesh) -> DecoderWeights:

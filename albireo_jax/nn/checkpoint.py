@@ -8,7 +8,8 @@ writes and reads its own slices.
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,19 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from albireo_jax.core.config import Dtype, ModelConfig
 from albireo_jax.core.errors import WeightError
 from albireo_jax.core.hf_config import model_config_to_hf, read_hf_config
 from albireo_jax.core.model_files import CHECKPOINT_MARK
-from albireo_jax.nn.canonical import canonical_shapes, canonical_sharding, from_canonical, to_canonical
+from albireo_jax.nn.canonical import (
+    by_layers,
+    canonical_shapes,
+    canonical_sharding,
+    read_canonical,
+    to_canonical,
+)
 from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.nn.module import Decoder
 
@@ -33,7 +41,7 @@ _FORMAT = 1
 def save(model: Decoder, path: Path, *, extra_files: Sequence[Path] = ()) -> None:
     """Write `model` to the folder `path`, with copies of `extra_files` in it.
 
-    Raises ValueError if the folder exists and is not empty.
+    Raises ValueError if the folder exists and is not empty, or the model is quantised.
     """
     path = path.resolve()
     if path.exists() and any(path.iterdir()):
@@ -65,7 +73,10 @@ def restore(path: Path, mesh: Mesh, *, dtype: Dtype | None = None) -> Decoder:
 def restore_weights(
     path: Path, *, config: ModelConfig, mesh: Mesh, dtype: Dtype | None = None
 ) -> DecoderWeights:
-    """The weights alone, for a configuration already read; raises like `restore`."""
+    """The weights alone, for a configuration already read, quantised where that says so; raises like `restore`.
+
+    Fields are restored one by one, and those that become codes are let go as floats before the next.
+    """
     mark = _read_mark(path)
     _check_files(path.resolve() / _WEIGHTS, mark.weight_bytes)
     kind = jnp.dtype(dtype.value if dtype is not None else mark.dtype)
@@ -75,15 +86,31 @@ def restore_weights(
         for name, shape in shapes.items()
     }
     folder = path.resolve() / _WEIGHTS
+    with _broken_if_it_fails(folder), ocp.StandardCheckpointer() as checkpointer:
+        _check_shapes(folder, checkpointer.metadata(folder), shapes)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+
+        def field(name: str) -> Array:
+            only = {name: wanted[name]}
+            asked = ocp.args.PyTreeRestore(
+                item=only,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(only),
+                partial_restore=True,
+            )
+            with _broken_if_it_fails(folder):
+                return checkpointer.restore(folder, args=asked)[name]
+
+        return read_canonical(config, by_layers(config, field), mesh)
+
+
+@contextmanager
+def _broken_if_it_fails(folder: Path) -> Generator[None, None, None]:
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            _check_shapes(folder, checkpointer.metadata(folder), shapes)
-            arrays = checkpointer.restore(folder, wanted)
+        yield
     except WeightError:
         raise
     except Exception as error:  # what orbax raises for a damaged file is no narrower
         raise WeightError(f"{folder} is missing or broken: {error}") from error
-    return from_canonical(config, arrays, mesh)
 
 
 @dataclass(frozen=True, slots=True)

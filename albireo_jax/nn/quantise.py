@@ -96,9 +96,7 @@ def quantised_stack(
 
 def dequantise(weights: DecoderWeights) -> DecoderWeights:
     """The whole model in float32 without scales: for tests and tools, as it is a copy."""
-    fields: dict[str, Any] = {
-        name: array for name, array in weights._asdict().items() if array is not None
-    }
+    fields: dict[str, Any] = {name: array for name, array in weights._asdict().items() if array is not None}
     for name, scale_name in SCALES.items():
         if scale_name in fields:
             fields[name] = jax.vmap(decode)(Coded(fields[name], fields.pop(scale_name)))
