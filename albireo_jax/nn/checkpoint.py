@@ -73,7 +73,7 @@ def restore(path: Path, mesh: Mesh, *, dtype: Dtype | None = None) -> Decoder:
 def restore_weights(
     path: Path, *, config: ModelConfig, mesh: Mesh, dtype: Dtype | None = None
 ) -> DecoderWeights:
-    """The weights alone, for a configuration already read, quantised where that says so; raises like `restore`.
+    """The weights alone, for a configuration already read, quantised if that says so; raises like `restore`.
 
     Fields are restored one by one, and those that become codes are let go as floats before the next.
     """
