@@ -12,7 +12,7 @@ import yaml
 from albireo_jax.cli import main
 from albireo_jax.cli.config_file import read_flags
 from albireo_jax.cli.options import EngineFlags, with_engine_flags
-from albireo_jax.core.config import Dtype, EngineConfig, SamplingMode
+from albireo_jax.core.config import Dtype, EngineConfig, Quantization, SamplingMode
 from albireo_jax.sim.calibration import (
     BucketTerms,
     Calibration,
@@ -98,6 +98,23 @@ def test_a_plan_is_shown_and_written(
         Dtype.BFLOAT16,
     )
     assert set(read_flags(emitted, [name.replace("-", "_") for name in yaml.safe_load(emitted.read_text())]))
+
+
+def test_quantised_matrices_leave_more_memory_and_are_emitted(
+    capfd: pytest.CaptureFixture[str], model: Path, trace: Path, tmp_path: Path
+) -> None:
+    written, emitted = tmp_path / "plan.json", tmp_path / "engine.yaml"
+    asked = ("plan", model, "--gpus", 1, "--ttft", 200, "--tpot", 10, "--trace", trace, "--json", written)
+    held: dict[str, int] = {}
+    for kind, flags in (("float", ()), ("int8", ("--quantization", "int8", "--emit", emitted))):
+        assert run(capfd, *asked, *QUICK, *flags)[0] == 0
+        held[kind] = json.loads(written.read_text())["best"]["tokens_held"]
+    saved = 32 * (4 * 4096 + 3 * 11008) * 4096 - 4 * 32 * (5 * 4096 + 2 * 11008)
+    assert held["int8"] - held["float"] == pytest.approx(saved / (2 * 2 * 32 * 4096), abs=16)
+    assert "int8 matrices, the rest bfloat16" in written.read_text()
+    assert engine_config(emitted).quantization is Quantization.INT8
+    code, _, err = run(capfd, *asked, "--quantization", "fp8", "--calibration", written)
+    assert (code, "quantization fp8 cannot be planned from steps of float weights" in err) == (2, True)
 
 
 def test_a_calibration_says_what_steps_take(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from albireo_jax.cli.options import with_flags
-from albireo_jax.core.config import Dtype, KvDtype, ModelConfig, SamplingMode
+from albireo_jax.core.config import Dtype, KvDtype, ModelConfig, Quantization, SamplingMode
 from albireo_jax.core.hf_config import model_config_from_hf, read_hf_config
 from albireo_jax.core.model_files import find_model
 
@@ -58,6 +58,14 @@ class PlanFlags:
     dtype: Annotated[Dtype, typer.Option(metavar="float32|bfloat16", help="Of weights and activations.")] = (
         Dtype.BFLOAT16
     )
+    quantization: Annotated[
+        Quantization | None,
+        typer.Option(
+            metavar="|".join(Quantization),
+            help="Of the layers' matrices, in one byte a number. Default: as --dtype.",
+            show_default=False,
+        ),
+    ] = None
     kv_cache_dtype: Annotated[
         KvDtype, typer.Option(metavar="|".join(KvDtype), help="Of cached keys and values.")
     ] = KvDtype.AUTO
@@ -146,7 +154,7 @@ def _question(name: str, asked: PlanFlags) -> "tuple[Question, StepModels]":
 
     question = Question(
         name=_short_name(name),
-        model=_model(name),
+        model=replace(_model(name), quantization=asked.quantization),
         gpu=find_gpu(asked.gpu),
         num_gpus=asked.gpus,
         targets=Targets(ttft_s=asked.ttft / 1e3, tpot_s=asked.tpot / 1e3, attainment=asked.attainment),
@@ -173,6 +181,8 @@ def _measured(question: "Question", asked: PlanFlags) -> "tuple[Question, StepMo
     path = asked.calibration
     if path is None or not path.is_file():
         raise ValueError(f"there is no calibration {path}; scripts/calibrate_cost.py makes one")
+    if asked.quantization is not None:
+        raise ValueError(f"quantization {asked.quantization} cannot be planned from steps of float weights")
     calibration = read_calibration(path)
     host = None if asked.host_record is None else read_host_terms(asked.host_record)
 

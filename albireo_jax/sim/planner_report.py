@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from albireo_jax.sim.planner import Answer, Served
+from albireo_jax.sim.planner_sizes import Question
 from albireo_jax.sim.replica import Run, Targets
 
 
@@ -123,7 +124,7 @@ def assumptions(answer: Answer) -> tuple[str, ...]:
         if not workload.shares_prefixes
         else "answers have the trace's lengths; every request samples with top-p; prefixes are shared",
         f"memory: {question.memory_share:.0%} of {question.gpu.memory_bytes / 1e9:.0f} GB for weights "
-        f"({question.dtype.value}) and pages; the engine takes the share that JAX gives it",
+        f"({_weights(question)}) and pages; the engine takes the share that JAX gives it",
         f"depth {question.depth}, {question.sampling.value} sampling; goodput is at most the rate "
         f"at which requests that all wait are served",
         *extrapolated,
@@ -145,6 +146,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
         },
         "depth": question.depth,
         "sampling": question.sampling.value,
+        "quantization": question.model.quantization,
         "best": asdict(_served(answer, answer.best)),
         "runner_up": None if answer.runner_up is None else asdict(_served(answer, answer.runner_up)),
         "why_runner_up_lost": _runner_up(answer),
@@ -173,6 +175,8 @@ def config_yaml(answer: Answer) -> str:
         "depth": best.config.depth,
         "sampling": question.sampling.value,
     }
+    if question.model.quantization is not None:
+        flags["quantization"] = question.model.quantization.value
     text = [*(f"# {remark}" for remark in remarks), *(f"{name}: {value}" for name, value in flags.items())]
     return "\n".join(text) + "\n"
 
@@ -180,6 +184,12 @@ def config_yaml(answer: Answer) -> str:
 def output_tokens_per_s(served: Served) -> float:
     """Tokens that all replicas generate a second at the plan's goodput."""
     return served.degree.replicas * served.run.outcome.output_tokens_per_s
+
+
+def _weights(question: Question) -> str:
+    """What weights are stored as."""
+    kind, dtype = question.model.quantization, question.dtype.value
+    return dtype if kind is None else f"{kind.value} matrices, the rest {dtype}"
 
 
 def _runner_up(answer: Answer) -> str:
