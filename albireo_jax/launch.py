@@ -336,8 +336,9 @@ def _buckets(config: EngineConfig, mesh: Mesh, dtype: Dtype) -> tuple[Bucket, ..
     return bucket_grid(
         config.scheduler.max_rows,
         config.scheduler.max_step_tokens,
-        # XLA multiplies one bfloat16 row on a CPU by a naive loop, 7 to 10 times slower than two rows.
-        min_rows=2 if _is_cpu(mesh) and dtype is Dtype.BFLOAT16 else 1,
+        # XLA makes a product with one row a multiplication and a sum: in bfloat16 on a CPU by a naive loop, 7
+        # to 10 times slower than two rows; a GPU may store the summands, which are as many as the weights.
+        min_rows=1 if _is_cpu(mesh) and dtype is Dtype.FLOAT32 else 2,
     )
 
 
