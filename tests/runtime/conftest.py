@@ -188,6 +188,12 @@ def engine() -> Callable[..., SmallEngine]:
     return lambda **fields: small_engine(EngineShape(**fields))
 
 
+@pytest.fixture(scope="session", name="decoder")
+def decoder_at() -> Callable[[int], Decoder]:
+    """The model of all small engines at a degree of parallelism."""
+    return decoder
+
+
 @pytest.fixture
 def compilations() -> Iterator[list[str]]:
     """Grows by one entry per program that XLA compiles."""

@@ -4,23 +4,32 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
-from albireo_jax.core.config import SchedulerConfig
+from albireo_jax.core.config import KvDtype, SamplingMode, SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.plan import NOT_FINITE, SampledTokens, StepHandle, StepPlan
+from albireo_jax.core.plan import (
+    NOT_FINITE,
+    TOKEN_ON_DEVICE,
+    SampledTokens,
+    SlotParams,
+    StepHandle,
+    StepPlan,
+)
 from albireo_jax.core.types import FinishReason, Request
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
 from albireo_jax.experiments.collectives import collectives
-from albireo_jax.experiments.gpu_programs import PAGE_SIZE, state_of
 from albireo_jax.experiments.hlo import parse
-from albireo_jax.nn.decoder import unstack
+from albireo_jax.nn.module import Decoder
+from albireo_jax.nn.sharding import TP
+from albireo_jax.runtime.batch import Bucket, layout, pack, pack_params, pack_rows
 from albireo_jax.runtime.decode_loop import DecodeLoop, DecodeLoops
 from albireo_jax.runtime.executor import JaxExecutor
-from albireo_jax.runtime.step import LayerLoop
+from albireo_jax.runtime.sampling_stage import admit, jit_sample
+from albireo_jax.runtime.state import DeviceState, StateShape, new_state
+from albireo_jax.runtime.step import LayerLoop, StepProgram, jit_forward
 from albireo_jax.sampling.routes import Route
 from albireo_jax.sched.scheduler import Scheduler
 
@@ -90,7 +99,8 @@ def expected(engine: Build) -> list[dict[str, list[int]]]:
 
 
 @pytest.mark.parametrize(
-    ("tp", "depth"), [(1, 1), (1, 2), (4, 2), pytest.param(2, 2, marks=pytest.mark.slow)]
+    ("tp", "depth"),
+    [(1, 1), (1, 2), *(pytest.param(tp, depth, marks=pytest.mark.slow) for tp in (2, 4) for depth in (1, 2))],
 )
 def test_tokens_are_those_of_single_steps_and_nothing_is_compiled(
     engine: Build, expected: list[dict[str, list[int]]], compilations: list[str], tp: int, depth: int
@@ -138,17 +148,116 @@ def test_a_row_ends_where_its_logits_are_not_finite(engine: Build) -> None:
     assert not small.loop.has_work
 
 
-def test_the_loop_writes_the_cache_in_place(engine: Build) -> None:
-    """Compiled for four devices: the pool is aliased, and collectives are those of one step."""
-    small = engine(tp=4)
-    program = replace(small.program, layers=LayerLoop.UNROLLED, page_size=PAGE_SIZE)
-    loop, state = DecodeLoop(rows=8, route=Route.GREEDY, steps=STEPS), state_of(program)
-    loops = DecodeLoops(program, max_steps=STEPS)
-    compiled = loops.lower(loop, unstack(small.model.weights()), state).compile()
-    pool_bytes = sum(array.size * 2 for array in jax.tree.leaves(state.cache.kv)) // 4
-    memory = compiled.memory_analysis()
+SLOTS, PAGES = 5, 4000
+ROUTE = Route.ALL_TO_ALL
+
+
+class Ranks:
+    """The programs of decode steps over four ranks, compiled as an executor would."""
+
+    def __init__(self, model: Decoder) -> None:
+        self.program = StepProgram(
+            model=model.config,
+            mesh=model.mesh,
+            axis=TP,
+            page_size=4,
+            sampling=SamplingMode.SHARDED,
+            layers=LayerLoop.SCANNED,
+        )
+        self.weights = model.weights()
+        self.layout = layout(Bucket(4, 4), 4)
+        self.loop = DecodeLoop(rows=4, route=ROUTE, steps=STEPS)
+        state = self.state()
+        forward = jit_forward(self.program, self.layout, self.weights).lower(
+            self.weights, state.cache, state.sampler.last_token_Z, self.program.ints(self.layout.num_words)
+        )
+        sample = jit_sample(self.program, ROUTE).lower(
+            state.sampler, self.program.logits(4), self.program.ints(12)
+        )
+        self.loops = DecodeLoops(self.program, max_steps=STEPS)
+        self.loops.use_weights({LayerLoop.SCANNED: self.weights}, self.weights)
+        self.decode = self.loops.lower(self.loop, self.weights, state).compile()
+        self.loops.use({self.loop: self.decode})
+        self.forward, self.sample = forward.compile(), sample.compile()
+
+    def state(self, *params: SlotParams) -> DeviceState:
+        """Slots that have said token 7 at position 0, with these parameters."""
+        model, ranks = self.program.model, self.program.mesh.size
+        shape = StateShape(
+            num_layers=model.num_layers,
+            num_pages=PAGES,
+            page_size=4,
+            num_kv_heads=model.kv_heads_at(ranks),
+            head_dim=model.head_dim,
+            num_slots=SLOTS,
+            pages_per_slot=8,
+        )
+        cache, sampler = new_state(shape, self.program.mesh, axis=TP, kv_dtype=KvDtype.FLOAT32)
+        sampler = sampler._replace(last_token_Z=sampler.last_token_Z + 7)
+        return DeviceState(cache, admit(sampler, pack_params(params, padding_slot=SLOTS - 1)))
+
+    def single_steps(self, plan: StepPlan, state: DeviceState) -> list[list[int]]:
+        """The tokens of each row, step by step until it has taken all that it was given."""
+        said: list[list[int]] = [[] for _ in range(plan.num_rows)]
+        for step in range(plan.num_steps):
+            rows = np.flatnonzero(plan.steps > step).astype(np.int32)
+            one = plan.nth_step(step, rows)
+            forward = self.forward(
+                self.weights, state.cache, state.sampler.last_token_Z, pack(one, self.layout, padding_slot=4)
+            )
+            sampled = self.sample(state.sampler, forward.logits_RV, pack_rows(one, 4, padding_slot=4))
+            state = DeviceState(forward.cache, sampled.state)
+            for row, token in zip(rows.tolist(), np.asarray(sampled.id_R).tolist(), strict=False):
+                said[row].append(token)
+        return said
+
+    def looped(self, plan: StepPlan, state: DeviceState) -> list[list[int]]:
+        """The same by one call."""
+        result_XR = np.asarray(self.loops.run(self.loop, plan, state).result_XR)
+        return [result_XR[: result_XR[-1, row], row].tolist() for row in range(plan.num_rows)]
+
+
+def _params(slot: int, *stop_ids: int) -> SlotParams:
+    return SlotParams(
+        slot=slot,
+        temperature=1.0,
+        top_k=0,
+        top_p=0.9,
+        min_p=0.0,
+        seed=slot,
+        banned_until=0,
+        stop_ids=stop_ids,
+    )
+
+
+def test_ranks_draw_the_tokens_of_single_steps_in_a_cache_written_in_place(decoder: Build) -> None:
+    ranks = Ranks(decoder(4))
+    slots = np.array([2, 0, 3], np.int32)
+    plan = StepPlan(
+        step=0,
+        request_ids=("a", "b", "c"),
+        epochs=np.ones(3, np.int32),
+        slots=slots,
+        starts=np.zeros(3, np.int32),
+        counts=np.ones(3, np.int32),
+        samples=np.ones(3, np.bool_),
+        token_ids=np.full(3, TOKEN_ON_DEVICE, np.int32),
+        update_slots=slots,
+        update_columns=np.zeros(3, np.int32),
+        update_pages=np.array([5, 9, 1], np.int32),
+        steps=np.array([4, 4, 3], np.int32),
+    )
+    free = ranks.single_steps(plan, ranks.state(*map(_params, slots.tolist())))
+    assert [len(tokens) for tokens in free] == [4, 4, 3]
+    stop = free[0][1]
+    assert stop != free[0][0]
+    assert ranks.looped(plan, ranks.state(*map(_params, slots.tolist()))) == free
+    stopping = ranks.state(_params(2, stop), _params(0), _params(3, 7))
+    assert ranks.looped(plan, stopping) == [free[0][:2], free[1], []]
+
+    memory, pool_bytes = ranks.decode.memory_analysis(), 2 * 3 * PAGES * 4 * 8 * 8 * 4 // 4
     assert memory.alias_size_in_bytes >= pool_bytes
     assert memory.temp_size_in_bytes < pool_bytes / 4
-    layers, embedding, best_of_ranks = 3, 1, 2
-    names = [one.kind for one in collectives(parse(compiled.as_text()))]
-    assert names == ["all-reduce"] * (2 * layers + embedding + best_of_ranks)
+    kinds = [one.kind for one in collectives(parse(ranks.decode.as_text()))]
+    embedding, layer = 1, 2
+    assert sorted(kinds) == ["all-gather", *["all-reduce"] * (embedding + layer), "all-to-all"]
