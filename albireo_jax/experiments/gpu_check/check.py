@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from albireo_jax.core.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from albireo_jax.core.config import CacheConfig, EngineConfig, ModelConfig, Quantization, SchedulerConfig
 from albireo_jax.experiments.gpu_check.notebook import Notebook, PartSkipped
 from albireo_jax.experiments.gpu_programs import MODELS
 from albireo_jax.launch import Prepared, prepare_random
@@ -43,6 +43,9 @@ _TINY = partial(
     rms_norm_eps=1e-6,
     rope_theta=1000000.0,
 )
+
+LEAST_ROWS = 2
+"""Rows of the smallest decode step: products of one row are slow, and the engine pads it too."""
 
 LARGE, SMALL_QWEN, LARGE_QWEN = "llama-3.1-8b", "qwen3-0.6b", "qwen3-8b"
 
@@ -116,10 +119,17 @@ class Sizes:
             return cls(max_rows=8, max_step_tokens=64, max_model_len=512)
         return cls(max_rows=256, max_step_tokens=2048, max_model_len=16384 + 256)
 
-    def config(self, *, host_memory_bytes: int = 0, num_pages: int | None = None) -> EngineConfig:
+    def config(
+        self,
+        *,
+        host_memory_bytes: int = 0,
+        num_pages: int | None = None,
+        quantization: Quantization | None = None,
+    ) -> EngineConfig:
         """The engine's configuration, defaults but for these sizes; it gives no log probabilities."""
         return EngineConfig(
             model="random",
+            quantization=quantization,
             max_model_len=self.max_model_len,
             max_logprobs=0,
             cache=CacheConfig(num_pages=num_pages, host_memory_bytes=host_memory_bytes),
@@ -127,13 +137,17 @@ class Sizes:
         )
 
 
-def prepared(check: Check, model: str, buckets: tuple[Bucket, ...]) -> Prepared:
+def prepared(
+    check: Check, model: str, buckets: tuple[Bucket, ...], *, quantization: Quantization | None = None
+) -> Prepared:
     """The shared engine with random weights of this shape, for steps of these sizes only.
 
     It fills the device's memory: no other engine may be held when it is made.
     """
     free()
-    return prepare_random(Sizes.of(check).config(), check.shape(model), buckets=buckets)
+    return prepare_random(
+        Sizes.of(check).config(quantization=quantization), check.shape(model), buckets=buckets
+    )
 
 
 def free() -> None:

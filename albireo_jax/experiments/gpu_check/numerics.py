@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from albireo_jax.experiments.gpu_check.check import Check
 from albireo_jax.ops.attention import paged_attention
 from albireo_jax.ops.attention_ref import reference_attention
+from albireo_jax.ops.cuda.kernels import LaunchFn, launch
 from albireo_jax.ops.kv_cache import FP8_BITS, KvCache, dequantise, encode
 from albireo_jax.ops.kv_write import token_pages, write_kv
 from albireo_jax.sampling.draw import SamplerParams
@@ -26,7 +27,7 @@ from albireo_jax.sampling.sample import sample
 _LAYERS, _LAYER = 2, 1
 _MAX_STOPS = 4
 _STATIC = ("layer", "scale", "sliding_window")
-_attend = jax.jit(paged_attention, static_argnames=_STATIC)
+_attend = jax.jit(paged_attention, static_argnames=(*_STATIC, "launch"))
 _expect = jax.jit(reference_attention, static_argnames=_STATIC)
 _SMALL_HEADS = ({"heads": 2, "group": 3, "head_dim": 16},)
 _HEADS = (
@@ -116,11 +117,14 @@ def attention_step(case: AttentionCase, *, seed: int) -> Step:
     )
 
 
-def attention_error(case: AttentionCase, *, seed: int) -> float:
-    """The largest difference between this device's attention and the reference in float32; NaN is one."""
+def attention_error(case: AttentionCase, *, seed: int, launch: LaunchFn | None = None) -> float:
+    """The largest difference between this device's attention and the reference in float32; NaN is one.
+
+    With `launch` the CUDA kernels are asked, otherwise operations of XLA.
+    """
     step, cpu = attention_step(case, seed=seed), jax.devices("cpu")[0]
     options = {"layer": _LAYER, "scale": case.head_dim**-0.5, "sliding_window": case.window}
-    got = np.asarray(_attend(step.q_TNGK, step.cache, **step.rows, **options), np.float32)
+    got = np.asarray(_attend(step.q_TNGK, step.cache, **step.rows, **options, launch=launch), np.float32)
     step = jax.device_put(step, cpu)
     with jax.default_device(cpu):  # in float32, so that all precisions of a step share what was compiled
         want = _expect(step.q_TNGK.astype(jnp.float32), dequantise(step.cache), **step.rows, **options)
@@ -137,10 +141,13 @@ def run_numerics(check: Check) -> None:
     for kind, params in _sampled_rows(rows=64).items():
         share = _equal_tokens(params, vocab=vocab)
         notebook.add("sampling", kind, metric="share of equal tokens", unit="1", samples=[share])
-    for seed, case in enumerate(attention_cases(small=check.small)):
-        if notebook.has_time(f"attention {case.name}"):
-            error = attention_error(case, seed=seed)
-            notebook.add("attention", case.name, metric="largest error", unit="1", samples=[error])
+    ways = {"xla": None} if check.on_cpu else {"cuda": launch, "xla": None}  # as an engine chooses
+    for way, launched in ways.items():
+        for seed, case in enumerate(attention_cases(small=check.small)):
+            what = f"{way} attention"
+            if notebook.has_time(f"{what}, {case.name}"):
+                error = attention_error(case, seed=seed, launch=launched)
+                notebook.add(what, case.name, metric="largest error", unit="1", samples=[error])
 
 
 def _on_both(call: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]:

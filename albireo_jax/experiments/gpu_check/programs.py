@@ -6,6 +6,7 @@ device for compiling without one can be written to a file.
 """
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -32,7 +33,10 @@ def run_programs(check: Check) -> None:
     if check.dump_target is not None:
         _dump_target(check, check.dump_target)
     case = Case(model=LARGE, tp=1, layers=_SMALL_LAYERS if check.small else _LAYERS)
-    named = programs(step_program(case, mesh_of(jax.devices(), 1)))
+    program = step_program(case, mesh_of(jax.devices(), 1))
+    if check.on_cpu:
+        program = replace(program, launch=None)  # kernels are for GPUs
+    named = programs(program)
     compiled = compile_program(named[DECODE]())
     _note(check, case, DECODE, found=figures(case, compiled))
     if check.dump_hlo is not None:

@@ -46,14 +46,14 @@ class _Plan:
 
 
 _PLANS: Mapping[bool, _Plan] = {
-    True: _Plan(layers=(1, 2), rows=4, step_tokens=32, max_model_len=64, num_pages=32, decode_rows=(1, 4)),
+    True: _Plan(layers=(1, 2), rows=4, step_tokens=32, max_model_len=64, num_pages=32, decode_rows=(2, 4)),
     False: _Plan(
         layers=(2, 4),
         rows=64,
         step_tokens=2048,
         max_model_len=4096,
         num_pages=None,
-        decode_rows=(1, 4, 16, 64),
+        decode_rows=(2, 4, 16, 64),
     ),
 }
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from albireo_jax.core.config import Quantization
 from albireo_jax.core.plan import TOKEN_ON_DEVICE, Executor, SlotParams, StepHandle, StepPlan
 from albireo_jax.experiments.gpu_check.ceilings import best_copy_bytes_per_s, best_matrix_flops_per_s
-from albireo_jax.experiments.gpu_check.check import LARGE, LARGE_QWEN, SMALL_QWEN, Check, prepared
+from albireo_jax.experiments.gpu_check.check import LARGE, LARGE_QWEN, LEAST_ROWS, SMALL_QWEN, Check, prepared
 from albireo_jax.launch import Prepared
 from albireo_jax.runtime.batch import Bucket
 from albireo_jax.sim.cost import RankWork, StepWork
@@ -48,6 +49,19 @@ class DecodeCase:
         return tokens <= ready.limits.max_model_len and pages <= ready.limits.num_pages
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """Random weights of a model's shape, as codes of one byte if they are quantised."""
+
+    model: str
+    quantization: Quantization | None = None
+
+    @property
+    def name(self) -> str:
+        """The subject in a table."""
+        return self.model if self.quantization is None else f"{self.model} {self.quantization}"
+
+
 _DECODE = (
     (DecodeCase(rows=1, context=32), DecodeCase(rows=4, context=64)),
     tuple(
@@ -55,6 +69,13 @@ _DECODE = (
         for context in (1024, 4096, 16384)
         for rows in (16, 64, 1, 4, 256)
     ),
+)
+_WEIGHTS = (
+    Weights(model=LARGE),
+    Weights(model=SMALL_QWEN),
+    Weights(model=LARGE, quantization=Quantization.INT8),
+    Weights(model=LARGE_QWEN),
+    Weights(model=LARGE, quantization=Quantization.FP8),
 )
 _PREFILL = ((32, 64), (2048, 512, 8192))
 
@@ -146,9 +167,9 @@ def run_decode(check: Check) -> None:
     """Decode steps by rows and context against the bytes that they must read."""
     bandwidth = best_copy_bytes_per_s(small=check.small)
     cases = _DECODE[not check.small]
-    for model in (LARGE, SMALL_QWEN, LARGE_QWEN):
-        if check.notebook.has_time(f"decode of {model}"):
-            _decode_model(check, model, cases, bandwidth=bandwidth)
+    for weights in _WEIGHTS:
+        if check.notebook.has_time(f"decode of {weights.name}"):
+            _decode_model(check, weights, cases, bandwidth=bandwidth)
 
 
 def run_prefill(check: Check) -> None:
@@ -160,9 +181,10 @@ def run_prefill(check: Check) -> None:
             _prefill_model(check, model, lengths, rate=rate)
 
 
-def _decode_model(check: Check, model: str, cases: Sequence[DecodeCase], *, bandwidth: float) -> None:
-    rows = sorted({case.rows for case in cases})
-    ready = prepared(check, model, (*(Bucket(count, count) for count in rows), _ADMITTING))
+def _decode_model(check: Check, weights: Weights, cases: Sequence[DecodeCase], *, bandwidth: float) -> None:
+    model, rows = weights.name, sorted({max(LEAST_ROWS, case.rows) for case in cases})
+    buckets = (*(Bucket(count, count) for count in rows), _ADMITTING)
+    ready = prepared(check, weights.model, buckets, quantization=weights.quantization)
     for case in cases:
         if not case.fits(ready):
             check.notebook.leave_out(f"{model}, {case.name}", "the KV pool does not hold it")

@@ -14,7 +14,7 @@ from pathlib import Path
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import Request
 from albireo_jax.experiments.bench import percentile
-from albireo_jax.experiments.gpu_check.check import LARGE, SMALL_QWEN, Check, Sizes, prepared
+from albireo_jax.experiments.gpu_check.check import LARGE, LEAST_ROWS, SMALL_QWEN, Check, Sizes, prepared
 from albireo_jax.experiments.gpu_check.kernels import idle_share, kernel_spans
 from albireo_jax.experiments.sweep.engines import VariantEngines
 from albireo_jax.experiments.sweep.results import ReplicaRun
@@ -47,7 +47,7 @@ _SMALL = TraceSize(requests=6, profiled=2)
 def trace_buckets(sizes: Sizes) -> tuple[Bucket, ...]:
     """Few sizes of steps, which take whatever the trace asks for."""
     rows, tokens = sizes.max_rows, sizes.max_step_tokens
-    decode = {count for count in (1, 16, 64, 256) if count < rows} | {rows}
+    decode = {count for count in (LEAST_ROWS, 16, 64, 256) if count < rows} | {rows}
     return (
         *(Bucket(count, count) for count in sorted(decode)),
         Bucket(2 * rows, rows),
