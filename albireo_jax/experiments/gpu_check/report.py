@@ -51,7 +51,7 @@ def is_good(notes: Sequence[Notes], *, on_cpu: bool) -> bool:
 
 def table(parts: Sequence[Part], notes: Sequence[Notes], *, on_cpu: bool) -> str:
     """What each part measured that its list shows, the goals beside it, and how each part ended."""
-    lines = [f"{'subject':<14}{'case':<46}{'metric':<36}{'measured':>11} {'unit':<9}{'goal':<9}"]
+    lines = [f"{'subject':<18}{'case':<46}{'metric':<36}{'measured':>11} {'unit':<9}{'goal':<9}"]
     for part, one in zip(parts, notes, strict=True):
         lines.append(f"--- {part.name}: {part.title}")
         lines += [_line(each) for each in verdicts(one, on_cpu=on_cpu) if each.figure.metric in part.shown]
@@ -95,7 +95,7 @@ def _line(verdict: Verdict) -> str:
     figure, goal = verdict.figure, verdict.goal
     said = {True: "met", False: "MISSED", None: "not judged"}[verdict.met] if goal is not None else ""
     return (
-        f"{figure.subject:<14}{figure.case:<46}{figure.metric:<36}{figure.median:>11.4g} {figure.unit:<9}"
+        f"{figure.subject:<18}{figure.case:<46}{figure.metric:<36}{figure.median:>11.4g} {figure.unit:<9}"
         f"{goal.text if goal is not None else '':<9}{said}"
     ).rstrip()
 
