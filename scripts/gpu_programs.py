@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 
+from albireo_jax.core.config import Quantization
 from albireo_jax.experiments.gpu_gates import Figures, breaches, depth_breaches, figures
 from albireo_jax.experiments.gpu_programs import (
     DECODE,
@@ -79,6 +80,13 @@ def jobs(options: argparse.Namespace, devices: tuple[object, ...]) -> list[Job]:
         if options.model in (None, model) and options.tp in (None, tp)
     ]
     chosen = [Job(case=case, name=DECODE) for case in cases]
+    chosen += [
+        Job(case=replace(case, quantization=kind), name=name)
+        for case in cases
+        if case.model == SMALLEST
+        for kind in Quantization
+        for name in (DECODE, MIXED)
+    ]
     deepened = cases if options.all else cases[:1]
     chosen += [Job(case=replace(case, layers=DEEP), name=DECODE) for case in deepened]
     chosen += [Job(case=case, name=MIXED) for case in deepened]
@@ -132,7 +140,12 @@ def program_name(name: Name) -> str:
 
 
 def label(job: Job) -> str:
-    return f"{job.case.model} tp={job.case.tp} layers={job.case.layers} {program_name(job.name)}"
+    return f"{case_name(job.case)} {program_name(job.name)}"
+
+
+def case_name(case: Case) -> str:
+    kind = f" {case.quantization}" if case.quantization else ""
+    return f"{case.model}{kind} tp={case.tp} layers={case.layers}"
 
 
 def row(result: Result) -> str:
@@ -167,7 +180,7 @@ def series_of(result: Result) -> list[Series]:
         numbers[("command buffers", "launches")] = found.command_buffers
         for kind, count in found.lone_launches.items():
             numbers[(f"outside command buffers: {kind}", "launches")] = count
-    case = f"{job.case.model} tp={job.case.tp} layers={job.case.layers}"
+    case = case_name(job.case)
     return [
         Series(subject=program_name(job.name), case=case, metric=metric, unit=unit, samples=(float(number),))
         for (metric, unit), number in numbers.items()

@@ -32,6 +32,7 @@ MEMORY_TOLERANCE = 0.03
 """By how much the arguments of a forward pass may differ from what `core.memory` counts."""
 
 _MAX_ARGUMENTS = 18
+_MAX_SCALES = 4
 _ATTENTION_BYTES = 4 * 4 * 2**19  # keys and values that a trip of `ops.attention` gathers, in two forms
 _TABLE_BYTES = 4 * (MAX_ROWS + 1) * (MAX_LEN // PAGE_SIZE)
 _LAUNCH = re.compile(r"^( *)\d+: (k[A-Z]\w*)")
@@ -165,8 +166,9 @@ def _forward(case: Case, bucket: Bucket, found: Figures) -> Iterator[str]:
     limit = temp_limit(case, bucket)
     if found.temp_bytes > limit:
         yield f"{found.temp_bytes} bytes of temporaries, more than {limit}"
-    if found.num_arguments > _MAX_ARGUMENTS:
-        yield f"{found.num_arguments} arguments, more than {_MAX_ARGUMENTS}"
+    most = _MAX_ARGUMENTS + (_MAX_SCALES if case.quantization is not None else 0)
+    if found.num_arguments > most:
+        yield f"{found.num_arguments} arguments, more than {most}"
     counted = weight_bytes(model, tp=tp, dtype=Dtype.BFLOAT16) + (NUM_PAGES + 1) * page_bytes(
         model, tp=tp, page_size=PAGE_SIZE, dtype=Dtype.BFLOAT16
     )

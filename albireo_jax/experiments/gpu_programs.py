@@ -18,8 +18,9 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from albireo_jax.core.config import Dtype, KvDtype, Llama3RopeScaling, ModelConfig, SamplingMode
+from albireo_jax.core.config import Dtype, KvDtype, Llama3RopeScaling, ModelConfig, Quantization, SamplingMode
 from albireo_jax.nn.decoder import DecoderWeights
+from albireo_jax.nn.quantise import weight_dtypes
 from albireo_jax.nn.shapes import weight_shapes
 from albireo_jax.nn.sharding import TP, named_sharding
 from albireo_jax.ops.cuda.kernels import launch
@@ -82,16 +83,17 @@ Name = Bucket | Sampling | CopyProgram | str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A model by its name in `MODELS`, cut to `layers` layers, over `tp` devices."""
+    """A model by its name in `MODELS`, cut to `layers` layers, over `tp` devices; quantised if it says so."""
 
     model: str
     tp: int
     layers: int
+    quantization: Quantization | None = None
 
     @property
     def config(self) -> ModelConfig:
-        """The model's shape at this depth."""
-        return replace(MODELS[self.model], num_layers=self.layers)
+        """The model's shape at this depth, quantised or not."""
+        return replace(MODELS[self.model], num_layers=self.layers, quantization=self.quantization)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,11 +141,12 @@ def step_program(case: Case, mesh: Mesh) -> StepProgram:
 
 
 def weights_of(program: StepProgram) -> DecoderWeights:
-    """The bfloat16 weights, as shapes with their shardings."""
+    """The weights, bfloat16 where they are not codes or scales, as shapes with their shardings."""
     mesh, shapes = program.mesh, weight_shapes(program.model, program.mesh.size)
+    dtypes = weight_dtypes(program.model, jnp.dtype(jnp.bfloat16))
     return DecoderWeights(
         **{
-            name: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=named_sharding(mesh, name))
+            name: jax.ShapeDtypeStruct(shape, dtypes[name], sharding=named_sharding(mesh, name))
             for name, shape in shapes.items()
         }  # type: ignore[arg-type]
     )
