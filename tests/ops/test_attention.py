@@ -12,7 +12,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from albireo_jax.ops.attention import paged_attention
 from albireo_jax.ops.attention_ref import reference_attention
-from albireo_jax.ops.kv_cache import KvCache, dequantise
+from albireo_jax.ops.kv_cache import KvCache, dequantise, new_cache
 from albireo_jax.ops.kv_write import TokenPages, write_kv
 
 SCALE = 0.3

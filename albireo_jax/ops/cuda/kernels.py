@@ -16,7 +16,7 @@ import numpy as np
 
 from albireo_jax.ops.cuda.nvrtc import compile_ptx
 
-_SOURCE, _HEADER = "paged_attention.cu", "gpu_intrinsics.h"
+_SOURCE = "paged_attention.cu"
 
 
 class Entry(StrEnum):
@@ -89,5 +89,5 @@ def launch(what: Launch, operands: Sequence[jax.Array]) -> Sequence[jax.Array]:
 def ptx(macros: tuple[tuple[str, str], ...]) -> str:
     """The kernels' PTX with these macros; NVRTC takes a second or so for it."""
     folder = resources.files("albireo_jax.ops.cuda")
-    header = (folder / _HEADER).read_text()
-    return compile_ptx((folder / _SOURCE).read_text(), headers={_HEADER: header}, macros=macros)
+    headers = {file.name: file.read_text() for file in folder.iterdir() if file.name.endswith(".h")}
+    return compile_ptx((folder / _SOURCE).read_text(), headers=headers, macros=macros)

@@ -12,9 +12,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <numeric>
-#include <random>
 #include <utility>
 #include <vector>
 
@@ -44,7 +42,7 @@ struct Copy { void *to; const void *from; int bytes; };
 struct Fiber {
   jmp_buf at;
   ucontext_t begin;
-  std::unique_ptr<char[]> stack;
+  std::vector<char> stack;
   bool is_started = false, is_done = false;
   Index thread;
   std::vector<Copy> copies;                // of the group that is being made
@@ -180,7 +178,7 @@ void run_grid(int grid_x, int grid_y, int threads, uint64_t seed, bool eager, Bo
   static Body *current;
   current = &body;
   is_eager = eager;
-  std::mt19937_64 random(seed);
+  uint64_t random = 2 * seed + 1;  // of Marsaglia's xorshift64
   std::vector<int> order(threads);
   std::iota(order.begin(), order.end(), 0);
   for (blockIdx.y = 0; blockIdx.y < grid_y; blockIdx.y++)
@@ -194,10 +192,13 @@ void run_grid(int grid_x, int grid_y, int threads, uint64_t seed, bool eager, Bo
         fiber.is_started = fiber.is_done = false;
         fiber.thread = {i, 0, 0};
         fiber.copies.clear(), fiber.groups.clear();
-        if (!fiber.stack) fiber.stack = std::make_unique<char[]>(kStack);
+        fiber.stack.resize(kStack);
       }
       for (int left = threads; left > 0;) {
-        std::shuffle(order.begin(), order.end(), random);
+        for (int i = threads - 1; i > 0; i--) {
+          random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+          std::swap(order[i], order[random % (i + 1)]);
+        }
         for (int i : order) {
           running = &fibers[i];
           if (running->is_done) continue;
@@ -205,7 +206,7 @@ void run_grid(int grid_x, int grid_y, int threads, uint64_t seed, bool eager, Bo
             if (running->is_started) _longjmp(running->at, 1);
             running->is_started = true;
             getcontext(&running->begin);
-            running->begin.uc_stack.ss_sp = running->stack.get();
+            running->begin.uc_stack.ss_sp = running->stack.data();
             running->begin.uc_stack.ss_size = kStack;
             running->begin.uc_link = nullptr;
             makecontext(&running->begin, +[] {

@@ -1,0 +1,37 @@
+// How one model and cache lie in shared memory and registers; the macros are described in paged_attention.cu.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#ifndef ON_CPU
+#include "gpu_intrinsics.h"
+#endif
+
+enum {
+  KV_BYTES = KV_KIND == 0 ? 2 : 1,
+  SPANS = (HEAD_DIM + 31) / 32,  // of 32 channels; the last one is padded with zeros
+  WIDTH = SPANS * 32,
+  ROW_BYTES = WIDTH * KV_BYTES,
+  CHUNKS = ROW_BYTES / 16,
+  SWAPPED_CHUNKS = CHUNKS & -CHUNKS,
+  HEAD_BYTES = HEAD_DIM * KV_BYTES,
+  THREADS = 32 * WARPS,
+  GROUP_THREADS = 32 * GROUP_WARPS,
+  GROUPS = WARPS / GROUP_WARPS,
+  TOKENS = 16 * GROUP_WARPS,  // of a stage
+  SCALE_BYTES = KV_KIND == 0 ? 0 : 8 * TOKENS,
+  STAGE_BYTES = TOKENS * ROW_BYTES + SCALE_BYTES,
+  RING_FITS = 49152 / (GROUPS * STAGE_BYTES),
+  RING = RING_FITS < 6 ? RING_FITS : 6,
+  MERGE_BYTES = GROUPS > 1 ? GROUPS * 16 * (WIDTH + 2) * 4 : 0,
+  SHARED_BYTES = RING * GROUPS * STAGE_BYTES > MERGE_BYTES ? RING * GROUPS * STAGE_BYTES : MERGE_BYTES,
+};
+static_assert(RING >= 3, "a ring holds keys, values and what comes next");
+static_assert(HEAD_BYTES % 16 == 0, "a head's channels are copied 16 bytes at a time");
+
+struct Piece {
+  int row, token, queries, position, begin, end, slot, unused;
+};
