@@ -112,53 +112,52 @@ def cuda_attention(
 ) -> Float[Array, "T N G K"]:
     """`ops.attention.paged_attention` by kernels that `launch` runs; raises ModelError as `check_shape`."""
     num_tokens, heads, group, head_dim = q_TNGK.shape
-    _, num_pages, page_size, _, _ = cache.k_LPSNK.shape
-    num_rows, table_width = page_table_RM.shape
     check_shape(head_dim=head_dim, group=group, q_dtype=q_TNGK.dtype, kv_dtype=cache.k_LPSNK.dtype)
     shape = _Shape(
         head_dim=head_dim,
         group=group,
         heads=heads,
-        page_size=page_size,
-        table_width=table_width,
-        num_pages=num_pages,
+        page_size=cache.k_LPSNK.shape[2],
+        table_width=page_table_RM.shape[1],
+        num_pages=cache.k_LPSNK.shape[1],
         kind=_KINDS[cache.k_LPSNK.dtype],
         window=sliding_window,
         soft_cap=soft_cap,
         scale=scale,
     )
-    cuts = _cuts(shape, num_tokens=num_tokens, num_rows=num_rows)
-    slots = sum(2 * how.num_pieces * how.queries * how.group for _, how in cuts)
-    results = (
+    cuts = _cuts(shape, num_tokens=num_tokens, num_rows=context_R.shape[0])
+    pieces, merge_TF = _pieces(row_start_R1, context_R, cuts, num_tokens=num_tokens)
+    operands = [q_TNGK, *(array for array in cache if array is not None), page_table_RM]
+    done: list[jax.Array] = []
+    for (is_decode, _), piece_XF in zip(cuts, pieces, strict=True):
+        attend = Launch(
+            kernel=shape.kernel(Entry.ATTEND, is_decode=is_decode, is_chained=bool(done)),
+            grid=(heads, piece_XF.shape[0]),
+            results=_results(q_TNGK, cuts),
+            in_place=len(done),
+        )
+        done = [*launch(attend, [*operands, piece_XF, jnp.asarray(layer, jnp.int32).reshape(1), *done])]
+    out_TNGK, part, bounds = done
+    merge = Launch(
+        kernel=shape.kernel(Entry.MERGE, is_decode=cuts[0][0], is_chained=False),
+        grid=(heads, num_tokens),
+        results=_results(q_TNGK, cuts)[:1],
+        in_place=1,
+    )
+    return launch(merge, [merge_TF, part, bounds, out_TNGK])[0]
+
+
+def _results(
+    q_TNGK: Float[Array, "T N G K"], cuts: list[tuple[bool, Cut]]
+) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """What the attention kernel gives: outputs, and in slots unfinished ones with their maxima and sums."""
+    _, heads, _, head_dim = q_TNGK.shape
+    slots = sum(how.num_slots for _, how in cuts)
+    return (
         jax.ShapeDtypeStruct(q_TNGK.shape, q_TNGK.dtype),
         jax.ShapeDtypeStruct((slots, heads, head_dim), jnp.float32),
         jax.ShapeDtypeStruct((slots, heads, 2), jnp.float32),
     )
-    operands = [q_TNGK, *(array for array in cache if array is not None), page_table_RM]
-    count_R = row_start_R1[1:] - row_start_R1[:-1]
-    merge_TF, done = None, []
-    for is_decode, how in cuts:
-        is_cut_R = (count_R == 1) == is_decode if len(cuts) > 1 else count_R > 0
-        pieces = cut(Rows(row_start_R1, context_R, is_cut_R), how, num_tokens=num_tokens)
-        merge_TF = pieces.merge_TF if merge_TF is None else _either(merge_TF, pieces)
-        call = Launch(
-            kernel=shape.kernel(Entry.ATTEND, is_decode=is_decode, is_chained=bool(done)),
-            grid=(heads, pieces.piece_XF.shape[0]),
-            results=results,
-            in_place=len(done),
-        )
-        done = launch(call, [*operands, pieces.piece_XF, jnp.asarray(layer, jnp.int32).reshape(1), *done])
-    assert merge_TF is not None
-    out_TNGK, part, bounds = done
-    is_decode, _ = cuts[0]
-    merge = Launch(
-        kernel=shape.kernel(Entry.MERGE, is_decode=is_decode, is_chained=False),
-        grid=(heads, num_tokens),
-        results=results[:1],
-        in_place=1,
-    )
-    (out_TNGK,) = launch(merge, [merge_TF, part, bounds, out_TNGK])
-    return out_TNGK
 
 
 def _cuts(shape: _Shape, *, num_tokens: int, num_rows: int) -> list[tuple[bool, Cut]]:
@@ -189,13 +188,26 @@ def _cuts(shape: _Shape, *, num_tokens: int, num_rows: int) -> list[tuple[bool, 
         block_tokens=block_tokens,
         num_tiles=num_tokens // queries + rows,
         num_pieces=-(-_CHUNK_BLOCKS // shape.heads),
-        first_slot=2 * decode.num_pieces * shape.group if has_decode else 0,
+        first_slot=decode.num_slots if has_decode else 0,
         window=window,
     )
     return [(True, decode), (False, chunk)] if has_decode else [(False, chunk)]
 
 
-def _either(merge_TF: Int32[Array, "T F"], pieces: Pieces) -> Int32[Array, "T F"]:
-    """Merges of tokens that one of two cuts has."""
-    is_padding_T = merge_TF[:, 2] == PADDING
-    return jnp.where(is_padding_T[:, None], pieces.merge_TF, merge_TF)
+def _pieces(
+    row_start_R1: Int32[Array, " R1"],
+    context_R: Int32[Array, " R"],
+    cuts: list[tuple[bool, Cut]],
+    *,
+    num_tokens: int,
+) -> tuple[list[Int32[Array, "_ _"]], Int32[Array, "T F"]]:
+    """The pieces of each cut, and what each token has to merge."""
+    count_R = row_start_R1[1:] - row_start_R1[:-1]
+    pieces: list[Pieces] = []
+    for is_decode, how in cuts:
+        is_cut_R = (count_R == 1) == is_decode if len(cuts) > 1 else count_R > 0
+        pieces.append(cut(Rows(row_start_R1, context_R, is_cut_R), how, num_tokens=num_tokens))
+    merge_TF = pieces[0].merge_TF
+    for more in pieces[1:]:  # each token is of one cut at most
+        merge_TF = jnp.where(merge_TF[:, 2:3] == PADDING, more.merge_TF, merge_TF)
+    return [each.piece_XF for each in pieces], merge_TF
