@@ -4,6 +4,7 @@ import ctypes
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ from albireo_jax.ops.cuda.kernels import Kernel, Launch
 HERE = Path(__file__).parent / "cuda"
 COMPILER = shutil.which("g++") or shutil.which("c++")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler to run the kernels with")
+_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def run(
 ) -> None:
     """Runs every block of a grid; the kernel reads and writes the arrays where they are."""
     addresses = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
-    _library(kernel.macros, edits).run(*grid, ctypes.c_uint64(order.seed), int(order.is_eager), addresses)
+    with _one_at_a_time:  # devices call side by side, and a library has one shared memory
+        _library(kernel.macros, edits).run(*grid, ctypes.c_uint64(order.seed), int(order.is_eager), addresses)
 
 
 def launch_on_cpu(order: Order, *, edits: Edits = ()):

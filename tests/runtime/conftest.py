@@ -1,8 +1,10 @@
 """Small engines on virtual devices: a random model, the shipped scheduler, loop and executor."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +28,9 @@ from albireo_jax.runtime.rules_stage import RulesShape, new_rules
 from albireo_jax.runtime.state import DeviceState, StateShape, new_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram
 from albireo_jax.sched.scheduler import Scheduler
+
+# For the laboratory that runs CUDA kernels on the CPU.
+sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))
 
 MODEL = ModelConfig(
     architecture="LlamaForCausalLM",

@@ -44,11 +44,11 @@ def _requests(count: int) -> list[Request]:
         Request(
             request_id=f"r{index}",
             prompt_token_ids=tuple(draw.integers(0, 105, draw.integers(1, 40)).tolist()),
-            max_tokens=int(draw.integers(1, 30)),
+            max_tokens=int(draw.integers(2, 30)),
             temperature=float(draw.choice((0.0, 0.8, 1.2))),
             top_p=float(draw.choice((1.0, 0.9))),
             top_k=int(draw.choice((0, 30))),
-            min_tokens=1 if index % 3 else 0,
+            min_tokens=index % 3,
             stop_ids=tuple(draw.choice(105, size=8, replace=False).tolist()) if index % 2 else (),
             seed=index,
         )

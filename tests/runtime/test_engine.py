@@ -93,9 +93,10 @@ def test_seeds_matter(engine: Build) -> None:
     assert small.run([request]) != small.run([replace(request, seed=2)])
 
 
-def test_stop_ids_end_a_request_and_min_tokens_holds_them_back(engine: Build) -> None:
+@pytest.mark.parametrize(("tp", "steps"), [(1, 1), (4, 1), (1, 4)])
+def test_stop_ids_end_a_request_and_min_tokens_holds_them_back(engine: Build, tp: int, steps: int) -> None:
     request = Request(request_id="r", prompt_token_ids=(5, 6, 7), max_tokens=20, temperature=1.0, seed=3)
-    small = engine()
+    small = engine(tp=tp, decode_steps=steps)
     free = small.run([request])["r"]
     stop = free[4]
     first = free.index(stop)
@@ -103,6 +104,9 @@ def test_stop_ids_end_a_request_and_min_tokens_holds_them_back(engine: Build) ->
     held = small.run([replace(request, stop_ids=(stop,), min_tokens=first + 1)])["r"]
     assert held[:first] == free[:first]
     assert stop not in held[: first + 1]
+    free_beside = replace(request, request_id="s")
+    both = small.run([replace(request, stop_ids=(stop,), min_tokens=first + 1), free_beside])
+    assert both == {"r": held, "s": free}
 
 
 def test_new_weights_serve_without_a_new_engine(engine: Build) -> None:
