@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from albireo_jax.core.types import MAX_STOP_IDS
 from albireo_jax.experiments.records import Record, Series, cpu_device, write_record
 from albireo_jax.sampling.draw import SamplerParams
 from albireo_jax.sampling.sample import sample
@@ -75,8 +74,6 @@ def make_params(rows: int, cases: list[Case]) -> SamplerParams:
         min_p_R=jnp.asarray([case.min_p for case in chosen], jnp.float32),
         seed_R2=jnp.stack([jnp.zeros(rows, jnp.uint32), jnp.arange(rows, dtype=jnp.uint32)], axis=1),
         position_R=jnp.full(rows, 100, jnp.int32),
-        banned_until_R=jnp.zeros(rows, jnp.int32),
-        stop_id_RB=jnp.full((rows, MAX_STOP_IDS), -1, jnp.int32),
     )
 
 

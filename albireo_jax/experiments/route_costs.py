@@ -14,7 +14,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled
 from jaxtyping import Array, Float
 
-from albireo_jax.core.types import MAX_STOP_IDS
 from albireo_jax.experiments.arithmetic import operations
 from albireo_jax.experiments.collectives import collectives
 from albireo_jax.experiments.hlo import parse
@@ -69,8 +68,6 @@ def peaked_batch(
         min_p_R=jnp.zeros(rows, jnp.float32),
         seed_R2=jnp.stack([jnp.zeros(rows, jnp.uint32), jnp.arange(rows, dtype=jnp.uint32)], axis=1),
         position_R=jnp.full(rows, 100, jnp.int32),
-        banned_until_R=jnp.zeros(rows, jnp.int32),
-        stop_id_RB=jnp.full((rows, MAX_STOP_IDS), -1, jnp.int32),
     )
     return Batch(
         logits_RV=jax.device_put(logits_RV, NamedSharding(mesh, _BY_VOCAB)),

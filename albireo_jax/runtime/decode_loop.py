@@ -51,7 +51,7 @@ from albireo_jax.runtime.batch import (
     slot_fields,
     unpack,
 )
-from albireo_jax.runtime.sampling_stage import routes, sample_rows
+from albireo_jax.runtime.sampling_stage import ban_rows, routes, sample_rows
 from albireo_jax.runtime.state import CacheState, DeviceState, SamplerState, cache_specs, sampler_specs
 from albireo_jax.runtime.step import LayerLoop, StepProgram, forward_rows, update_pages
 from albireo_jax.sampling.routes import Route
@@ -222,12 +222,13 @@ def _step(program: StepProgram, route: Route, fixed: _Fixed, at: _Progress) -> _
         inputs=inputs._replace(slot_R=jnp.where(runs_R, inputs.slot_R, padding_slot), start_R=start_R),
         last_token_Z=at.last_token_Z,
     )
+    samples = SampleInputs(inputs.slot_R, start_R + 1, runs_R)
     sampled = sample_rows(
         program,
         route,
         SamplerState(at.last_token_Z, fixed.params_ZF),
-        logits_Rv=forward.logits_RV,
-        inputs=SampleInputs(inputs.slot_R, start_R + 1, runs_R),
+        logits_Rv=ban_rows(program, fixed.params_ZF, forward.logits_RV, inputs=samples),
+        inputs=samples,
     )
     ends_R = runs_R & _is_end(sampled.id_R, fixed.stop_id_RB)
     return _Progress(

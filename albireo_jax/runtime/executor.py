@@ -1,8 +1,8 @@
 """JaxExecutor: packs plans, dispatches compiled programs, and reads sampled ids back one step late.
 
 A step is two calls, a forward pass and a sampling of its logits; a third, if it admits requests; one before
-them, if some of these begin with pages that are computed already; and those of `ruled_rows` if any of its
-rows has rules. The device runs them in order, without the host in between::
+them, if some of these begin with pages that are computed already; and those of `ruled_rows` and `banned_rows`
+if any of its rows has rules or may not end yet. The device runs them in order, without the host in between::
 
     host    pack, forward, admit, sample │ next plan ...         │ wait: ids
     device         [ forward ................ ][ admit ][ sample ]──▶ copy of the ids
@@ -23,6 +23,7 @@ from jax.sharding import Sharding
 
 from albireo_jax.core.plan import CopyCosts, SlotParams, StepPlan
 from albireo_jax.nn.decoder import DecoderWeights
+from albireo_jax.runtime.banned_rows import BannedRows, BanProgram
 from albireo_jax.runtime.batch import (
     ADMISSIONS,
     SLOT_FIELDS,
@@ -69,7 +70,7 @@ class Sampling:
     route: Route
 
 
-_Program = Bucket | Sampling | DecodeLoop | RuleProgram | ScoreProgram | CopyProgram | str
+_Program = Bucket | Sampling | BanProgram | DecodeLoop | RuleProgram | ScoreProgram | CopyProgram | str
 """Names of the executor's programs."""
 
 
@@ -102,6 +103,7 @@ class JaxExecutor:
         self.replace_weights(weights)
         self._padding_slot = state.sampler.last_token_Z.shape[0] - 1
         self._ruled = RuledRows(program, rules, max_len=max_len)
+        self._banned = BannedRows(program, num_slots=self._padding_slot + 1)
         self._host_pages = HostPages(
             self._cache.kv, program.mesh, axis=program.axis, num_host_pages=num_host_pages
         )
@@ -109,15 +111,13 @@ class JaxExecutor:
         self._ends = Ends()
         self._routes = routes(program)
         self._slot_route = np.zeros(self._padding_slot + 1, np.int32)
-        samplings = [
-            Sampling(rows, route)
-            for rows in sorted({bucket.rows for bucket in buckets})
-            for route in self._routes
-        ]
+        row_counts = sorted({bucket.rows for bucket in buckets})
+        samplings = [Sampling(rows, route) for rows in row_counts for route in self._routes]
         self._costs = {sampling: self._cost(sampling) for sampling in samplings}
         self._compiled: dict[_Program, jax.stages.Compiled] = compile_all(
             {_ADMIT: self._lower_admit, _BEGIN: self._lower_begin}
-            | self._ruled.programs([sampling.rows for sampling in samplings])
+            | self._ruled.programs(row_counts)
+            | self._banned.programs(row_counts, state.sampler)
             | self._scoring.programs(buckets)
             | self._host_pages.programs()
             | self._loops.programs(buckets, state)
@@ -125,10 +125,8 @@ class JaxExecutor:
             | {sampling: partial(self.lower_sampling, sampling) for sampling in samplings},
             progress=progress,
         )
-        self._ruled.use(self._compiled)
-        self._scoring.use(self._compiled)
-        self._loops.use(self._compiled)
-        self._host_pages.use(self._compiled)
+        for calls in (self._ruled, self._banned, self._scoring, self._loops, self._host_pages):
+            calls.use(self._compiled)
 
     def lower(self, bucket: Bucket) -> jax.stages.Lowered:
         """The forward program of a bucket, lowered for this engine's shapes and devices."""
@@ -201,6 +199,7 @@ class JaxExecutor:
         logits_RV = self._ruled.apply(ruled, forward.logits_RV)
         sampling = Sampling(bucket.rows, self._route(plan))
         rows = pack_rows(plan, bucket.rows, padding_slot=padding_slot)
+        logits_RV = self._banned.apply(plan, self._sampler, logits_RV, rows=rows)
         sampled: SampleOutput = self._compiled[sampling](self._sampler, logits_RV, rows)
         self._sampler = sampled.state
         self._ruled.note(ruled, sampled.id_R)

@@ -3,11 +3,12 @@
 They are apart from the forward pass, so that few of them serve all its buckets, and so that the host, which
 knows what the rows of a step ask for, picks the cheapest (`sampling.routes`)::
 
-    forward ──▶ logits, split over the vocabulary ──▶ sample (by route) ──▶ ids ──▶ last_token
-                                                           ▲
-    admit: parameters of new slots ──▶ params ─────────────┘
+    forward ──▶ logits, split over the vocabulary ──(ban)──▶ sample (by route) ──▶ ids ──▶ last_token
+                                                      ▲        ▲
+    admit: parameters of new slots ──▶ params ────────┴────────┘
 
-Nothing here waits for the host, and nothing is compiled after the start.
+Ids that some row may not say yet are taken out of the logits by a program of its own (`banned_rows`): a
+sampling that could do so would have to copy all logits, in every step.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int32
 
@@ -25,6 +27,7 @@ from albireo_jax.runtime.batch import SampleInputs, slot_fields, unpack_rows
 from albireo_jax.runtime.state import SamplerState, sampler_specs
 from albireo_jax.runtime.step import StepProgram
 from albireo_jax.sampling.draw import SamplerParams
+from albireo_jax.sampling.logits import Bans, ban
 from albireo_jax.sampling.routes import Route, route_of, sample_by
 
 
@@ -73,10 +76,45 @@ def jit_sample(program: StepProgram, route: Route) -> jax.stages.Wrapped:
     return jax.jit(body, donate_argnums=(0,))
 
 
+def jit_ban(program: StepProgram) -> jax.stages.Wrapped:
+    """(params_ZF, logits_RV, buffer of `batch.pack_rows`) -> logits_RV without those of banned ids.
+
+    The logits given stay, because log probabilities are theirs.
+    """
+
+    def change(
+        params_ZF: Int32[Array, "Z F"], logits_Rv: Float[Array, "R v"], buffer_W: Int32[Array, " W"]
+    ) -> Array:
+        return ban_rows(program, params_ZF, logits_Rv, inputs=unpack_rows(buffer_W))
+
+    split = PartitionSpec(None, program.axis)
+    body = jax.shard_map(
+        change,
+        mesh=program.mesh,
+        in_specs=(PartitionSpec(), split, PartitionSpec()),
+        out_specs=split,
+    )
+    return jax.jit(body)
+
+
 @partial(jax.jit, donate_argnums=(0,))
 def admit(state: SamplerState, admission_AX: Int32[Array, "A X"]) -> SamplerState:
     """The state with the parameters of new slots, as `batch.pack_params` wrote them."""
     return state._replace(params_ZF=state.params_ZF.at[admission_AX[:, 0]].set(admission_AX[:, 1:]))
+
+
+def ban_rows(
+    program: StepProgram,
+    params_ZF: Int32[Array, "Z F"],
+    logits_Rv: Float[Array, "R v"],
+    *,
+    inputs: SampleInputs,
+) -> Float[Array, "R v"]:
+    """A rank's share of the logits without the stop ids of rows that may not end yet."""
+    with jax.named_scope("ban"):
+        fields = slot_fields(params_ZF[inputs.slot_R])
+        bans = Bans(inputs.position_R, fields.banned_until_R, fields.stop_id_RB)
+        return ban(logits_Rv, bans, first=lax.axis_index(program.axis) * logits_Rv.shape[1])
 
 
 def sample_rows(
@@ -114,6 +152,4 @@ def _sampler_params(state: SamplerState, inputs: SampleInputs) -> SamplerParams:
         min_p_R=fields.min_p_R,
         seed_R2=fields.seed_R2,
         position_R=inputs.position_R,
-        banned_until_R=fields.banned_until_R,
-        stop_id_RB=fields.stop_id_RB,
     )

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from albireo_jax.sampling.blocks import View, first_largest, logit_peaks, peaks, whole_rows, wide
-from albireo_jax.sampling.draw import NOT_FINITE, Rows, SamplerParams, ban, resolve, scores
+from albireo_jax.sampling.draw import NOT_FINITE, Rows, SamplerParams, resolve, scores
 
 _NO_ID = np.iinfo(np.int32).max
 
@@ -27,7 +27,8 @@ class _Best(NamedTuple):
 
 def sample_greedy(logits_Rv: Float[Array, "R v"], params: SamplerParams, *, axis: str) -> Int32[Array, " R"]:
     """The token of each row as if its temperature were 0: the largest logit, the lowest id on ties."""
-    view = own_view(logits_Rv, params, axis=axis)
+    del params
+    view = own_view(logits_Rv, axis=axis)
     peak_RJ = logit_peaks(view.logit_RJW)
     return _compare(_own_best(view.logit_RJW, view, peak_RJ), max_R=largest(peak_RJ, axis=axis), axis=axis)
 
@@ -36,18 +37,17 @@ def sample_unfiltered(
     logits_Rv: Float[Array, "R v"], params: SamplerParams, *, axis: str
 ) -> Int32[Array, " R"]:
     """The token of each row as if it had no top-k, top-p or min-p; greedy where the temperature is 0."""
-    view = own_view(logits_Rv, params, axis=axis)
+    view = own_view(logits_Rv, axis=axis)
     peak_RJ = logit_peaks(view.logit_RJW)
     max_R = largest(peak_RJ, axis=axis)
     rows = resolve(params, max_R=max_R, vocab=logits_Rv.shape[1] * lax.axis_size(axis))
     return best(view, rows, peak_RJ, max_R=max_R, axis=axis)
 
 
-def own_view(logits_Rv: Float[Array, "R v"], params: SamplerParams, *, axis: str) -> View:
-    """A rank's share of the rows, without banned stop ids; its ids are those of the whole vocabulary."""
-    first = lax.axis_index(axis) * logits_Rv.shape[1]
-    view = whole_rows(ban(logits_Rv, params, first=first))
-    return view._replace(first_RJ=view.first_RJ + first)
+def own_view(logits_Rv: Float[Array, "R v"], *, axis: str) -> View:
+    """A rank's share of the rows; its ids are those of the whole vocabulary."""
+    view = whole_rows(logits_Rv)
+    return view._replace(first_RJ=view.first_RJ + lax.axis_index(axis) * logits_Rv.shape[1])
 
 
 def largest(peak_RJ: Float[Array, "R J"], *, axis: str) -> Float[Array, " R"]:

@@ -56,7 +56,7 @@ def sample_candidates(
 ) -> Int32[Array, " R"]:
     """Ids of all rows on every rank, from candidates where they suffice for every row that filters."""
     vocab = logits_Rv.shape[1] * lax.axis_size(axis)
-    view = own_view(logits_Rv, params, axis=axis)
+    view = own_view(logits_Rv, axis=axis)
     peak_RJ = logit_peaks(view.logit_RJW)
     max_R = largest(peak_RJ, axis=axis)
     rows = resolve(params, max_R=max_R, vocab=vocab)

@@ -26,8 +26,7 @@ class SamplerParams(NamedTuple):
     """How each row's token is chosen, and at which position it will stand.
 
     temperature 0 is greedy; top_k 0 keeps all; top_p 1 and min_p 0 filter nothing. `seed_R2` holds the high
-    and the low word of a 63-bit seed. At a position below `banned_until_R` the ids in `stop_id_RB`
-    (padded with -1) are never drawn.
+    and the low word of a 63-bit seed.
     """
 
     temperature_R: Float[Array, " R"]
@@ -36,8 +35,6 @@ class SamplerParams(NamedTuple):
     min_p_R: Float[Array, " R"]
     seed_R2: UInt32[Array, "R 2"]
     position_R: Int32[Array, " R"]
-    banned_until_R: Int32[Array, " R"]
-    stop_id_RB: Int32[Array, "R B"]
 
 
 class Rows(NamedTuple):
@@ -55,24 +52,6 @@ class _Round(NamedTuple):
     floor_R: Float[Array, " R"]
     id_R: Int32[Array, " R"]
     is_done_R: Bool[Array, " R"]
-
-
-def ban(
-    logits_RV: Float[Array, "R V"], params: SamplerParams, *, first: int | Int32[Array, ""] = 0
-) -> Float[Array, "R V"]:
-    """The logits without those of banned stop ids; `first` is the id of the first column."""
-    is_banned_RB = (params.position_R < params.banned_until_R)[:, None] & (params.stop_id_RB >= 0)
-    column_RB = params.stop_id_RB - first
-    # An index below 0 would count from the end.
-    is_banned_RB &= column_RB >= 0
-    column_RB = jnp.where(is_banned_RB, column_RB, logits_RV.shape[1])
-    row_R1 = jnp.arange(logits_RV.shape[0])[:, None]
-
-    def drop(_: Int32[Array, ""], logits_RV: Float[Array, "R V"]) -> Float[Array, "R V"]:
-        return logits_RV.at[row_R1, column_RB].set(-_INF, mode="drop")
-
-    # A loop of one turn or none: unlike a conditional, it leaves the logits where they are.
-    return lax.fori_loop(0, is_banned_RB.any().astype(jnp.int32), drop, logits_RV)
 
 
 def resolve(params: SamplerParams, *, max_R: Float[Array, " R"], vocab: int) -> Rows:

@@ -1,4 +1,4 @@
-"""What is done to logits before a token is chosen from them: masks, refused words, biases, penalties.
+"""What is done to logits before a token is chosen from them: masks, refused words, biases, penalties, bans.
 
 All of it is element by element over the vocabulary, so each rank does its own share, and no logits or counts
 travel. The state of Z slots lives on the device; rows without rules read a slot that changes nothing.
@@ -33,6 +33,29 @@ class Rules(NamedTuple):
     bad_word_ZHY: Int32[Array, "Z H Y"]
     recent_ZY: Int32[Array, "Z Y"]
     penalty_Z3: Float[Array, "Z 3"]
+
+
+class Bans(NamedTuple):
+    """Ids that rows may not sample at positions below `until_R`: those in `stop_id_RB`, padded with -1."""
+
+    position_R: Int32[Array, " R"]
+    until_R: Int32[Array, " R"]
+    stop_id_RB: Int32[Array, "R B"]
+
+
+def ban(
+    logits_Rv: Float[Array, "R v"], bans: Bans, *, first: Int32[Array, ""] | int = 0
+) -> Float[Array, "R v"]:
+    """The logits without those of banned ids; `first` is the id of the first column.
+
+    In place where the logits have no other use. Elsewhere all of them are copied, which on a CPU takes three
+    times as long as finding the largest: it is for steps in which some row has a ban.
+    """
+    is_banned_R = bans.position_R < bans.until_R
+    banned_RB = jnp.where(is_banned_R[:, None], bans.stop_id_RB, -1)
+    row_R1 = jnp.arange(logits_Rv.shape[0])[:, None]
+    column_RB = _columns(banned_RB, first=first, count=logits_Rv.shape[1])
+    return logits_Rv.at[row_R1, column_RB].set(-_INF, mode="drop")
 
 
 def apply_rules(

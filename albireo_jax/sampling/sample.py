@@ -2,13 +2,13 @@
 
 A row is V logits in J blocks of W, and the maximum of each block serves every stage::
 
-    logits ──ban──▶ block maxima ──▶ largest logit: the token of greedy rows
-                        │               (if no row draws, this is all)
-                        ▼
-              rows that filter: the blocks with the highest maxima ──▶ sieve, noise ──▶ token, if
-                        │                                          nothing outside of them can be drawn
-                        ▼
-              all other rows: whole ──▶ sieve, noise ──▶ token
+    logits ──▶ block maxima ──▶ largest logit: the token of greedy rows
+                    │               (if no row draws, this is all)
+                    ▼
+          rows that filter: the blocks with the highest maxima ──▶ sieve, noise ──▶ token, if
+                    │                                          nothing outside of them can be drawn
+                    ▼
+          all other rows: whole ──▶ sieve, noise ──▶ token
 
 The second stage looks at a few thousand tokens, which is enough for most rows with top-k, top-p or
 min-p. The third sees whole rows, because nothing is filtered or because the nucleus is wide. Both draw
@@ -32,7 +32,6 @@ from albireo_jax.sampling.draw import (
     NOT_FINITE,
     Rows,
     SamplerParams,
-    ban,
     draw_through,
     resolve,
     scores,
@@ -62,15 +61,14 @@ def sample(logits_RV: Float[Array, "R V"], params: SamplerParams) -> Int32[Array
 
     A greedy row takes its largest logit, the lowest id on ties. Any other row, in this order:
 
-    1. banned stop ids lose their logit;
-    2. logits are divided by the temperature;
-    3. top-k keeps the k largest, and whatever ties with the k-th;
-    4. top-p keeps, of these, the smallest set of most probable tokens whose mass reaches p, ties included;
-    5. min-p keeps what has at least min_p times the largest probability;
-    6. the largest sum of scaled logit and Gumbel noise wins, the lowest id on ties.
+    1. logits are divided by the temperature;
+    2. top-k keeps the k largest, and whatever ties with the k-th;
+    3. top-p keeps, of these, the smallest set of most probable tokens whose mass reaches p, ties included;
+    4. min-p keeps what has at least min_p times the largest probability;
+    5. the largest sum of scaled logit and Gumbel noise wins, the lowest id on ties.
 
     The noise is a function of seed, position and token id only, and so is the token of the row's logits
-    and parameters only. Tokens below 2^-29 of the largest probability add nothing to the mass in 4.
+    and parameters only. Tokens below 2^-29 of the largest probability add nothing to the mass in 3.
     Minus infinity is never drawn. A row whose largest logit is not finite gets NOT_FINITE.
     """
     vocab = logits_RV.shape[1]
@@ -78,7 +76,7 @@ def sample(logits_RV: Float[Array, "R V"], params: SamplerParams) -> Int32[Array
         raise ValueError(
             f"a vocabulary of {vocab} tokens is too large to sample from, the limit is {MAX_VOCAB}"
         )
-    view = whole_rows(ban(logits_RV, params))
+    view = whole_rows(logits_RV)
     peak_RJ = logit_peaks(view.logit_RJW)
     greedy_R = first_largest(view.logit_RJW, view.first_RJ, peak_RJ=peak_RJ).id_R
     resolved = resolve(params, max_R=peak_RJ.max(axis=1), vocab=vocab)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from albireo_jax.core.types import MAX_SEED, MAX_STOP_IDS
+from albireo_jax.core.types import MAX_SEED
 from albireo_jax.sampling.draw import SamplerParams
 from albireo_jax.sampling.noise import Words, gumbel
 
@@ -26,15 +26,10 @@ class Row(NamedTuple):
     min_p: float = 0.0
     seed: int = 0
     position: int = 0
-    banned_until: int = 0
-    stop_ids: tuple[int, ...] = ()
 
 
 def params_of(rows):
     """The rows as arrays."""
-    stop_ids = np.full((len(rows), MAX_STOP_IDS), -1, np.int32)
-    for i, row in enumerate(rows):
-        stop_ids[i, : len(row.stop_ids)] = row.stop_ids
     seeds = [(row.seed >> 32, row.seed & 0xFFFFFFFF) for row in rows]
     return SamplerParams(
         temperature_R=jnp.asarray([row.temperature for row in rows], jnp.float32),
@@ -43,8 +38,6 @@ def params_of(rows):
         min_p_R=jnp.asarray([row.min_p for row in rows], jnp.float32),
         seed_R2=jnp.asarray(np.array(seeds, np.uint32).reshape(-1, 2)),
         position_R=jnp.asarray([row.position for row in rows], jnp.int32),
-        banned_until_R=jnp.asarray([row.banned_until for row in rows], jnp.int32),
-        stop_id_RB=jnp.asarray(stop_ids),
     )
 
 
@@ -62,10 +55,7 @@ def _noise(seed_R2, position_R, *, vocab):
 
 
 def allowed(logits, row):
-    """Logits after bans, and which tokens the filters keep: sorted, no bisection. For rows that draw."""
-    logits = logits.copy()
-    if row.position < row.banned_until:
-        logits[list(row.stop_ids)] = -INF
+    """Scaled logits, and which tokens the filters keep: sorted, no bisection. For rows that draw."""
     scaled = (logits - logits.max()) / np.float32(row.temperature)
     weight = np.rint(np.exp(scaled.astype(np.float64)).astype(np.float32) * MAX_WEIGHT).astype(np.int64)
     keep = logits > -INF
@@ -85,9 +75,6 @@ def allowed(logits, row):
 def oracle(logits, row, noise):
     """The id that `sample` must give for one row."""
     if row.temperature == 0:
-        logits = logits.copy()
-        if row.position < row.banned_until:
-            logits[list(row.stop_ids)] = -INF
         return int(np.argmax(logits))
     with np.errstate(over="ignore"):
         scaled, keep = allowed(logits, row)
@@ -103,8 +90,6 @@ def random_row(rng, vocab):
         min_p=float(rng.choice([0.0, 0.0, 0.0, 1e-7, 0.02, 0.3, 1.0])),
         seed=int(rng.integers(0, MAX_SEED, endpoint=True)),
         position=int(rng.integers(0, 2**31 - 1)) if rng.random() < 0.1 else int(rng.integers(0, 5000)),
-        banned_until=int(rng.choice([0, 2500])),
-        stop_ids=tuple(int(token) for token in rng.integers(0, vocab, rng.integers(0, 5))),
     )
 
 
@@ -127,7 +112,7 @@ def random_logits(rng, vocab):
         logits = -2.0 * np.log(1 + rng.permutation(vocab)) + logits * 0.01
     logits = np.clip(logits, -3e38, 3e38, where=np.isfinite(logits), out=logits)
     if not np.isfinite(logits).sum() > 8:
-        logits[:9] = 0.0  # so that bans leave something
+        logits[:9] = 0.0  # so that there is something to choose from
     return logits.astype(np.float32)
 
 

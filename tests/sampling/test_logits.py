@@ -1,4 +1,4 @@
-"""Rules against a plain loop in NumPy: masks, bad words, biases and penalties, whole and split over ranks."""
+"""Rules and bans against a plain loop in NumPy, whole and split over ranks."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from albireo_jax.sampling.logits import Rules, apply_rules, note_tokens, unpack_mask
+from albireo_jax.sampling.logits import Bans, Rules, apply_rules, ban, note_tokens, unpack_mask
 
 SLOTS, VOCAB, WORDS = 5, 150, 5
 INF = np.inf
@@ -103,3 +103,35 @@ def test_any_slice_of_a_mask_is_that_of_its_bits(first, count):
     bits[:, : 32 * WORDS] = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
     got = unpack_mask(jnp.asarray(words), first=first, count=count)
     np.testing.assert_array_equal(got, bits[:, first : first + count])
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_banned_ids_lose_their_logit_below_their_position_and_no_other_does(ranks):
+    draw, rows, share = np.random.default_rng(ranks), 40, VOCAB // ranks
+    logits = draw.normal(size=(rows, VOCAB)).astype(np.float32)
+    bans = Bans(
+        position_R=draw.integers(8, 12, rows).astype(np.int32),
+        until_R=draw.choice([0, 10], rows).astype(np.int32),
+        stop_id_RB=draw.choice([-1, -1, 0, 49, 50, 75, VOCAB - 1, *range(3, 30)], (rows, 8)).astype(np.int32),
+    )
+    want = logits.copy()
+    for row, (position, until, stop_ids) in enumerate(zip(*bans, strict=True)):
+        if position < until:
+            want[row, stop_ids[stop_ids >= 0]] = -INF
+    assert 50 < np.isneginf(want).sum() < want.size / 10
+    parts = [
+        jax.jit(partial(ban, first=rank * share))(
+            jnp.asarray(logits[:, rank * share : (rank + 1) * share]), jax.tree.map(jnp.asarray, bans)
+        )
+        for rank in range(ranks)
+    ]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), want)
+
+
+def test_bans_do_not_copy_logits_that_have_no_other_use():
+    rows, vocab = 64, 2**14
+    ints = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    bans = Bans(ints, ints, jax.ShapeDtypeStruct((rows, 32), jnp.int32))
+    made_here = jax.jit(lambda hidden, head, bans: ban(hidden @ head, bans).max(axis=1))
+    compiled = made_here.lower(jnp.zeros((rows, 8)), jnp.zeros((8, vocab)), bans).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * rows * vocab * 4

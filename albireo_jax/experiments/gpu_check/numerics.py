@@ -25,7 +25,6 @@ from albireo_jax.sampling.draw import SamplerParams
 from albireo_jax.sampling.sample import sample
 
 _LAYERS, _LAYER = 2, 1
-_MAX_STOPS = 4
 _STATIC = ("layer", "scale", "sliding_window")
 _attend = jax.jit(paged_attention, static_argnames=(*_STATIC, "launch"))
 _expect = jax.jit(reference_attention, static_argnames=_STATIC)
@@ -198,8 +197,6 @@ def _sampled_rows(rows: int) -> dict[str, SamplerParams]:
             min_p_R=of("min_p", 0.0, jnp.float32),
             seed_R2=jnp.stack([jnp.zeros(rows, jnp.uint32), jnp.arange(rows, dtype=jnp.uint32)], axis=1),
             position_R=jnp.arange(rows, dtype=jnp.int32) + 17,
-            banned_until_R=jnp.zeros(rows, jnp.int32),
-            stop_id_RB=jnp.full((rows, _MAX_STOPS), -1, jnp.int32),
         )
 
     return {
