@@ -21,8 +21,9 @@ What it costs: tokens come in bursts, and whoever arrives or aborts waits for th
 with rules, masks or scores need other programs, or the host, between two tokens and take single steps
 (`sched.repeating`).
 
-On a GPU, XLA's host thread runs the loop: it waits for the condition before each step, so a dispatch returns
-when its last step is queued, and depth 2 hides no more than the commit.
+One GPU runs a loop by itself, as one CUDA graph (`StepProgram.loop_options`). Over several, XLA's host thread
+runs it: it waits for the condition before each step, so a dispatch returns when its last step is queued, and
+depth 2 hides no more than the commit.
 
 Two programs serve each number of rows: one for greedy rows, by the cheapest route, and one for any.
 """
@@ -177,7 +178,8 @@ def jit_decode(program: StepProgram, loop: DecodeLoop, weights: DecoderWeights) 
         out_specs=LoopOutput(specs, PartitionSpec()),  # type: ignore[arg-type]
         check_vma=False,  # as in sampling: ids are equal on all ranks, which the checker cannot see
     )
-    return jax.jit(body, donate_argnums=(1,), compiler_options=program.compiler_options)
+    options = program.compiler_options | program.loop_options
+    return jax.jit(body, donate_argnums=(1,), compiler_options=options)
 
 
 def _decode(

@@ -30,6 +30,10 @@ from albireo_jax.ops.kv_write import token_pages, write_kv
 from albireo_jax.runtime.batch import Bucket, BufferLayout, StepInputs, unpack
 from albireo_jax.runtime.state import CacheState, cache_specs
 
+_GRAPH_COMMANDS = (  # WHILE, and all of XLA's default that a program on one GPU can have
+    "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
+)
+
 
 class ForwardOutput(NamedTuple):
     """The cache after a step, hidden states of all its tokens, and the logits of each row's last token.
@@ -109,6 +113,17 @@ class StepProgram:
         once and keep it, twice as large; without it each product widens the codes as it reads them.
         """
         return {} if self.model.quantization is None else {"xla_disable_hlo_passes": "slice-sinker"}
+
+    @property
+    def loop_options(self) -> dict[str, str]:
+        """What XLA is to be told of programs with loops and branches that only the device can decide.
+
+        A GPU runs them by itself as parts of one CUDA graph. By default XLA keeps loops out of graphs: the
+        host reads each condition, and so a dispatch waits for all that is queued before it. Over several GPUs
+        the collectives stay outside of graphs, and so do the loops around them.
+        """
+        on_one_gpu = self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "gpu"
+        return {"xla_gpu_enable_command_buffer": _GRAPH_COMMANDS} if on_one_gpu else {}
 
 
 class _Rows(NamedTuple):
