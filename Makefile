@@ -30,13 +30,16 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
 
-# Needs ptxas of CUDA 13 on the path, but no GPU and no driver.
+# Needs ptxas of CUDA 13 on the path, but no GPU and no driver. A folder that lacks any of the three, or has
+# them for another JAX, is made anew.
 gpu-plugin: setup
 	@jax=$$($(BIN)/python -c 'import jax; print(jax.__version__)'); \
-	[ -d $(GPU_PLUGIN)/jax_cuda13_plugin-$$jax.dist-info ] || \
+	{ [ -d $(GPU_PLUGIN)/jax_cuda13_plugin-$$jax.dist-info ] && \
+		[ -d $(GPU_PLUGIN)/jax_cuda13_pjrt-$$jax.dist-info ] && \
+		ls -d $(GPU_PLUGIN)/nvidia_cuda_nvrtc-13.*.dist-info >/dev/null 2>&1; } || \
 	{ rm -rf $(GPU_PLUGIN) && $(BIN)/python -m pip install --quiet --no-deps --target $(GPU_PLUGIN) \
-		jax-cuda13-plugin==$$jax jax-cuda13-pjrt==$$jax; } || \
-	{ rm -rf $(GPU_PLUGIN); echo "gpu-check: JAX's CUDA plugin $$jax cannot be installed here" >&2; exit 1; }
+		jax-cuda13-plugin==$$jax jax-cuda13-pjrt==$$jax 'nvidia-cuda-nvrtc>=13,<14'; } || \
+	{ rm -rf $(GPU_PLUGIN); echo "gpu-check: JAX's CUDA plugin $$jax or NVRTC cannot be installed here" >&2; exit 1; }
 
 gpu-check: gpu-plugin
 	PYTHONPATH=$(GPU_PLUGIN) $(BIN)/python scripts/gpu_programs.py

@@ -1,20 +1,30 @@
 """Compile the engine's programs for H100s without one, hold them to their gates, and print them as a table.
 
-`make gpu-check` runs this with JAX's CUDA plugin on the path: that compiles for GPUs where there is none. No
-time is measured here, and no matrix product is tuned, so that a real GPU may choose other kernels. Exits with
-1 if a gate is broken, with 2 where nothing can be compiled for CUDA.
+`make gpu-check` runs this with JAX's CUDA plugin and NVRTC on the path: these compile for GPUs where there is
+none. No time is measured here, and no matrix product is tuned, so that a real GPU may choose other kernels.
+Exits with 1 if a gate is broken, with 2 where nothing can be compiled for CUDA.
 """
 
 import argparse
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
 
-from albireo_jax.core.config import Quantization
-from albireo_jax.experiments.gpu_gates import Figures, breaches, depth_breaches, figures
+from albireo_jax.core.config import KvDtype, Quantization
+from albireo_jax.experiments.gpu_gates import Figures, breaches, depth_breaches, figures, temp_limit
+from albireo_jax.experiments.gpu_kernels import (
+    ARCHITECTURES,
+    KERNEL_MODELS,
+    KV_DTYPES,
+    Assembled,
+    assemble,
+    kernel_breaches,
+    kernels,
+)
 from albireo_jax.experiments.gpu_programs import (
     DECODE,
     MIXED,
@@ -28,16 +38,21 @@ from albireo_jax.experiments.gpu_programs import (
     step_program,
 )
 from albireo_jax.experiments.records import Device, Record, Series, write_record
+from albireo_jax.ops.cuda.kernels import ptx
 from albireo_jax.runtime.batch import Bucket
+from albireo_jax.runtime.decode_loop import DecodeLoop
 from albireo_jax.runtime.executor import Sampling
 
 ROOT = Path(__file__).resolve().parents[1]
 SHALLOW, DEEP = 2, 4
 SMALLEST = "llama-3.1-8b"
+DEGREES = (1, 2, 4, 8)
 NOTE = (
     "Compiled without a GPU for eight H100s as tests/data/h100.textproto describes them; nothing was run or "
-    "timed, and matrix products were not tuned. Attention is that of ops/attention.py, which was written for "
-    "CPUs: a loop over blocks of the context in every layer, which no command buffer holds as a whole."
+    "timed, and matrix products were not tuned. Attention is the CUDA kernels of ops/cuda, which are also "
+    "assembled alone, for each kind of KV pages. XLA ends a command buffer at each collective, and begins "
+    "none for fewer than 5 launches. Waits of the host are conditionals, and loops whose number of turns "
+    "only the device knows, outside of command buffers."
 )
 
 
@@ -59,6 +74,17 @@ class Result:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelResult:
+    """A kernel assembled for a GPU."""
+
+    case: str
+    role: str
+    figures: Assembled
+    blocks: int
+    broken: list[str]
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="all models at all degrees, and one at full depth")
@@ -71,35 +97,49 @@ def arguments() -> argparse.Namespace:
 
 
 def jobs(options: argparse.Namespace, devices: tuple[object, ...]) -> list[Job]:
-    """The most telling first: forward passes at two depths, then what samples, admits and copies."""
-    degrees, models = ((1, 2, 4, 8), tuple(MODELS)) if options.all else ((8, 1), (SMALLEST,))
-    cases = [
-        Case(model=model, tp=tp, layers=SHALLOW)
-        for model in models
-        for tp in degrees
-        if options.model in (None, model) and options.tp in (None, tp)
+    """The most telling first: forward passes at two depths, then what samples, admits, loops and copies."""
+    listed = all_jobs(devices) if options.all else few_jobs(devices)
+    return [
+        job for job in listed if options.model in (None, job.case.model) and options.tp in (None, job.case.tp)
     ]
-    chosen = [Job(case=case, name=DECODE) for case in cases]
-    chosen += [
-        Job(case=replace(case, quantization=kind), name=name)
-        for case in cases
-        if case.model == SMALLEST
-        for kind in Quantization
-        for name in (DECODE, MIXED)
+
+
+def few_jobs(devices: tuple[object, ...]) -> list[Job]:
+    """What each change is held to: one model, at few degrees."""
+    one, four, eight = (Case(model=SMALLEST, tp=tp, layers=SHALLOW) for tp in (1, 4, 8))
+    return [
+        *forward_passes((eight, one), (DECODE, MIXED)),
+        *forward_passes((four,), (DECODE,)),
+        *forward_passes((replace(one, layers=DEEP), replace(eight, layers=DEEP)), (DECODE,)),
+        *forward_passes((replace(one, quantization=Quantization.INT8),), (DECODE,)),
+        *forward_passes((replace(eight, quantization=Quantization.FP8, kv_dtype=KvDtype.FP8),), (MIXED,)),
+        *(job for job in others(one, devices) if isinstance(job.name, DecodeLoop)),
+        *(job for job in others(eight, devices) if not isinstance(job.name, DecodeLoop)),
     ]
-    deepened = cases if options.all else cases[:1]
-    chosen += [Job(case=replace(case, layers=DEEP), name=DECODE) for case in deepened]
-    chosen += [Job(case=case, name=MIXED) for case in deepened]
-    for case in deepened:
-        if not options.all or case.model == SMALLEST or case.tp == max(degrees):
-            chosen += others(case, devices)
-    if options.all:
-        chosen += [
-            Job(case=replace(case, layers=MODELS[case.model].num_layers), name=DECODE)
-            for case in cases
-            if case.model == SMALLEST and case.tp == max(degrees)
-        ]
-    return chosen
+
+
+def all_jobs(devices: tuple[object, ...]) -> list[Job]:
+    """All models at all degrees."""
+    cases = [Case(model=model, tp=tp, layers=SHALLOW) for model in MODELS for tp in DEGREES]
+    smallest = [case for case in cases if case.model == SMALLEST]
+    ends = [case for case in smallest if case.tp in (min(DEGREES), max(DEGREES))]
+    deep = [replace(case, layers=DEEP) for case in cases]
+    whole = [replace(case, layers=MODELS[SMALLEST].num_layers) for case in ends]
+    codes = [replace(case, quantization=kind) for case in smallest for kind in Quantization]
+    paged = [replace(case, kv_dtype=kind) for case in ends for kind in (KvDtype.INT8, KvDtype.FP8)]
+    return [
+        *forward_passes(cases, (DECODE, MIXED)),
+        *forward_passes(deep, (DECODE,)),
+        *(job for case in ends for job in others(case, devices)),
+        *forward_passes(codes + paged, (DECODE, MIXED)),
+        *forward_passes(whole, (DECODE,)),
+        *forward_passes(deep, (MIXED,)),
+        *(job for case in cases if case not in ends for job in others(case, devices)),
+    ]
+
+
+def forward_passes(cases: Iterable[Case], buckets: Iterable[Bucket]) -> list[Job]:
+    return [Job(case=case, name=bucket) for case in cases for bucket in buckets]
 
 
 def others(case: Case, devices: tuple[object, ...]) -> list[Job]:
@@ -108,10 +148,28 @@ def others(case: Case, devices: tuple[object, ...]) -> list[Job]:
     return [Job(case=case, name=name) for name in named if not isinstance(name, Bucket)]
 
 
+def assembled_kernels(options: argparse.Namespace) -> Iterator[KernelResult]:
+    """The attention kernels of each model, for each kind of KV pages and of GPU."""
+    for model, shape in KERNEL_MODELS.items():
+        for tp in DEGREES if options.all and model in MODELS else DEGREES[:1]:
+            for kv_dtype in KV_DTYPES:
+                for role, kernel in kernels(shape, tp=tp, kv_dtype=kv_dtype).items():
+                    for architecture in ARCHITECTURES:
+                        found = assemble(ptx(kernel.macros), architecture)
+                        yield KernelResult(
+                            case=f"{model} tp={tp} {kv_dtype} pages {architecture}",
+                            role=role,
+                            figures=found,
+                            blocks=found.blocks(kernel.threads),
+                            broken=kernel_breaches(role, kernel, found),
+                        )
+
+
 def run(job: Job, devices: tuple[object, ...]) -> Result:
     began_s = time.perf_counter()
     program = step_program(job.case, mesh_of(devices, job.case.tp))
-    found = figures(job.case, compile_program(programs(program)[job.name]()))
+    lower = programs(program, job.case.kv_dtype)[job.name]
+    found = figures(job.case, compile_program(lower()))
     seconds = time.perf_counter() - began_s
     return Result(job=job, figures=found, broken=breaches(job.case, job.name, found), seconds=seconds)
 
@@ -133,6 +191,8 @@ def program_name(name: Name) -> str:
             return f"{'decode' if name.is_decode else 'mixed'} {name.tokens}x{name.rows}"
         case Sampling():
             return f"sample {name.rows} {name.route.name.lower()}"
+        case DecodeLoop():
+            return f"loop {name.rows}x{name.steps} {name.route.name.lower()}"
         case str():
             return name
         case _:
@@ -144,18 +204,21 @@ def label(job: Job) -> str:
 
 
 def case_name(case: Case) -> str:
-    kind = f" {case.quantization}" if case.quantization else ""
-    return f"{case.model}{kind} tp={case.tp} layers={case.layers}"
+    weights = f" {case.quantization}" if case.quantization else ""
+    pages = "" if case.kv_dtype is KvDtype.AUTO else f" {case.kv_dtype} pages"
+    return f"{case.model}{weights}{pages} tp={case.tp} layers={case.layers}"
 
 
 def row(result: Result) -> str:
     found = result.figures
     sent = ", ".join(f"{count} {kind} {size}" for (kind, size), count in found.collectives.items()) or "-"
-    lone = found.lone_launches
+    lone, job = found.lone_launches, result.job
+    limit = f" of {temp_limit(job.case, job.name) / 2**20:.0f}" if isinstance(job.name, Bucket) else ""
     return (
-        f"{label(result.job):58} args {found.num_arguments:3} {found.argument_bytes / 2**20:9.1f} MiB  "
-        f"in place {found.alias_bytes / 2**20:8.2f}  temp {found.temp_bytes / 2**20:7.2f}  "
-        f"copies {found.weight_copies}+{found.pool_copies}  loops {found.loops}  "
+        f"{label(job):62} args {found.num_arguments:3} {found.argument_bytes / 2**20:9.1f} MiB  "
+        f"in place {found.alias_bytes / 2**20:8.2f}  temp {found.temp_bytes / 2**20:7.2f}{limit}  "
+        f"copies {found.weight_copies}+{found.pool_copies}  kernels {found.kernels}  "
+        f"loops {found.loops}, waits {found.host_waits}  "
         f"command buffers {found.command_buffers}, lone {dict(lone) if lone is not None else None}  "
         f"sent: {sent}  {result.seconds:.0f} s"
     )
@@ -172,6 +235,8 @@ def series_of(result: Result) -> list[Series]:
         ("weight copies", "instructions"): found.weight_copies,
         ("pool copies", "instructions"): found.pool_copies,
         ("loops", "instructions"): found.loops,
+        ("waits of the host", "instructions"): found.host_waits,
+        ("attention kernels", "launches"): found.kernels,
         ("gates broken", "gates"): len(result.broken),
     }
     for (kind, size), count in found.collectives.items():
@@ -187,7 +252,40 @@ def series_of(result: Result) -> list[Series]:
     ]
 
 
-def write(results: list[Result], options: argparse.Namespace, *, left: int) -> Path:
+def kernel_row(result: KernelResult) -> str:
+    found = result.figures
+    return (
+        f"{result.case + ' ' + result.role:62} registers {found.registers:3}  "
+        f"blocks a core {result.blocks:2}  spilled {found.spill_bytes}  stack {found.stack_bytes}  "
+        f"shared {found.shared_bytes}"
+    )
+
+
+def kernel_series(result: KernelResult) -> list[Series]:
+    found = result.figures
+    numbers = {
+        ("registers", "registers"): found.registers,
+        ("blocks a core", "blocks"): result.blocks,
+        ("spilled", "bytes"): found.spill_bytes,
+        ("stack", "bytes"): found.stack_bytes,
+        ("shared memory", "bytes"): found.shared_bytes,
+        ("gates broken", "gates"): len(result.broken),
+    }
+    return [
+        Series(
+            subject=f"kernel of {result.role}",
+            case=result.case,
+            metric=metric,
+            unit=unit,
+            samples=(float(number),),
+        )
+        for (metric, unit), number in numbers.items()
+    ]
+
+
+def write(
+    results: list[Result], assembled: list[KernelResult], options: argparse.Namespace, *, left: int
+) -> Path:
     settings = {name: value for name, value in vars(options).items() if name not in ("output", "target")}
     record = Record(
         name="gpu-programs",
@@ -198,8 +296,11 @@ def write(results: list[Result], options: argparse.Namespace, *, left: int) -> P
             memory_bytes=0,
             detail="target description",
         ),
-        settings=settings | {"programs": len(results), "programs left out": left},
-        series=[series for result in results for series in series_of(result)],
+        settings=settings | {"programs": len(results), "programs left out": left, "kernels": len(assembled)},
+        series=[
+            *(series for result in results for series in series_of(result)),
+            *(series for result in assembled for series in kernel_series(result)),
+        ],
         note=NOTE,
     )
     return write_record(record, options.output)
@@ -213,21 +314,26 @@ def main() -> None:
     except RuntimeError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    wanted, results, ends_s = jobs(options, devices), [], time.monotonic() + 60 * (options.minutes or 1e6)
+    ends_s = time.monotonic() + 60 * (options.minutes or 1e6)
+    assembled: list[KernelResult] = []
+    for kernel in assembled_kernels(options):
+        assembled.append(kernel)
+        print(kernel_row(kernel), *(f"  BROKEN: {line}" for line in kernel.broken), sep="\n", flush=True)
+    wanted, results = jobs(options, devices), []
     for job in wanted:
         if time.monotonic() > ends_s:
             break
         results.append(run(job, devices))
         print(row(results[-1]), *(f"  BROKEN: {line}" for line in results[-1].broken), sep="\n", flush=True)
-    broken = [line for result in results for line in result.broken] + across_depths(results)
+    broken = [line for result in (*assembled, *results) for line in result.broken] + across_depths(results)
     left = len(wanted) - len(results)
     print(
         *across_depths(results),
-        f"{len(results)} programs, {left} left out, {len(broken)} gates broken",
+        f"{len(assembled)} kernels, {len(results)} programs, {left} left out, {len(broken)} gates broken",
         sep="\n",
     )
     if options.output:
-        print(write(results, options, left=left))
+        print(write(results, assembled, options, left=left))
     sys.exit(1 if broken else 0)
 
 

@@ -1,7 +1,8 @@
 """What a program compiled for a GPU must look like, and what it does look like.
 
 What would make a step slow shows in the compiled text: copies of weights or of the KV pool, temporaries that
-grow with the depth, collectives beyond those of the design, and kernels that are launched one by one.
+grow with the depth, collectives beyond those of the design, kernels that are launched one by one, and loops,
+in which the host waits for the device.
 """
 
 import re
@@ -9,10 +10,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
-from albireo_jax.core.config import Dtype
+from albireo_jax.core.config import Dtype, ModelConfig
 from albireo_jax.core.memory import page_bytes, weight_bytes
 from albireo_jax.experiments.collectives import collectives
+from albireo_jax.experiments.gpu_kernels import launches, scratch_bytes
 from albireo_jax.experiments.gpu_programs import (
     MAX_LEN,
     MAX_ROWS,
@@ -25,17 +28,26 @@ from albireo_jax.experiments.gpu_programs import (
 from albireo_jax.experiments.hlo import Instruction, Program, parse
 from albireo_jax.nn.shapes import weight_shapes
 from albireo_jax.runtime.batch import SLOT_FIELDS, Bucket
+from albireo_jax.runtime.decode_loop import DecodeLoop
 from albireo_jax.runtime.executor import Sampling
 from albireo_jax.sampling.routes import Route, wire_bytes
 
 MEMORY_TOLERANCE = 0.03
-"""By how much the arguments of a forward pass may differ from what `core.memory` counts."""
+"""By how much what a forward pass takes on a device may differ from what `core.memory` counts.
+
+Its arguments from what is counted at its depth; what it takes beside them, from what is counted of the whole
+model, as that does not grow with the depth.
+"""
 
 _MAX_ARGUMENTS = 18
 _MAX_SCALES = 4
-_ATTENTION_BYTES = 4 * 4 * 2**19  # keys and values that a trip of `ops.attention` gathers, in two forms
 _TABLE_BYTES = 4 * (MAX_ROWS + 1) * (MAX_LEN // PAGE_SIZE)
 _LAUNCH = re.compile(r"^( *)\d+: (k[A-Z]\w*)")
+_COLLECTIVES = ("kAll", "kAsync", "kReduceScatter", "kCollective", "kPartitionId")
+_FEWEST_LAUNCHES = 5  # that XLA makes a command buffer of
+_HOST_WAITS = {Route.GREEDY: 0, Route.UNFILTERED: 0, Route.CANDIDATES: 12, Route.ALL_TO_ALL: 8}
+_PARTIAL_SUMS_BYTES = 16 * 2**20  # of products that cores share by their inner dimension, at most 8 parts
+_KERNEL_TARGET = 'custom_call_target="__gpu$xla.gpu.ptx"'
 _FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional")
 
 
@@ -44,8 +56,10 @@ class Figures:
     """What one program is on each device.
 
     `collectives` counts them by kind and bytes of the result. `weight_copies` and `pool_copies` count
-    instructions that write a layer's weights or the KV pool anew. `command_buffers` and `lone_launches`,
-    those outside of any, are None where XLA does not tell.
+    instructions that write a layer's weights or the KV pool anew. `kernels` are launches of ours.
+    `host_waits` are conditionals, and loops whose number of turns only the device knows, outside of command
+    buffers: the host decides there, once it has waited for the device. `command_buffers`, `lone_launches`,
+    those outside of any, and `longest_run` of these between collectives are None where XLA does not tell.
     """
 
     argument_bytes: int
@@ -57,15 +71,18 @@ class Figures:
     weight_copies: int
     pool_copies: int
     loops: int
+    host_waits: int
+    kernels: int
     command_buffers: int | None
     lone_launches: Mapping[str, int] | None
+    longest_run: int | None
 
 
 def figures(case: Case, compiled: CompiledProgram) -> Figures:
     """The figures of a compiled program."""
     program = parse(compiled.text)
     opcodes = Counter(one.opcode for one in program.instructions())
-    buffers, lone = command_buffers(compiled.launches)
+    launched = launch_order(compiled.launches) if compiled.launches else None
     return Figures(
         argument_bytes=compiled.argument_bytes,
         num_arguments=sum(one.opcode == "parameter" for one in program.computations[program.entry]),
@@ -76,8 +93,11 @@ def figures(case: Case, compiled: CompiledProgram) -> Figures:
         weight_copies=_weight_copies(case, program),
         pool_copies=_pool_copies(case, program),
         loops=opcodes["while"],
-        command_buffers=buffers if compiled.launches else None,
-        lone_launches=lone if compiled.launches else None,
+        host_waits=_host_waits(program, launched),
+        kernels=sum(_KERNEL_TARGET in one.text for one in program.instructions()),
+        command_buffers=launched.buffers if launched else None,
+        lone_launches=launched.lone if launched else None,
+        longest_run=launched.longest_run if launched else None,
     )
 
 
@@ -88,8 +108,9 @@ def breaches(case: Case, name: Name, found: Figures) -> list[str]:
         *_memory(case, name, found),
         *(_forward(case, name, found) if isinstance(name, Bucket) else []),
         *(_sampling(case, name, found) if isinstance(name, Sampling) else []),
+        *(_loop(case, name, found) if isinstance(name, DecodeLoop) else []),
     ]
-    if not isinstance(name, Bucket | Sampling) and found.collectives:
+    if not isinstance(name, Bucket | Sampling | DecodeLoop) and found.collectives:
         said.append(f"collectives {dict(found.collectives)} where nothing should travel")
     return said
 
@@ -101,9 +122,21 @@ def depth_breaches(shallow: Figures, deep: Figures) -> list[str]:
     return []
 
 
-def command_buffers(launches: str) -> tuple[int, Counter[str]]:
-    """How many command buffers a sequence of launches has, and the launches outside of them by kind."""
+class LaunchOrder(NamedTuple):
+    """Command buffers of a program, launches outside of any by kind, and most of them in a row.
+
+    Collectives, loops and command buffers end a row.
+    """
+
+    buffers: int
+    lone: Counter[str]
+    longest_run: int
+
+
+def launch_order(launches: str) -> LaunchOrder:
+    """What stands in the text of a program's sequence of launches."""
     buffers, lone = 0, Counter[str]()
+    run = longest_run = 0
     inside: int | None = None
     for line in launches.splitlines():
         match = _LAUNCH.match(line)
@@ -117,23 +150,22 @@ def command_buffers(launches: str) -> tuple[int, Counter[str]]:
             buffers += 1
         else:
             lone[kind] += 1
-    return buffers, lone
+        run = 0 if kind.startswith((*_COLLECTIVES, "kCommandBuffer", "kWhile", "kConditional")) else run + 1
+        longest_run = max(longest_run, run)
+    return LaunchOrder(buffers, lone, longest_run)
 
 
 def temp_limit(case: Case, bucket: Bucket) -> int:
-    """Bytes of temporaries that a forward pass may have: activations and logits twice over, no weights.
+    """Bytes of temporaries that a forward pass may have: what one layer makes of its tokens, and no weights.
 
-    Twice, for partial sums of products that are split over their inner dimension and added up afterwards.
+    Activations are counted as float32, which products with codes are before they are scaled. Beside them,
+    what the attention kernels leave for each other, once, as layers take turns, and partial sums.
     """
     model, tp = case.config, case.tp
-    widths = (
-        2 * model.intermediate_size // tp
-        + 2 * model.hidden_size
-        + (model.num_heads // tp + 2 * model.kv_heads_at(tp) // tp) * model.head_dim
-    )
-    logits = bucket.rows * model.padded_vocab_size(tp) // tp
-    partial_sums = 8 if bucket.is_decode else 2  # few tokens leave cores idle, which then share a product
-    return 4 * (2 * logits + partial_sums * bucket.tokens * widths) + _ATTENTION_BYTES
+    qkv = (model.num_heads // tp + 2 * model.kv_heads_at(tp) // tp) * model.head_dim
+    widths = 2 * model.intermediate_size // tp + model.hidden_size + qkv
+    scratch = scratch_bytes(model, bucket, tp=tp, kv_dtype=case.kv_dtype)
+    return 4 * bucket.tokens * widths + scratch + _PARTIAL_SUMS_BYTES
 
 
 def _copies(found: Figures) -> Iterator[str]:
@@ -143,9 +175,19 @@ def _copies(found: Figures) -> Iterator[str]:
         yield f"{found.pool_copies} copies of the KV pool"
 
 
+def _pool_bytes(case: Case, model: ModelConfig) -> int:
+    """Bytes of the pages of all of a model's layers."""
+    page = page_bytes(model, tp=case.tp, page_size=PAGE_SIZE, dtype=Dtype.BFLOAT16, kv_dtype=case.kv_dtype)
+    return (NUM_PAGES + 1) * page
+
+
+def _counted_bytes(case: Case, model: ModelConfig) -> int:
+    return weight_bytes(model, tp=case.tp, dtype=Dtype.BFLOAT16) + _pool_bytes(case, model)
+
+
 def _memory(case: Case, name: Name, found: Figures) -> Iterator[str]:
     """Donated state is written where it is."""
-    pool = (NUM_PAGES + 1) * page_bytes(case.config, tp=case.tp, page_size=PAGE_SIZE, dtype=Dtype.BFLOAT16)
+    pool = _pool_bytes(case, case.config)
     sampler = 4 * (MAX_ROWS + 1) * (1 + SLOT_FIELDS)
     donated = {"admit": sampler, "begin with pages": _TABLE_BYTES}
     match name:
@@ -153,6 +195,8 @@ def _memory(case: Case, name: Name, found: Figures) -> Iterator[str]:
             wanted = pool + _TABLE_BYTES
         case Sampling():
             wanted = sampler
+        case DecodeLoop():
+            wanted = pool + _TABLE_BYTES + sampler
         case str():
             wanted = donated[name]
         case _:
@@ -161,23 +205,62 @@ def _memory(case: Case, name: Name, found: Figures) -> Iterator[str]:
         yield f"{found.alias_bytes} bytes are written in place, not the {wanted} of the donated state"
 
 
+def _arguments(case: Case, found: Figures) -> Iterator[str]:
+    counted = _counted_bytes(case, case.config)
+    if abs(found.argument_bytes / counted - 1) > MEMORY_TOLERANCE:
+        yield f"{found.argument_bytes} bytes of arguments, where {counted} are counted"
+
+
 def _forward(case: Case, bucket: Bucket, found: Figures) -> Iterator[str]:
     model, tp = case.config, case.tp
     limit = temp_limit(case, bucket)
     if found.temp_bytes > limit:
         yield f"{found.temp_bytes} bytes of temporaries, more than {limit}"
+    beside = found.temp_bytes + found.output_bytes - found.alias_bytes
+    whole = _counted_bytes(case, case.whole)
+    if found.temp_bytes <= limit and beside > MEMORY_TOLERANCE * whole:
+        yield f"{beside} bytes beside the arguments, where {whole} are counted for the whole model"
     most = _MAX_ARGUMENTS + (_MAX_SCALES if case.quantization is not None else 0)
     if found.num_arguments > most:
         yield f"{found.num_arguments} arguments, more than {most}"
-    counted = weight_bytes(model, tp=tp, dtype=Dtype.BFLOAT16) + (NUM_PAGES + 1) * page_bytes(
-        model, tp=tp, page_size=PAGE_SIZE, dtype=Dtype.BFLOAT16
-    )
-    if abs(found.argument_bytes / counted - 1) > MEMORY_TOLERANCE:
-        yield f"{found.argument_bytes} bytes of arguments, where {counted} are counted"
+    yield from _arguments(case, found)
     sums = 2 * case.layers + 1 if tp > 1 else 0
     result_bytes = bucket.tokens * model.hidden_size * Dtype.BFLOAT16.num_bytes
     if found.collectives != ({("all-reduce", result_bytes): sums} if sums else {}):
         yield f"collectives {dict(found.collectives)}, not {sums} all-reduces of {result_bytes} bytes"
+    if found.loops or found.host_waits:
+        yield f"{found.loops} loops and {found.host_waits} waits of the host in a forward pass"
+    kernels = case.layers * len(launches(model, bucket, tp=tp, kv_dtype=case.kv_dtype))
+    if found.kernels != kernels:
+        yield f"{found.kernels} attention kernels, not {kernels}"
+    yield from _command_buffers(found, sums=sums)
+
+
+def _command_buffers(found: Figures, *, sums: int) -> Iterator[str]:
+    """Everything is in a command buffer but collectives and the few kernels between some of them.
+
+    XLA ends a buffer at each collective, and begins none for fewer than `_FEWEST_LAUNCHES`. What the first
+    collective runs beside has a buffer of its own.
+    """
+    if found.command_buffers is None or found.lone_launches is None or found.longest_run is None:
+        yield "XLA does not tell what is in command buffers"
+        return
+    most = sums + 2 if sums else 1
+    if not 1 <= found.command_buffers <= most:
+        yield f"{found.command_buffers} command buffers, not 1 ... {most}"
+    if found.longest_run >= (_FEWEST_LAUNCHES if sums else 1):
+        yield f"{found.longest_run} launches in a row are in no command buffer"
+
+
+def _loop(case: Case, loop: DecodeLoop, found: Figures) -> Iterator[str]:
+    """The host waits before each step of a loop, and in it as in the sampling of a single one."""
+    yield from _arguments(case, found)
+    if found.host_waits > 1 + _HOST_WAITS[loop.route]:
+        yield f"{found.host_waits} waits of the host in a step, more than {1 + _HOST_WAITS[loop.route]}"
+    bucket = Bucket(loop.rows, loop.rows)
+    kernels = case.layers * len(launches(case.config, bucket, tp=case.tp, kv_dtype=case.kv_dtype))
+    if found.kernels != kernels:
+        yield f"{found.kernels} attention kernels, not {kernels}"
 
 
 def _sampling(case: Case, name: Sampling, found: Figures) -> Iterator[str]:
@@ -188,19 +271,30 @@ def _sampling(case: Case, name: Sampling, found: Figures) -> Iterator[str]:
     moved = sum(size * count for (_, size), count in found.collectives.items())
     if moved > wanted:
         yield f"{moved} bytes travel, more than {wanted}"
+    if found.host_waits > _HOST_WAITS[name.route]:
+        yield f"{found.host_waits} waits of the host, more than {_HOST_WAITS[name.route]}"
     gathered = max((size for kind, size in found.collectives if kind == "all-gather"), default=0)
     if gathered > 4 * name.rows:
         yield f"an all-gather of {gathered} bytes, where only {name.rows} ids should be gathered"
 
 
+def _host_waits(program: Program, launched: LaunchOrder | None) -> int:
+    """Decisions of the host on what the device has calculated; all there are, if launches are not known."""
+    text = Counter(one.opcode for one in program.instructions())
+    counted = sum("known_trip_count" in one.text for one in program.instructions() if one.opcode == "while")
+    if launched is None:
+        return text["conditional"] + text["while"] - counted
+    return max(0, launched.lone["kConditional"] + launched.lone["kWhile"] - counted)
+
+
 def _weight_copies(case: Case, program: Program) -> int:
-    """Instructions that read a stack of matrices and write a layer of it, or all of it, somewhere else."""
-    stacks = {
-        local: {prod(local), prod(local[1:])}
-        for name, whole in weight_shapes(case.config, case.tp).items()
-        if len(whole) > 2
-        for local in [_share(name, whole, case.tp)]
-    }
+    """Instructions that read a stack of matrices, or a layer of one, and write a layer or all elsewhere."""
+    stacks: dict[tuple[int, ...], set[int]] = {}
+    for name, whole in weight_shapes(case.config, case.tp).items():
+        if len(whole) > 2:
+            local = _share(name, whole, case.tp)
+            stacks[local] = {prod(local), prod(local[1:])}
+            stacks[local[1:]] = {prod(local[1:])}
     count = 0
     for one, shapes in _outside_fusions(program):
         results = {array.elements for array in one.result}

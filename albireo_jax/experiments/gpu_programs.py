@@ -19,12 +19,13 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from albireo_jax.core.config import Dtype, KvDtype, Llama3RopeScaling, ModelConfig, Quantization, SamplingMode
-from albireo_jax.nn.decoder import DecoderWeights
+from albireo_jax.nn.decoder import DecoderWeights, unstack
 from albireo_jax.nn.quantise import weight_dtypes
 from albireo_jax.nn.shapes import weight_shapes
 from albireo_jax.nn.sharding import TP, named_sharding
-from albireo_jax.ops.cuda.kernels import launch
+from albireo_jax.ops.cuda.kernels import LaunchFn, launch
 from albireo_jax.runtime.batch import ADMISSIONS, SLOT_FIELDS, Bucket, layout
+from albireo_jax.runtime.decode_loop import DecodeLoop, DecodeLoops
 from albireo_jax.runtime.executor import Sampling
 from albireo_jax.runtime.sampling_stage import admit, jit_sample, routes
 from albireo_jax.runtime.state import (
@@ -40,6 +41,7 @@ from albireo_jax.runtime.transfer import CopyProgram, HostPages
 
 PAGE_SIZE, MAX_ROWS, MAX_LEN, NUM_PAGES, NUM_HOST_PAGES = 16, 64, 8192, 4096, 32
 DECODE, MIXED = Bucket(MAX_ROWS, MAX_ROWS), Bucket(512, MAX_ROWS)
+LOOP_STEPS, LOOP_ROWS = 4, 8
 
 _LLAMA = partial(
     ModelConfig,
@@ -77,23 +79,32 @@ MODELS: Mapping[str, ModelConfig] = MappingProxyType(
 )
 """Shapes of the models whose programs are looked at."""
 
-Name = Bucket | Sampling | CopyProgram | str
+Name = Bucket | Sampling | DecodeLoop | CopyProgram | str
 """A program, as the executor names it; "admit" and "begin with pages" for those that write slots."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A model by its name in `MODELS`, cut to `layers` layers, over `tp` devices; quantised if it says so."""
+    """A model by its name in `MODELS`, cut to `layers` layers, over `tp` devices; quantised if it says so.
+
+    `kv_dtype` is that of its KV pages.
+    """
 
     model: str
     tp: int
     layers: int
     quantization: Quantization | None = None
+    kv_dtype: KvDtype = KvDtype.AUTO
 
     @property
     def config(self) -> ModelConfig:
         """The model's shape at this depth, quantised or not."""
-        return replace(MODELS[self.model], num_layers=self.layers, quantization=self.quantization)
+        return replace(self.whole, num_layers=self.layers)
+
+    @property
+    def whole(self) -> ModelConfig:
+        """The same at full depth."""
+        return replace(MODELS[self.model], quantization=self.quantization)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +138,8 @@ def mesh_of(devices: Iterable[Any], tp: int) -> Mesh:
     return Mesh(np.array(list(devices)[:tp]), (TP,), axis_types=(AxisType.Auto,))
 
 
-def step_program(case: Case, mesh: Mesh) -> StepProgram:
-    """What `launch` builds for this model on GPUs."""
+def step_program(case: Case, mesh: Mesh, launch: LaunchFn = launch) -> StepProgram:
+    """What `albireo_jax.launch` builds for this model on GPUs; `launch` runs the kernels of attention."""
     return StepProgram(
         model=case.config,
         mesh=mesh,
@@ -152,7 +163,20 @@ def weights_of(program: StepProgram) -> DecoderWeights:
     )
 
 
-def state_of(program: StepProgram) -> DeviceState:
+def loop_weights_of(program: StepProgram) -> DecoderWeights:
+    """The weights as loops of decode steps have them: arrays of each layer's own."""
+    stacked = weights_of(program)
+
+    def place(stack: Any, layers: Any) -> Any:
+        if not isinstance(layers, tuple):
+            return stack
+        sharding = NamedSharding(program.mesh, PartitionSpec(*stack.sharding.spec[1:]))
+        return tuple(_placed(layer, sharding) for layer in layers)  # type: ignore[reportUnknownVariableType]
+
+    return jax.tree.map(place, stacked, jax.eval_shape(unstack, stacked))
+
+
+def state_of(program: StepProgram, kv_dtype: KvDtype = KvDtype.AUTO) -> DeviceState:
     """The device state, as shapes with their shardings."""
     model, mesh = program.model, program.mesh
     shape = StateShape(
@@ -164,8 +188,8 @@ def state_of(program: StepProgram) -> DeviceState:
         num_slots=MAX_ROWS + 1,
         pages_per_slot=MAX_LEN // PAGE_SIZE,
     )
-    kv_dtype = KvDtype.AUTO.resolve(Dtype.BFLOAT16)
-    shapes = jax.eval_shape(lambda: new_state(shape, mesh, axis=TP, kv_dtype=kv_dtype))
+    pages = kv_dtype.resolve(Dtype.BFLOAT16)
+    shapes = jax.eval_shape(lambda: new_state(shape, mesh, axis=TP, kv_dtype=pages))
     specs = DeviceState(cache_specs(TP), sampler_specs())
 
     def place(spec: PartitionSpec, below: Any) -> Any:
@@ -175,12 +199,15 @@ def state_of(program: StepProgram) -> DeviceState:
     return jax.tree.map(place, specs, shapes, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
 
-def programs(program: StepProgram) -> dict[Name, Callable[[], jax.stages.Lowered]]:
+def programs(
+    program: StepProgram, kv_dtype: KvDtype = KvDtype.AUTO
+) -> dict[Name, Callable[[], jax.stages.Lowered]]:
     """The programs of an ordinary step and of page copies, ready to be lowered, as `JaxExecutor` has them.
 
-    Of buckets and of copies only the largest.
+    Of buckets and of copies only the largest; of loops of decode steps those of `LOOP_ROWS` rows.
     """
-    cache, sampler = state_of(program)
+    state = state_of(program, kv_dtype)
+    cache, sampler = state
     table_ZM = cache.page_table_ZM
     copies = HostPages(cache.kv, program.mesh, axis=TP, num_host_pages=NUM_HOST_PAGES).programs()
 
@@ -197,7 +224,15 @@ def programs(program: StepProgram) -> dict[Name, Callable[[], jax.stages.Lowered
     found["begin with pages"] = lambda: begin_with_pages.lower(
         table_ZM, program.ints(ADMISSIONS, 1 + table_ZM.shape[1])
     )
+    found |= _loops(program).programs((Bucket(LOOP_ROWS, LOOP_ROWS),), state)
     return found | {name: lower for name, lower in copies.items() if name.pages == NUM_HOST_PAGES}
+
+
+def _loops(program: StepProgram) -> DecodeLoops:
+    """Loops of decode steps with the weights in the form that `JaxExecutor` gives them."""
+    loops = DecodeLoops(program, max_steps=LOOP_STEPS)
+    loops.use_weights({LayerLoop.UNSTACKED: loop_weights_of(program)}, weights_of(program))
+    return loops
 
 
 def compile_program(lowered: jax.stages.Lowered) -> CompiledProgram:
@@ -226,5 +261,5 @@ def _lower_forward(program: StepProgram, bucket: Bucket, *, cache: CacheState) -
     )
 
 
-def _placed(shape: jax.ShapeDtypeStruct, *, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+def _placed(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)

@@ -10,14 +10,25 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from albireo_jax.core.config import Dtype
+from albireo_jax.core.config import Dtype, KvDtype
 from albireo_jax.core.memory import page_bytes, weight_bytes
 from albireo_jax.experiments.gpu_gates import (
+    LaunchOrder,
     breaches,
-    command_buffers,
     depth_breaches,
     figures,
+    launch_order,
     temp_limit,
+)
+from albireo_jax.experiments.gpu_kernels import (
+    KERNEL_MODELS,
+    KV_DTYPES,
+    Assembled,
+    kernel_breaches,
+    kernels,
+    launches,
+    read_assembler,
+    scratch_bytes,
 )
 from albireo_jax.experiments.gpu_programs import (
     DECODE,
@@ -27,16 +38,29 @@ from albireo_jax.experiments.gpu_programs import (
     PAGE_SIZE,
     Case,
     CompiledProgram,
+    loop_weights_of,
     mesh_of,
     programs,
     state_of,
     step_program,
     weights_of,
 )
+from albireo_jax.ops.cuda.kernels import Entry
+from albireo_jax.runtime.batch import SLOT_FIELDS, layout
+from albireo_jax.runtime.decode_loop import DecodeLoop
 from albireo_jax.runtime.executor import Sampling
+from albireo_jax.runtime.step import jit_forward
 from albireo_jax.sampling.routes import Route
 
 CASE = Case(model="llama-3.1-8b", tp=8, layers=2)
+LOOP = DecodeLoop(rows=8, route=Route.GREEDY, steps=4)
+ASSEMBLER = """\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'attend_pieces' for 'sm_80'
+ptxas info    : Function properties for attend_pieces
+    8 bytes stack frame, 12 bytes spill stores, 4 bytes spill loads
+ptxas info    : Used 168 registers, used 1 barriers, 49152 bytes smem, 424 bytes cmem[0]
+"""
 LAUNCHES = """\
 001: kCustomKernel [source] one
 000: kCommandBuffer [source]
@@ -48,7 +72,11 @@ condition:
   body:
     000: kCommandBuffer [source]
         006: kCustomKernel [source] five
-007: kAllReduce [prev=004] six
+        007: kConditional [prev=006] six
+    008: kCustomKernel [prev=007] seven
+    009: kCopy [prev=008] eight
+    010: kConditional [prev=009] nine
+011: kAllReduce [prev=004] ten
 """
 
 
@@ -71,8 +99,10 @@ def test_weights_and_pool_are_those_of_the_arithmetic(model, tp):
     case = Case(model=model, tp=tp, layers=4)
     program = program_of(case)
     assert share_bytes(weights_of(program)) == weight_bytes(case.config, tp=tp, dtype=Dtype.BFLOAT16)
-    page = page_bytes(case.config, tp=tp, page_size=PAGE_SIZE, dtype=Dtype.BFLOAT16)
-    assert share_bytes(state_of(program).cache.kv) == (NUM_PAGES + 1) * page
+    assert share_bytes(loop_weights_of(program)) == share_bytes(weights_of(program))
+    for kv_dtype in (KvDtype.AUTO, KvDtype.FP8):
+        page = page_bytes(case.config, tp=tp, page_size=PAGE_SIZE, dtype=Dtype.BFLOAT16, kv_dtype=kv_dtype)
+        assert share_bytes(state_of(program, kv_dtype).cache.kv) == (NUM_PAGES + 1) * page
 
 
 def test_the_programs_are_those_of_an_engine():
@@ -80,7 +110,28 @@ def test_the_programs_are_those_of_an_engine():
     assert {DECODE, MIXED, "admit", "begin with pages"} < set(named)
     routes = {name.route for name in named if isinstance(name, Sampling)}
     assert routes == {Route.GREEDY, Route.UNFILTERED, Route.CANDIDATES, Route.ALL_TO_ALL}
+    assert {name.route for name in named if isinstance(name, DecodeLoop)} == {Route.GREEDY, Route.ALL_TO_ALL}
     assert named["admit"]().compile().memory_analysis().alias_size_in_bytes > 0
+
+
+@pytest.mark.parametrize("bucket", [DECODE, MIXED])
+def test_the_kernels_of_a_layer_are_those_that_its_step_launches(bucket):
+    seen = []
+
+    def note(what, _):
+        seen.append(what)
+        return [jnp.zeros(result.shape, result.dtype) for result in what.results]
+
+    program = step_program(CASE, mesh_of(jax.devices(), CASE.tp), note)
+    shape = layout(bucket, PAGE_SIZE)
+
+    def forward(weights, cache, last_token_Z, words):
+        return jit_forward(program, shape, weights)(weights, cache, last_token_Z, words)
+
+    state = state_of(program)
+    words = program.ints(shape.num_words)
+    jax.eval_shape(forward, weights_of(program), state.cache, state.sampler.last_token_Z, words)
+    assert tuple(seen) == CASE.layers * launches(CASE.config, bucket, tp=CASE.tp)
 
 
 def compiled_text(function, *shapes):
@@ -102,10 +153,31 @@ def test_a_pool_that_is_not_written_in_place_is_a_copy():
     assert figures(CASE, compiled_text(lambda k: k + 1, k_LPSNK)).pool_copies >= 1
 
 
+def test_a_layers_own_array_that_is_written_anew_is_a_copy():
+    w_down_FD = jax.ShapeDtypeStruct((1792, 4096), jnp.bfloat16)
+    assert figures(CASE, compiled_text(lambda w: w + 1, w_down_FD)).weight_copies >= 1
+
+
 def test_launches_are_counted_inside_and_outside_of_command_buffers():
-    buffers, lone = command_buffers(LAUNCHES)
-    assert buffers == 2
-    assert lone == {"kCustomKernel": 2, "kWhile": 1, "kAllReduce": 1}
+    lone = Counter(kCustomKernel=3, kWhile=1, kCopy=1, kConditional=1, kAllReduce=1)
+    assert launch_order(LAUNCHES) == LaunchOrder(buffers=2, lone=lone, longest_run=2)
+
+
+def test_the_host_waits_where_only_the_device_knows_what_comes_next():
+    shape = jax.ShapeDtypeStruct((), jnp.int32)
+
+    def counted(x):
+        return jax.lax.fori_loop(0, 9, lambda _, x: x * x, x)
+
+    def open_ended(x):
+        return jax.lax.while_loop(lambda x: x < 9, lambda x: x * x + 1, x)
+
+    found = [compiled_text(function, shape) for function in (counted, open_ended)]
+    assert [figures(CASE, replace(each, launches="")).host_waits for each in found] == [0, 1]
+    assert [figures(CASE, each).host_waits for each in found] == [
+        1,
+        2,
+    ]  # a loop and a conditional of LAUNCHES
 
 
 def good_decode():
@@ -117,7 +189,14 @@ def good_decode():
         plain,
         argument_bytes=weights + pool,
         alias_bytes=pool + 65 * 512 * 4,
+        output_bytes=pool + 65 * 512 * 4 + 2**22,
+        temp_bytes=2**22,
         collectives=Counter({("all-reduce", 64 * 4096 * 2): 5}),
+        kernels=4,
+        host_waits=0,
+        command_buffers=5,
+        lone_launches=Counter(kAllReduce=5),
+        longest_run=4,
     )
 
 
@@ -134,12 +213,102 @@ def test_a_good_step_breaks_no_gate():
         {"num_arguments": 40},
         {"argument_bytes": 2**20},
         {"alias_bytes": 0},
+        {"output_bytes": 2**30},
+        {"loops": 1},
+        {"host_waits": 1},
+        {"kernels": 2},
+        {"command_buffers": 0},
+        {"command_buffers": 8},
+        {"command_buffers": None},
+        {"longest_run": 5},
         {"collectives": Counter({("all-reduce", 64 * 4096 * 2): 6})},
         {"collectives": Counter({("all-reduce", 64 * 4096 * 2): 5, ("all-gather", 2**20): 1})},
     ],
 )
 def test_each_fault_breaks_one_gate(fault):
     assert len(breaches(CASE, DECODE, replace(good_decode(), **fault))) == 1
+
+
+def test_one_device_has_one_command_buffer_and_nothing_outside():
+    case = replace(CASE, tp=1)
+    weights = weight_bytes(case.config, tp=1, dtype=Dtype.BFLOAT16)
+    pool = (NUM_PAGES + 1) * page_bytes(case.config, tp=1, page_size=PAGE_SIZE, dtype=Dtype.BFLOAT16)
+    alone = replace(
+        good_decode(),
+        argument_bytes=weights + pool,
+        alias_bytes=pool + 65 * 512 * 4,
+        output_bytes=pool + 65 * 512 * 4,
+        collectives=Counter(),
+        command_buffers=1,
+        lone_launches=Counter(),
+        longest_run=0,
+    )
+    assert breaches(case, DECODE, alone) == []
+    assert len(breaches(case, DECODE, replace(alone, command_buffers=2))) == 1
+    assert len(breaches(case, DECODE, replace(alone, longest_run=1))) == 1
+
+
+def good_loop():
+    """Figures of a loop of decode steps that breaks no gate."""
+    state = good_decode().alias_bytes + 4 * 65 * (1 + SLOT_FIELDS)
+    return replace(good_decode(), alias_bytes=state, loops=1, host_waits=1)
+
+
+def test_a_good_loop_of_decode_steps_breaks_no_gate():
+    assert breaches(CASE, LOOP, good_loop()) == []
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"weight_copies": 2},
+        {"pool_copies": 1},
+        {"alias_bytes": 0},
+        {"argument_bytes": 2**20},
+        {"host_waits": 2},
+        {"kernels": 0},
+    ],
+)
+def test_each_fault_of_a_loop_of_decode_steps_breaks_one_gate(fault):
+    assert len(breaches(CASE, LOOP, replace(good_loop(), **fault))) == 1
+
+
+def test_what_the_assembler_tells_is_read():
+    found = read_assembler(ASSEMBLER)
+    assert found == Assembled(registers=168, stack_bytes=8, spill_bytes=16, shared_bytes=49152)
+    assert (found.blocks(128), replace(found, registers=169).blocks(128)) == (3, 2)
+    with pytest.raises(RuntimeError, match="does not tell"):
+        read_assembler("ptxas info    : 0 bytes gmem")
+
+
+def test_spills_a_stack_and_too_many_registers_break_the_gates_of_kernels():
+    kernel = kernels(KERNEL_MODELS["smollm2"], tp=1, kv_dtype=KvDtype.INT8)["decode rows"]
+    good = Assembled(registers=168, stack_bytes=0, spill_bytes=0, shared_bytes=49152)
+    assert kernel_breaches("decode rows", kernel, good) == []
+    for fault in ({"spill_bytes": 4}, {"stack_bytes": 8}, {"registers": 176}):
+        assert len(kernel_breaches("decode rows", kernel, replace(good, **fault))) == 1
+
+
+@pytest.mark.parametrize("model", KERNEL_MODELS)
+def test_every_model_has_three_kernels_for_each_kind_of_pages(model):
+    seen = [kernels(KERNEL_MODELS[model], tp=1, kv_dtype=kv_dtype) for kv_dtype in KV_DTYPES]
+    for each in seen:
+        assert [kernel.entry for kernel in each.values()] == [Entry.ATTEND, Entry.ATTEND, Entry.MERGE]
+    decode = launches(KERNEL_MODELS[model], DECODE, tp=1, kv_dtype=KV_DTYPES[0])
+    assert [launch.kernel for launch in decode] == [seen[0]["decode rows"], seen[0]["merge"]]
+    assert len({kernel for each in seen for kernel in each.values()}) == 9
+    assert (
+        0
+        < scratch_bytes(KERNEL_MODELS[model], DECODE, tp=1)
+        < scratch_bytes(KERNEL_MODELS[model], MIXED, tp=1)
+    )
+
+
+def test_waits_of_the_host_break_the_gate_of_sampling():
+    sampler = replace(good_decode(), collectives=Counter(), alias_bytes=4 * 65 * (1 + SLOT_FIELDS))
+    name = Sampling(64, Route.GREEDY)
+    assert breaches(CASE, name, sampler) == []
+    assert len(breaches(CASE, name, replace(sampler, host_waits=1))) == 1
 
 
 def test_gathered_logits_break_the_gate_of_sampling():

@@ -1,0 +1,180 @@
+"""The attention kernels of a model's steps, and what CUDA's assembler makes of them; needs no GPU.
+
+A kernel that runs out of registers still runs, several times slower: it keeps the rest in memory. The
+assembler tells so, and how many blocks of the kernel a core can hold follows from what it tells.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+
+from albireo_jax.core.config import Dtype, KvDtype, ModelConfig
+from albireo_jax.experiments.gpu_programs import (
+    MAX_LEN,
+    MIXED,
+    MODELS,
+    NUM_PAGES,
+    PAGE_SIZE,
+)
+from albireo_jax.ops.attention import paged_attention
+from albireo_jax.ops.cuda.kernels import Kernel, Launch, ptx
+from albireo_jax.ops.kv_cache import new_cache
+from albireo_jax.runtime.batch import Bucket
+from albireo_jax.runtime.state import PAGE_DTYPES
+
+KERNEL_MODELS: Mapping[str, ModelConfig] = MappingProxyType(
+    {
+        **MODELS,
+        "smollm2": ModelConfig(
+            architecture="LlamaForCausalLM",
+            num_layers=30,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_heads=9,
+            num_kv_heads=3,
+            head_dim=64,
+            vocab_size=49152,
+            max_position=8192,
+            rms_norm_eps=1e-5,
+            rope_theta=100000.0,
+            tie_word_embeddings=True,
+        ),
+    }
+)
+"""Models whose kernels are looked at: those whose programs are, and one with heads half as wide."""
+
+ARCHITECTURES = ("sm_80", "sm_90")
+KV_DTYPES = (KvDtype.BFLOAT16, KvDtype.INT8, KvDtype.FP8)
+
+_CORE_REGISTERS = 65536
+_ROLES: Mapping[str, int] = MappingProxyType({"decode rows": 3, "chunks": 2, "merge": 3})
+"""What a step with decode rows and chunks launches, in order, and the blocks that a core must hold of each.
+
+The attention kernels' grids are made for so many: with fewer, the last blocks wait for the first.
+"""
+
+_PROPERTIES = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_REGISTERS, _SHARED = re.compile(r"Used (\d+) registers"), re.compile(r"(\d+) bytes smem")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembled:
+    """What the assembler tells of a kernel: registers of a thread, the rest in bytes."""
+
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+    shared_bytes: int
+
+    def blocks(self, threads: int) -> int:
+        """Blocks of so many threads that the registers of a core suffice for."""
+        rounded = -(-self.registers // 8) * 8
+        return _CORE_REGISTERS // (rounded * threads)
+
+
+def launches(
+    model: ModelConfig, bucket: Bucket, *, tp: int, kv_dtype: KvDtype = KvDtype.AUTO
+) -> tuple[Launch, ...]:
+    """What the attention of one layer launches on each device in a step of this size, in order."""
+    heads = model.kv_heads_at(tp) // tp
+    pages = (1, NUM_PAGES + 1, PAGE_SIZE, heads, model.head_dim)
+    seen: list[Launch] = []
+
+    def note(what: Launch, _: Sequence[jax.Array]) -> Sequence[jax.Array]:
+        seen.append(what)
+        return [jnp.zeros(result.shape, result.dtype) for result in what.results]
+
+    def ints(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    q_shape = (bucket.tokens, heads, model.num_heads // model.kv_heads_at(tp), model.head_dim)
+    attend = partial(
+        paged_attention,
+        layer=0,
+        scale=model.head_dim**-0.5,
+        sliding_window=model.sliding_window,
+        launch=note,
+    )
+    jax.eval_shape(
+        attend,
+        jax.ShapeDtypeStruct(q_shape, jnp.bfloat16),
+        jax.eval_shape(partial(new_cache, pages, PAGE_DTYPES[kv_dtype.resolve(Dtype.BFLOAT16)])),
+        row_start_R1=ints(bucket.rows + 1),
+        context_R=ints(bucket.rows),
+        page_table_RM=ints(bucket.rows, MAX_LEN // PAGE_SIZE),
+    )
+    return tuple(seen)
+
+
+def scratch_bytes(model: ModelConfig, bucket: Bucket, *, tp: int, kv_dtype: KvDtype = KvDtype.AUTO) -> int:
+    """Bytes on each device of what a layer's kernels leave for each other: results of cut contexts."""
+    first, *_ = launches(model, bucket, tp=tp, kv_dtype=kv_dtype)
+    _, *unfinished = first.results
+    return sum(result.size * result.dtype.itemsize for result in unfinished)
+
+
+def kernels(model: ModelConfig, *, tp: int, kv_dtype: KvDtype) -> dict[str, Kernel]:
+    """The kernels of a model's steps by what they are for; decode steps launch the first and the last."""
+    seen = launches(model, MIXED, tp=tp, kv_dtype=kv_dtype)
+    return {role: launch.kernel for role, launch in zip(_ROLES, seen, strict=True)}
+
+
+def assemble(text: str, architecture: str) -> Assembled:
+    """What `ptxas`, which must be on the path, makes of PTX with one kernel.
+
+    Raises RuntimeError with its words if it refuses, OSError where there is none.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(text)
+        command = [
+            "ptxas",
+            "-v",
+            f"-arch={architecture}",
+            "-o",
+            str(source.with_suffix(".cubin")),
+            str(source),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    if done.returncode:
+        raise RuntimeError(f"ptxas refuses a kernel for {architecture}: {said}")
+    return read_assembler(said)
+
+
+def read_assembler(said: str) -> Assembled:
+    """The figures in the words of `ptxas -v` on one kernel. Raises RuntimeError if they are not there."""
+    properties, used, shared = (pattern.search(said) for pattern in (_PROPERTIES, _REGISTERS, _SHARED))
+    if properties is None or used is None:
+        raise RuntimeError(f"ptxas does not tell what a kernel uses: {said}")
+    stack, stores, loads = map(int, properties.groups())
+    return Assembled(
+        registers=int(used.group(1)),
+        stack_bytes=stack,
+        spill_bytes=stores + loads,
+        shared_bytes=int(shared.group(1)) if shared else 0,
+    )
+
+
+def kernel_breaches(role: str, kernel: Kernel, found: Assembled) -> list[str]:
+    """What of an assembled kernel is not as it must be, a line each."""
+    said: list[str] = []
+    if found.spill_bytes or found.stack_bytes:
+        said.append(f"{found.spill_bytes} bytes of spilled registers, {found.stack_bytes} bytes of stack")
+    blocks = found.blocks(kernel.threads)
+    if blocks < _ROLES[role]:
+        said.append(f"{found.registers} registers leave room for {blocks} blocks a core, not {_ROLES[role]}")
+    return said
+
+
+def assembled(kernel: Kernel, architecture: str) -> Assembled:
+    """The same of a kernel in the source."""
+    return assemble(ptx(kernel.macros), architecture)
