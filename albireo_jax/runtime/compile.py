@@ -1,5 +1,7 @@
 """Compile every program ahead of time, so that no request ever waits for a compiler."""
 
+import os
+import sys
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +14,7 @@ Progress = Callable[[int, int], None]
 
 Name = TypeVar("Name", bound=Hashable)
 
-_COMPILE_THREADS = 2
+_MIN_THREADS, _MAX_THREADS = 2, 8
 
 
 def compile_all(
@@ -20,12 +22,12 @@ def compile_all(
 ) -> dict[Name, jax.stages.Compiled]:
     """Executables of all programs.
 
-    Tracing holds the interpreter, so it is done here one by one; XLA's compiler does not and gets threads.
+    Tracing holds the interpreter, so it is done here one by one; XLA's compiler does not and gets the cores.
     """
     report = progress or _silent
     report(0, len(lower))
     compiled: dict[Name, jax.stages.Compiled] = {}
-    with ThreadPoolExecutor(_COMPILE_THREADS) as pool:
+    with ThreadPoolExecutor(num_threads(_cores())) as pool:
         futures = {name: pool.submit(trace().compile) for name, trace in lower.items()}
         for name, future in futures.items():
             compiled[name] = future.result()
@@ -33,11 +35,27 @@ def compile_all(
     return compiled
 
 
+def num_threads(cores: int) -> int:
+    """How many programs to compile at once on so many cores.
+
+    Each holds the program that it compiles: half a GB of the host's memory for 32 unrolled layers. Eight take no
+    more than one copy of a small model's weights, and tracing, which is done one by one, seldom feeds more.
+    """
+    return max(_MIN_THREADS, min(cores, _MAX_THREADS))
+
+
 def use_persistent_cache(folder: Path) -> None:
     """Keep compiled programs in `folder`, so that the next start takes seconds instead of minutes."""
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _cores() -> int:
+    """Cores that this process may run on."""
+    if sys.version_info >= (3, 13):
+        return os.process_cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _silent(done: int, total: int) -> None:
