@@ -39,6 +39,7 @@ from albireo_jax.experiments.gpu_programs import (
 )
 from albireo_jax.experiments.records import Device, Record, Series, write_record
 from albireo_jax.ops.cuda.kernels import ptx
+from albireo_jax.runtime.banned_rows import BanProgram
 from albireo_jax.runtime.batch import Bucket
 from albireo_jax.runtime.decode_loop import DecodeLoop
 from albireo_jax.runtime.executor import Sampling
@@ -113,7 +114,7 @@ def few_jobs(devices: tuple[object, ...]) -> list[Job]:
         *forward_passes((replace(one, layers=DEEP), replace(eight, layers=DEEP)), (DECODE,)),
         *forward_passes((replace(one, quantization=Quantization.INT8),), (DECODE,)),
         *forward_passes((replace(eight, quantization=Quantization.FP8, kv_dtype=KvDtype.FP8),), (MIXED,)),
-        *(job for job in others(one, devices) if isinstance(job.name, DecodeLoop)),
+        *(job for job in others(one, devices) if isinstance(job.name, DecodeLoop | Sampling)),
         *(job for job in others(eight, devices) if not isinstance(job.name, DecodeLoop)),
     ]
 
@@ -191,6 +192,8 @@ def program_name(name: Name) -> str:
             return f"{'decode' if name.is_decode else 'mixed'} {name.tokens}x{name.rows}"
         case Sampling():
             return f"sample {name.rows} {name.route.name.lower()}"
+        case BanProgram():
+            return f"ban {name.rows}"
         case DecodeLoop():
             return f"loop {name.rows}x{name.steps} {name.route.name.lower()}"
         case str():

@@ -27,6 +27,7 @@ from albireo_jax.experiments.gpu_programs import (
 )
 from albireo_jax.experiments.hlo import Instruction, Program, parse
 from albireo_jax.nn.shapes import weight_shapes
+from albireo_jax.runtime.banned_rows import BanProgram
 from albireo_jax.runtime.batch import SLOT_FIELDS, Bucket
 from albireo_jax.runtime.decode_loop import DecodeLoop
 from albireo_jax.runtime.executor import Sampling
@@ -109,9 +110,13 @@ def breaches(case: Case, name: Name, found: Figures) -> list[str]:
         *(_forward(case, name, found) if isinstance(name, Bucket) else []),
         *(_sampling(case, name, found) if isinstance(name, Sampling) else []),
         *(_loop(case, name, found) if isinstance(name, DecodeLoop) else []),
+        *(_decisions(case, name, found) if isinstance(name, Sampling | DecodeLoop) else []),
     ]
-    if not isinstance(name, Bucket | Sampling | DecodeLoop) and found.collectives:
-        said.append(f"collectives {dict(found.collectives)} where nothing should travel")
+    if not isinstance(name, Bucket | Sampling | DecodeLoop) and (found.collectives or found.host_waits):
+        sent = dict(found.collectives)
+        said.append(
+            f"collectives {sent} and {found.host_waits} waits of the host, where there should be none"
+        )
     return said
 
 
@@ -197,6 +202,8 @@ def _memory(case: Case, name: Name, found: Figures) -> Iterator[str]:
             wanted = sampler
         case DecodeLoop():
             wanted = pool + _TABLE_BYTES + sampler
+        case BanProgram():
+            wanted = 0  # log probabilities still need the logits that it changes
         case str():
             wanted = donated[name]
         case _:
@@ -253,14 +260,25 @@ def _command_buffers(found: Figures, *, sums: int) -> Iterator[str]:
 
 
 def _loop(case: Case, loop: DecodeLoop, found: Figures) -> Iterator[str]:
-    """The host waits before each step of a loop, and in it as in the sampling of a single one."""
     yield from _arguments(case, found)
-    if found.host_waits > 1 + _HOST_WAITS[loop.route]:
-        yield f"{found.host_waits} waits of the host in a step, more than {1 + _HOST_WAITS[loop.route]}"
     bucket = Bucket(loop.rows, loop.rows)
     kernels = case.layers * len(launches(case.config, bucket, tp=case.tp, kv_dtype=case.kv_dtype))
     if found.kernels != kernels:
         yield f"{found.kernels} attention kernels, not {kernels}"
+
+
+def _decisions(case: Case, name: Sampling | DecodeLoop, found: Figures) -> Iterator[str]:
+    """One GPU decides by itself how often loops turn and which branches are taken.
+
+    Over several, XLA keeps loops and branches with collectives out of command buffers, and the host decides.
+    """
+    waits = 0
+    if case.tp > 1:
+        waits = _HOST_WAITS[name.route] + isinstance(name, DecodeLoop)
+    if found.host_waits > waits:
+        yield f"{found.host_waits} waits of the host, more than {waits}"
+    if case.tp == 1:
+        yield from _command_buffers(found, sums=0)
 
 
 def _sampling(case: Case, name: Sampling, found: Figures) -> Iterator[str]:
@@ -271,8 +289,6 @@ def _sampling(case: Case, name: Sampling, found: Figures) -> Iterator[str]:
     moved = sum(size * count for (_, size), count in found.collectives.items())
     if moved > wanted:
         yield f"{moved} bytes travel, more than {wanted}"
-    if found.host_waits > _HOST_WAITS[name.route]:
-        yield f"{found.host_waits} waits of the host, more than {_HOST_WAITS[name.route]}"
     gathered = max((size for kind, size in found.collectives if kind == "all-gather"), default=0)
     if gathered > 4 * name.rows:
         yield f"an all-gather of {gathered} bytes, where only {name.rows} ids should be gathered"

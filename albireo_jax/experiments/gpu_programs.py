@@ -24,6 +24,7 @@ from albireo_jax.nn.quantise import weight_dtypes
 from albireo_jax.nn.shapes import weight_shapes
 from albireo_jax.nn.sharding import TP, named_sharding
 from albireo_jax.ops.cuda.kernels import LaunchFn, launch
+from albireo_jax.runtime.banned_rows import BannedRows, BanProgram
 from albireo_jax.runtime.batch import ADMISSIONS, SLOT_FIELDS, Bucket, layout
 from albireo_jax.runtime.decode_loop import DecodeLoop, DecodeLoops
 from albireo_jax.runtime.executor import Sampling
@@ -79,7 +80,7 @@ MODELS: Mapping[str, ModelConfig] = MappingProxyType(
 )
 """Shapes of the models whose programs are looked at."""
 
-Name = Bucket | Sampling | DecodeLoop | CopyProgram | str
+Name = Bucket | Sampling | BanProgram | DecodeLoop | CopyProgram | str
 """A program, as the executor names it; "admit" and "begin with pages" for those that write slots."""
 
 
@@ -220,6 +221,7 @@ def programs(
     }
     for route in routes(program):
         found[Sampling(MAX_ROWS, route)] = partial(lower_sampling, Sampling(MAX_ROWS, route))
+    found |= BannedRows(program, num_slots=MAX_ROWS + 1).programs((MAX_ROWS,), sampler)
     found["admit"] = lambda: admit.lower(sampler, program.ints(ADMISSIONS, 1 + SLOT_FIELDS))
     found["begin with pages"] = lambda: begin_with_pages.lower(
         table_ZM, program.ints(ADMISSIONS, 1 + table_ZM.shape[1])

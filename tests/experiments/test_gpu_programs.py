@@ -46,6 +46,7 @@ from albireo_jax.experiments.gpu_programs import (
     weights_of,
 )
 from albireo_jax.ops.cuda.kernels import Entry
+from albireo_jax.runtime.banned_rows import BanProgram
 from albireo_jax.runtime.batch import SLOT_FIELDS, layout
 from albireo_jax.runtime.decode_loop import DecodeLoop
 from albireo_jax.runtime.executor import Sampling
@@ -246,6 +247,11 @@ def test_one_device_has_one_command_buffer_and_nothing_outside():
     assert breaches(case, DECODE, alone) == []
     assert len(breaches(case, DECODE, replace(alone, command_buffers=2))) == 1
     assert len(breaches(case, DECODE, replace(alone, longest_run=1))) == 1
+    sampler = replace(alone, alias_bytes=4 * 65 * (1 + SLOT_FIELDS))
+    for route in (Route.GREEDY, Route.ALL_TO_ALL):
+        assert breaches(case, Sampling(64, route), sampler) == []
+        for fault in ({"host_waits": 1}, {"command_buffers": 0}, {"longest_run": 3}):
+            assert len(breaches(case, Sampling(64, route), replace(sampler, **fault))) == 1
 
 
 def good_loop():
@@ -309,6 +315,15 @@ def test_waits_of_the_host_break_the_gate_of_sampling():
     name = Sampling(64, Route.GREEDY)
     assert breaches(CASE, name, sampler) == []
     assert len(breaches(CASE, name, replace(sampler, host_waits=1))) == 1
+
+
+def test_what_admits_and_bans_neither_sends_nor_waits():
+    quiet = replace(good_decode(), collectives=Counter(), alias_bytes=4 * 65 * (1 + SLOT_FIELDS))
+    assert (
+        breaches(CASE, "admit", quiet) == breaches(CASE, BanProgram(64), replace(quiet, alias_bytes=0)) == []
+    )
+    for fault in ({"host_waits": 1}, {"collectives": Counter({("all-reduce", 256): 1})}):
+        assert len(breaches(CASE, "admit", replace(quiet, **fault))) == 1
 
 
 def test_gathered_logits_break_the_gate_of_sampling():
