@@ -38,8 +38,8 @@ def compile_all(
 def num_threads(cores: int) -> int:
     """How many programs to compile at once on so many cores.
 
-    Each holds the program that it compiles: half a GB of the host's memory for 32 unrolled layers. Eight take no
-    more than one copy of a small model's weights, and tracing, which is done one by one, seldom feeds more.
+    At most eight: each takes memory of the host, half a GB for a model of 32 unrolled layers, and tracing,
+    which goes one by one, feeds few of them.
     """
     return max(_MIN_THREADS, min(cores, _MAX_THREADS))
 
