@@ -34,10 +34,10 @@ from albireo_jax.runtime.executor import Sampling
 from albireo_jax.sampling.routes import Route, wire_bytes
 
 MEMORY_TOLERANCE = 0.03
-"""By how much what a forward pass takes on a device may differ from what `core.memory` counts.
+"""By how much what programs take on a device may differ from what `core.memory` counts.
 
-Its arguments from what is counted at its depth; what it takes beside them, from what is counted of the whole
-model, as that does not grow with the depth.
+The arguments of forward passes and loops from what is counted at their depth; what a program takes beside its
+arguments, from nothing, in parts of the weights and pages of the whole model, as it does not grow with depth.
 """
 
 _MAX_ARGUMENTS = 18
@@ -191,7 +191,7 @@ def _counted_bytes(case: Case, model: ModelConfig) -> int:
 
 
 def _memory(case: Case, name: Name, found: Figures) -> Iterator[str]:
-    """Donated state is written where it is."""
+    """Donated state is written where it is, and what comes and goes is little beside what stays."""
     pool = _pool_bytes(case, case.config)
     sampler = 4 * (MAX_ROWS + 1) * (1 + SLOT_FIELDS)
     donated = {"admit": sampler, "begin with pages": _TABLE_BYTES}
@@ -210,6 +210,10 @@ def _memory(case: Case, name: Name, found: Figures) -> Iterator[str]:
             wanted = pool if "write" in name.kind else 0
     if found.alias_bytes != wanted:
         yield f"{found.alias_bytes} bytes are written in place, not the {wanted} of the donated state"
+    beside = found.temp_bytes + max(0, found.output_bytes - wanted)
+    whole = _counted_bytes(case, case.whole)
+    if beside > MEMORY_TOLERANCE * whole:
+        yield f"{beside} bytes beside the arguments, where {whole} are counted for the whole model"
 
 
 def _arguments(case: Case, found: Figures) -> Iterator[str]:
@@ -223,10 +227,6 @@ def _forward(case: Case, bucket: Bucket, found: Figures) -> Iterator[str]:
     limit = temp_limit(case, bucket)
     if found.temp_bytes > limit:
         yield f"{found.temp_bytes} bytes of temporaries, more than {limit}"
-    beside = found.temp_bytes + found.output_bytes - found.alias_bytes
-    whole = _counted_bytes(case, case.whole)
-    if found.temp_bytes <= limit and beside > MEMORY_TOLERANCE * whole:
-        yield f"{beside} bytes beside the arguments, where {whole} are counted for the whole model"
     most = _MAX_ARGUMENTS + (_MAX_SCALES if case.quantization is not None else 0)
     if found.num_arguments > most:
         yield f"{found.num_arguments} arguments, more than {most}"
