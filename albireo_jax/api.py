@@ -7,6 +7,7 @@ from typing import Any, Self, cast
 
 from albireo_jax.core.config import (
     MAX_LOGPROBS,
+    MEMORY_SHARE,
     AttentionBackend,
     CacheConfig,
     Dtype,
@@ -65,6 +66,7 @@ class LLM:
         num_pages: int | None = None,
         page_size: int = 16,
         kv_cache_dtype: str = "auto",
+        memory_share: float = MEMORY_SHARE,
         host_kv_memory_bytes: int = 0,
         prefix_caching: bool = True,
         depth: int = 2,
@@ -88,6 +90,7 @@ class LLM:
                 page_size=page_size,
                 num_pages=num_pages,
                 kv_dtype=KvDtype(kv_cache_dtype),
+                memory_share=memory_share,
                 host_memory_bytes=host_kv_memory_bytes,
                 prefix_caching=prefix_caching,
             ),

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import psutil
 from jax.sharding import Mesh
 
 from albireo_jax.core.config import Dtype, EngineConfig, ModelConfig
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.memory import MemoryPlan, host_pages, plan_memory, rules_bytes, weight_bytes
+from albireo_jax.core.memory import MemoryPlan
 from albireo_jax.core.model_files import find_model
 from albireo_jax.core.plan import CopyCosts
+from albireo_jax.core.sizes import EngineSizes, engine_sizes
 from albireo_jax.engine.energy import Meter, open_meter
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.loop import EngineLoop
@@ -28,15 +28,13 @@ from albireo_jax.nn.sharding import TP, make_mesh
 from albireo_jax.runtime.attention import choose_attention
 from albireo_jax.runtime.batch import Bucket, bucket_grid
 from albireo_jax.runtime.compile import Progress, use_persistent_cache
+from albireo_jax.runtime.device_memory import budget_bytes, take_memory
 from albireo_jax.runtime.executor import JaxExecutor
 from albireo_jax.runtime.rules_stage import RulesShape, new_rules
 from albireo_jax.runtime.state import StateShape, new_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram
 from albireo_jax.sched.scheduler import Scheduler
 
-_GPU_MEMORY_SHARE = 0.9
-_HOST_MEMORY_SHARE = 0.25
-_MAX_HOST_BYTES = 8 * 2**30
 _MAX_CPU_UNROLLED_LAYERS = 12
 
 
@@ -89,14 +87,6 @@ class Engine:
     def close(self) -> None:
         """Stop the engine thread; open requests end as aborted."""
         self.frontend.close()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sizes:
-    """What the memory of a device allows."""
-
-    memory: MemoryPlan
-    limits: EngineLimits
 
 
 def launch(
@@ -176,10 +166,10 @@ def _prepare(
 ) -> Prepared:
     model.check_tp(config.parallel.tp)
     use_virtual_devices(config.parallel.virtual_devices)
+    take_memory(config.cache.memory_share)
     mesh = make_mesh(config.parallel.tp)
     dtype = config.dtype or _default_dtype(mesh)
-    budget_bytes = _budget_bytes(mesh)
-    sizes = _sizes(config, model, budget_bytes=budget_bytes, dtype=dtype, fills_memory=not _is_cpu(mesh))
+    sizes = _sizes(config, model, mesh, dtype=dtype)
     use_persistent_cache(_cache_folder())
     decoder = load(dtype, mesh)
     executor = _executor(
@@ -229,57 +219,14 @@ def use_virtual_devices(count: int) -> None:
         jax.config.update("jax_num_cpu_devices", count)
 
 
-def resolve_max_model_len(config: EngineConfig, model: ModelConfig) -> int:
-    """The longest sequence to serve, before memory is looked at."""
-    if config.max_model_len is None:
-        return model.max_position
-    if config.max_model_len > model.max_position:
-        raise ValueError(
-            f"max_model_len {config.max_model_len} exceeds the {model.max_position} positions of the model"
-        )
-    return config.max_model_len
-
-
-def _sizes(
-    config: EngineConfig, model: ModelConfig, *, budget_bytes: int, dtype: Dtype, fills_memory: bool
-) -> _Sizes:
-    page_size = config.cache.page_size
-    max_model_len = resolve_max_model_len(config, model)
-    # On a GPU cached prefixes take all that is left; on a CPU what all rows can fill at once, and one page
-    # for each, which has to be free when another starts.
-    row_pages = -(-max_model_len // page_size) + 1
-    most_pages = None if fills_memory else config.scheduler.max_rows * row_pages
-    counts_bytes = rules_bytes(model, tp=config.parallel.tp, num_slots=config.scheduler.max_rows + 1)
-    # On a GPU loops of decode steps read a copy of the layers; the embeddings are counted to be safe.
-    has_copy = fills_memory and config.scheduler.decode_steps > 1
-    loop_bytes = weight_bytes(model, tp=config.parallel.tp, dtype=dtype) if has_copy else 0
-    memory = plan_memory(
+def _sizes(config: EngineConfig, model: ModelConfig, mesh: Mesh, *, dtype: Dtype) -> EngineSizes:
+    return engine_sizes(
+        config,
         model,
-        tp=config.parallel.tp,
-        page_size=page_size,
+        budget_bytes=budget_bytes(mesh, memory_share=config.cache.memory_share),
         dtype=dtype,
-        budget_bytes=budget_bytes - counts_bytes - loop_bytes,
-        kv_dtype=config.cache.kv_dtype,
-        max_pages=config.cache.num_pages or most_pages,
+        fills_memory=not _is_cpu(mesh),
     )
-    if config.cache.num_pages is not None and memory.num_pages < config.cache.num_pages:
-        raise ValueError(
-            f"num_pages {config.cache.num_pages} does not fit: beside the weights there is room for "
-            f"{memory.num_pages} pages of {memory.page_bytes} bytes"
-        )
-    if config.max_model_len is None:
-        max_model_len = min(max_model_len, memory.num_pages * page_size)
-    limits = EngineLimits(
-        max_model_len=max_model_len,
-        vocab_size=model.vocab_size,
-        num_pages=memory.num_pages,
-        page_size=page_size,
-        max_logprobs=min(config.max_logprobs, model.vocab_size),
-        num_host_pages=host_pages(
-            config.cache.host_memory_bytes, tp=config.parallel.tp, page_bytes=memory.page_bytes
-        ),
-    )
-    return _Sizes(memory=memory, limits=limits)
 
 
 def _executor(
@@ -288,7 +235,7 @@ def _executor(
     *,
     decoder: Decoder,
     mesh: Mesh,
-    sizes: _Sizes,
+    sizes: EngineSizes,
     dtype: Dtype,
     buckets: tuple[Bucket, ...],
     progress: Progress | None,
@@ -361,15 +308,6 @@ def _is_cpu(mesh: Mesh) -> bool:
 def _default_dtype(mesh: Mesh) -> Dtype:
     """float32 on CPU, where bfloat16 is slow to scatter and to multiply by one row."""
     return Dtype.FLOAT32 if _is_cpu(mesh) else Dtype.BFLOAT16
-
-
-def _budget_bytes(mesh: Mesh) -> int:
-    """Bytes for weights and KV pages on each device: a share of its memory, of the host's for CPUs."""
-    if _is_cpu(mesh):
-        share = int(psutil.virtual_memory().available * _HOST_MEMORY_SHARE)
-        return min(share, _MAX_HOST_BYTES) // mesh.size
-    limit: int = mesh.devices.flat[0].memory_stats()["bytes_limit"]
-    return int(limit * _GPU_MEMORY_SHARE)
 
 
 def _cache_folder() -> Path:

@@ -14,6 +14,7 @@ from albireo_jax.cli.config_file import use_config_file
 from albireo_jax.core.config import (
     MAX_DEPTH,
     MAX_LOGPROBS,
+    MEMORY_SHARE,
     TP_DEGREES,
     AttentionBackend,
     CacheConfig,
@@ -107,6 +108,13 @@ class EngineFlags:
             help="Of cached keys and values; int8 and fp8 are scaled per token and head. auto: as the model.",
         ),
     ] = KvDtype.AUTO
+    memory_share: Annotated[
+        float,
+        typer.Option(
+            metavar="X",
+            help="Share of each GPU's memory for weights and pages; activations and CUDA need what is left.",
+        ),
+    ] = MEMORY_SHARE
     max_logprobs: Annotated[
         int,
         typer.Option(
@@ -169,6 +177,7 @@ class EngineFlags:
                 page_size=self.page_size,
                 num_pages=self.num_pages,
                 kv_dtype=self.kv_cache_dtype,
+                memory_share=self.memory_share,
                 host_memory_bytes=_gib(self.host_kv_memory),
                 prefix_caching=self.prefix_caching,
             ),

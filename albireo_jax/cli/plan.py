@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from albireo_jax.cli.options import with_flags
-from albireo_jax.core.config import Dtype, KvDtype, ModelConfig, Quantization, SamplingMode
+from albireo_jax.core.config import MEMORY_SHARE, Dtype, KvDtype, ModelConfig, Quantization, SamplingMode
 from albireo_jax.core.hf_config import model_config_from_hf, read_hf_config
 from albireo_jax.core.model_files import find_model
 
@@ -72,7 +72,7 @@ class PlanFlags:
     page_size: Annotated[int, typer.Option(metavar="N", help="Tokens per page.")] = 16
     memory_share: Annotated[
         float, typer.Option(metavar="X", help="Share of a GPU's memory for weights and pages.")
-    ] = 0.9
+    ] = MEMORY_SHARE
     calibration: Annotated[
         Path | None,
         typer.Option(

@@ -7,6 +7,9 @@ TP_DEGREES = (1, 2, 4, 8)
 MAX_DEPTH = 8
 """Steps in flight at most; jax 0.10.2 on CPU hangs beyond 32 multi-device steps."""
 
+MEMORY_SHARE = 0.9
+"""Share of all of a device's memory for an engine's weights, pages and slots, unless another is given."""
+
 MAX_DECODE_STEPS = 32
 """Tokens per row that one dispatch may sample."""
 
@@ -207,6 +210,7 @@ class ParallelConfig:
 class CacheConfig:
     """KV pages: tokens per page, how many pages (None: as many as the memory holds), and their precision.
 
+    On a GPU the pages fill what weights leave of `memory_share` of its memory (`runtime.device_memory`).
     `host_memory_bytes` of the host's memory, over all ranks, hold pages that have no room on the devices;
     0 keeps none there. With `prefix_caching`, a prompt that begins like an earlier one reads the full pages
     that hold its beginning, while they last, instead of computing them again.
@@ -215,6 +219,7 @@ class CacheConfig:
     page_size: int = 16
     num_pages: int | None = None
     kv_dtype: KvDtype = KvDtype.AUTO
+    memory_share: float = MEMORY_SHARE
     host_memory_bytes: int = 0
     prefix_caching: bool = True
 
@@ -224,6 +229,8 @@ class CacheConfig:
             raise ValueError(f"page_size must be a power of two from 1 to 128, got {self.page_size}")
         if self.num_pages is not None and self.num_pages < 1:
             raise ValueError(f"num_pages must be at least 1, got {self.num_pages}")
+        if not 0 < self.memory_share < 1:
+            raise ValueError(f"memory_share must be above 0 and below 1, got {self.memory_share}")
         if self.host_memory_bytes < 0:
             raise ValueError(f"host_memory_bytes must not be negative, got {self.host_memory_bytes}")
 

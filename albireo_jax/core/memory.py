@@ -8,11 +8,15 @@ from albireo_jax.core.errors import CapacityError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """What one device holds: bytes of its weight shard, of one page, and the pages that fit."""
+    """What one device holds: bytes of its weight shard, of one page, and the pages that fit.
+
+    `copy_bytes` are those of a second copy of the layers, 0 where there is none.
+    """
 
     weight_bytes: int
     page_bytes: int
     num_pages: int
+    copy_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +54,27 @@ def count_weights(model: ModelConfig, *, tp: int) -> WeightCount:
 
 def weight_bytes(model: ModelConfig, *, tp: int, dtype: Dtype) -> int:
     """Bytes of the weights that one of `tp` ranks holds: norms and biases, codes and scales included."""
+    tables = count_weights(model, tp=tp).embeddings + model.hidden_size
+    return layer_bytes(model, tp=tp, dtype=dtype) + tables * dtype.num_bytes
+
+
+def layer_bytes(model: ModelConfig, *, tp: int, dtype: Dtype) -> int:
+    """Bytes of the weights of all layers: without embedding, head and the final norm."""
     count = count_weights(model, tp=tp)
+    rest = count.rest - model.hidden_size
     if model.quantization is None:
-        return count.total * dtype.num_bytes
-    codes_and_scales = count.matrices + 4 * count.channels
-    return codes_and_scales + (count.embeddings + count.rest) * dtype.num_bytes
+        return (count.matrices + rest) * dtype.num_bytes
+    return count.matrices + 4 * count.channels + rest * dtype.num_bytes
+
+
+def pool_share(memory_share: float) -> float:
+    """Share of a device's memory for all that an engine has there: what stays, and half of the rest."""
+    return (1 + memory_share) / 2
+
+
+def kept_bytes(pool_bytes: int, *, memory_share: float) -> int:
+    """Bytes for what stays in a pool: `memory_share` of the device, if the pool is `pool_share` of it."""
+    return int(pool_bytes * memory_share / pool_share(memory_share))
 
 
 def page_bytes(
@@ -96,19 +116,23 @@ def plan_memory(
     budget_bytes: int,
     kv_dtype: KvDtype = KvDtype.AUTO,
     max_pages: int | None = None,
+    copies_layers: bool = False,
 ) -> MemoryPlan:
     """Pages that fit beside the weights in `budget_bytes` of one device, `max_pages` at most.
 
+    With `copies_layers` the weights of the layers are there twice, as loops of decode steps need on a GPU.
     Raises CapacityError if the weights leave no room for one page besides the null page.
     """
     weights = weight_bytes(model, tp=tp, dtype=dtype)
+    copy = layer_bytes(model, tp=tp, dtype=dtype) if copies_layers else 0
     page = page_bytes(model, tp=tp, page_size=page_size, dtype=dtype, kv_dtype=kv_dtype)
-    num_pages = (budget_bytes - weights) // page - 1  # one page is the null page
+    num_pages = (budget_bytes - weights - copy) // page - 1  # one page is the null page
     if num_pages < 1:
+        twice = f", the second copy of the layers for --decode-steps above 1 {copy}" if copy else ""
         raise CapacityError(
-            f"the weights take {weights} bytes and a KV page {page}; with the null page and one more "
+            f"the weights take {weights} bytes{twice} and a KV page {page}; with the null page and one more "
             f"they do not fit in {budget_bytes} bytes per device at tp {tp}"
         )
     if max_pages is not None:
         num_pages = min(num_pages, max_pages)
-    return MemoryPlan(weight_bytes=weights, page_bytes=page, num_pages=num_pages)
+    return MemoryPlan(weight_bytes=weights, page_bytes=page, num_pages=num_pages, copy_bytes=copy)

@@ -124,7 +124,7 @@ def assumptions(answer: Answer) -> tuple[str, ...]:
         if not workload.shares_prefixes
         else "answers have the trace's lengths; every request samples with top-p; prefixes are shared",
         f"memory: {question.memory_share:.0%} of {question.gpu.memory_bytes / 1e9:.0f} GB for weights "
-        f"({_weights(question)}) and pages; the engine takes the share that JAX gives it",
+        f"({_weights(question)}) and pages",
         f"depth {question.depth}, {question.sampling.value} sampling; goodput is at most the rate "
         f"at which requests that all wait are served",
         *extrapolated,

@@ -3,7 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from albireo_jax.core.config import TP_DEGREES, CacheConfig, Dtype, KvDtype, ModelConfig, SamplingMode
+from albireo_jax.core.config import (
+    MEMORY_SHARE,
+    TP_DEGREES,
+    CacheConfig,
+    Dtype,
+    KvDtype,
+    ModelConfig,
+    SamplingMode,
+)
 from albireo_jax.core.errors import CapacityError
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.memory import MemoryPlan, plan_memory, rules_bytes, weight_bytes
@@ -22,8 +30,8 @@ _GB = 10**9
 class Question:
     """Which plan is wanted: of `num_gpus` GPUs for a model, a load and targets.
 
-    Of each GPU's memory, `memory_share` is for weights and pages. All combinations of `rows` and
-    `step_tokens` are tried as `max_rows` and `max_step_tokens`. A replica is simulated with
+    Of each GPU's memory, `memory_share` is for weights and pages, as in an engine. All combinations of `rows`
+    and `step_tokens` are tried as `max_rows` and `max_step_tokens`. A replica is simulated with
     `requests_per_replica` requests. Only `degrees` are tried.
     """
 
@@ -38,7 +46,7 @@ class Question:
     dtype: Dtype = Dtype.BFLOAT16
     kv_dtype: KvDtype = KvDtype.AUTO
     page_size: int = CacheConfig().page_size
-    memory_share: float = 0.9
+    memory_share: float = MEMORY_SHARE
     rows: tuple[int, ...] = ROWS
     step_tokens: tuple[int, ...] = STEP_TOKENS
     requests_per_replica: int = REQUESTS_PER_REPLICA

@@ -6,7 +6,17 @@ import pytest
 
 from albireo_jax.core.config import Dtype, KvDtype, ModelConfig, Quantization
 from albireo_jax.core.errors import CapacityError
-from albireo_jax.core.memory import count_weights, host_pages, page_bytes, plan_memory, weight_bytes
+from albireo_jax.core.memory import (
+    MemoryPlan,
+    count_weights,
+    host_pages,
+    kept_bytes,
+    layer_bytes,
+    page_bytes,
+    plan_memory,
+    pool_share,
+    weight_bytes,
+)
 
 LLAMA_8B = ModelConfig(
     architecture="LlamaForCausalLM",
@@ -79,6 +89,57 @@ def test_pages_fill_what_the_weights_leave() -> None:
 def test_weights_that_leave_no_page_are_refused_with_the_numbers() -> None:
     with pytest.raises(CapacityError, match="16060522496 bytes"):
         plan_memory(LLAMA_8B, tp=1, page_size=16, dtype=Dtype.BFLOAT16, budget_bytes=16 * 10**9)
+
+
+def test_a_layer_of_llama_8b_has_218_million_numbers() -> None:
+    layer = 4096 * (4096 + 2 * 1024 + 4096 + 3 * 14336 + 2)
+    assert layer_bytes(LLAMA_8B, tp=1, dtype=Dtype.BFLOAT16) == 2 * 32 * layer == 2 * 32 * 218_112_000
+
+
+@pytest.mark.parametrize("quantization", [None, *Quantization])
+@pytest.mark.parametrize("tp", [1, 8])
+def test_a_second_copy_of_the_layers_takes_its_bytes_from_the_pages(
+    tp: int, quantization: Quantization | None
+) -> None:
+    model = replace(LLAMA_8B, quantization=quantization)
+
+    def plan(budget_bytes: int, *, copies_layers: bool) -> MemoryPlan:
+        return plan_memory(
+            model,
+            tp=tp,
+            page_size=16,
+            dtype=Dtype.BFLOAT16,
+            budget_bytes=budget_bytes,
+            copies_layers=copies_layers,
+        )
+
+    copy = layer_bytes(model, tp=tp, dtype=Dtype.BFLOAT16)
+    twice = plan(72 * 10**9, copies_layers=True)
+    assert twice == replace(plan(72 * 10**9 - copy, copies_layers=False), copy_bytes=copy)
+    once = plan(72 * 10**9, copies_layers=False)
+    assert (once.num_pages - twice.num_pages) * once.page_bytes == pytest.approx(copy, abs=once.page_bytes)
+
+
+def test_a_second_copy_that_leaves_no_page_is_refused_with_its_flag() -> None:
+    with pytest.raises(CapacityError, match=r"16060522496 bytes, .*--decode-steps above 1 13959168000 and"):
+        plan_memory(
+            LLAMA_8B,
+            tp=1,
+            page_size=16,
+            dtype=Dtype.BFLOAT16,
+            budget_bytes=24 * 10**9,
+            copies_layers=True,
+        )
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.97])
+def test_what_stays_is_the_share_of_the_device_whose_pool_was_taken_for_it(share: float) -> None:
+    device_bytes = 85 * 10**9
+    assert kept_bytes(int(device_bytes * pool_share(share)), memory_share=share) == pytest.approx(
+        device_bytes * share, rel=1e-9
+    )
+    assert share < pool_share(share) < 1
+    assert kept_bytes(device_bytes // 2, memory_share=share) < device_bytes // 2
 
 
 def test_a_host_page_takes_the_bytes_of_all_ranks() -> None:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from albireo_jax.core.config import (
+    MEMORY_SHARE,
     CacheConfig,
     Dtype,
     EngineConfig,
@@ -17,7 +18,6 @@ from albireo_jax.core.memory import page_bytes, plan_memory, rules_bytes, weight
 from albireo_jax.experiments.sweep.settings import SweepSettings, Variant, engine_samplings, listed
 from albireo_jax.sim.workload import Arrival
 
-_MEMORY_SHARE = 0.9
 """Of a GPU's memory, what weights and KV pages may take, as in a launched engine."""
 
 
@@ -205,7 +205,7 @@ class _Pages:
             tp=tp,
             page_size=self._settings.page_size,
             dtype=self._dtype,
-            budget_bytes=int(self._memory_bytes * _MEMORY_SHARE) // self._engines(tp) - counts_bytes,
+            budget_bytes=int(self._memory_bytes * MEMORY_SHARE) // self._engines(tp) - counts_bytes,
             max_pages=enough,
         )
         if plan.num_pages < self._pages_per_row:
@@ -243,7 +243,7 @@ class _Pages:
         page = page_bytes(model, tp=tp, page_size=settings.page_size, dtype=self._dtype)
         counts = rules_bytes(model, tp=tp, num_slots=settings.rows_per_gpu * tp + 1)
         weights = weight_bytes(model, tp=tp, dtype=self._dtype)
-        needed = (weights + counts + (self._pages_per_row + 1) * page) * self._engines(tp) / _MEMORY_SHARE
+        needed = (weights + counts + (self._pages_per_row + 1) * page) * self._engines(tp) / MEMORY_SHARE
         return f"{1.005 * needed / 2**30:.3g}"
 
     def _engines(self, tp: int) -> int:
