@@ -31,7 +31,7 @@ from albireo_jax.runtime.compile import Progress, use_persistent_cache
 from albireo_jax.runtime.device_memory import budget_bytes, take_memory
 from albireo_jax.runtime.executor import JaxExecutor
 from albireo_jax.runtime.rules_stage import RulesShape, new_rules
-from albireo_jax.runtime.state import StateShape, new_state
+from albireo_jax.runtime.state import StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram
 from albireo_jax.sched.scheduler import Scheduler
 
@@ -267,7 +267,7 @@ def _executor(
     return JaxExecutor(
         program,
         decoder.weights(),
-        new_state(shape, mesh, axis=TP, kv_dtype=config.cache.kv_dtype.resolve(dtype)),
+        plan_state(shape, mesh, axis=TP, kv_dtype=config.cache.kv_dtype.resolve(dtype)),
         buckets=buckets,
         rules=new_rules(rules, mesh, axis=TP),
         max_len=rules.max_len,

@@ -48,7 +48,7 @@ from albireo_jax.runtime.sampling_stage import (
     slot_route,
 )
 from albireo_jax.runtime.scored_tokens import PendingScores, ScoreProgram, ScoringCalls
-from albireo_jax.runtime.state import DeviceState
+from albireo_jax.runtime.state import DeviceState, PlannedState
 from albireo_jax.runtime.step import ForwardOutput, StepProgram, begin_with_pages, jit_forward
 from albireo_jax.runtime.transfer import CopiedBytes, CopyProgram, HostPages
 from albireo_jax.sampling.logits import Rules
@@ -78,14 +78,16 @@ class JaxExecutor:
     """Runs plans on the devices of a mesh, in order; one thread calls it.
 
     Holds the weights and the donated state. All programs are compiled in `__init__`, so `dispatch`
-    never compiles: an AOT executable refuses what it was not compiled for.
+    never compiles: an AOT executable refuses what it was not compiled for. Only then is the state made, which
+    fills the memory: to choose a product's kernel on a GPU, XLA tries some, with operands of their own, as
+    large as the stack of all layers' weights.
     """
 
     def __init__(
         self,
         program: StepProgram,
         weights: DecoderWeights,
-        state: DeviceState,
+        state: PlannedState,
         *,
         buckets: tuple[Bucket, ...],
         rules: Rules,
@@ -96,12 +98,12 @@ class JaxExecutor:
         progress: Progress | None = None,
     ) -> None:
         self.program = program
-        self._cache, self._sampler = state
+        self._cache, self._sampler = state.arrays  # of which programs are lowered; made below
         self._buckets = buckets
         self._scoring = ScoringCalls(program, weights, num_top=max_logprobs)
         self._loops = DecodeLoops(program, max_steps=decode_steps)
         self.replace_weights(weights)
-        self._padding_slot = state.sampler.last_token_Z.shape[0] - 1
+        self._padding_slot = self._sampler.last_token_Z.shape[0] - 1
         self._ruled = RuledRows(program, rules, max_len=max_len)
         self._banned = BannedRows(program, num_slots=self._padding_slot + 1)
         self._host_pages = HostPages(
@@ -117,16 +119,17 @@ class JaxExecutor:
         self._compiled: dict[_Program, jax.stages.Compiled] = compile_all(
             {_ADMIT: self._lower_admit, _BEGIN: self._lower_begin}
             | self._ruled.programs(row_counts)
-            | self._banned.programs(row_counts, state.sampler)
+            | self._banned.programs(row_counts, self._sampler)
             | self._scoring.programs(buckets)
             | self._host_pages.programs()
-            | self._loops.programs(buckets, state)
+            | self._loops.programs(buckets, state.arrays)
             | {bucket: partial(self.lower, bucket) for bucket in buckets}
             | {sampling: partial(self.lower_sampling, sampling) for sampling in samplings},
             progress=progress,
         )
         for calls in (self._ruled, self._banned, self._scoring, self._loops, self._host_pages):
             calls.use(self._compiled)
+        self._cache, self._sampler = state.make()
 
     def lower(self, bucket: Bucket) -> jax.stages.Lowered:
         """The forward program of a bucket, lowered for this engine's shapes and devices."""

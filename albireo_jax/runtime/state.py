@@ -3,11 +3,13 @@
 Two tuples, one per stage that writes them: a forward pass replaces the cache, and sampling replaces the rest.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int32
 
 from albireo_jax.core.config import KvDtype
@@ -83,8 +85,16 @@ def sampler_specs() -> SamplerState:
     return SamplerState(PartitionSpec(), PartitionSpec())  # type: ignore[arg-type]
 
 
-def new_state(shape: StateShape, mesh: Mesh, *, axis: str, kv_dtype: KvDtype) -> DeviceState:
-    """A zeroed state, made on the devices of `mesh`; `kv_dtype` is resolved, not AUTO."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedState:
+    """A state before it takes memory: what its arrays will be, with their shardings, and how it is made."""
+
+    arrays: DeviceState
+    make: Callable[[], DeviceState]
+
+
+def plan_state(shape: StateShape, mesh: Mesh, *, axis: str, kv_dtype: KvDtype) -> PlannedState:
+    """A zeroed state on the devices of `mesh`; `kv_dtype` is resolved, not AUTO."""
     kv = (shape.num_layers, shape.num_pages, shape.page_size, shape.num_kv_heads, shape.head_dim)
 
     def zeros() -> DeviceState:
@@ -99,5 +109,21 @@ def new_state(shape: StateShape, mesh: Mesh, *, axis: str, kv_dtype: KvDtype) ->
             ),
         )
 
-    specs = DeviceState(cache_specs(axis), sampler_specs())
-    return jax.jit(zeros, out_shardings=shardings(mesh, specs))()
+    placed = shardings(mesh, DeviceState(cache_specs(axis), sampler_specs()))
+    return PlannedState(
+        arrays=jax.tree.map(_place, placed, jax.eval_shape(zeros)), make=jax.jit(zeros, out_shardings=placed)
+    )
+
+
+def new_state(shape: StateShape, mesh: Mesh, *, axis: str, kv_dtype: KvDtype) -> DeviceState:
+    """The state of `plan_state`, made."""
+    return plan_state(shape, mesh, axis=axis, kv_dtype=kv_dtype).make()
+
+
+def _place(sharding: NamedSharding, below: Any) -> Any:
+    """The arrays below a place in a tree, all of them with its sharding."""
+
+    def place(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+    return jax.tree.map(place, below)

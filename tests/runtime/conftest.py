@@ -25,7 +25,7 @@ from albireo_jax.runtime.compile import compile_all
 from albireo_jax.runtime.decode_loop import DecodeLoops
 from albireo_jax.runtime.executor import JaxExecutor
 from albireo_jax.runtime.rules_stage import RulesShape, new_rules
-from albireo_jax.runtime.state import DeviceState, StateShape, new_state
+from albireo_jax.runtime.state import DeviceState, StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram
 from albireo_jax.sched.scheduler import Scheduler
 
@@ -131,7 +131,7 @@ def _executor(shape: EngineShape) -> JaxExecutor:
         num_slots=shape.max_rows + 1,
         pages_per_slot=MODEL.max_position // shape.page_size,
     )
-    state = new_state(sizes, model.mesh, axis=TP, kv_dtype=shape.kv_dtype)
+    state = plan_state(sizes, model.mesh, axis=TP, kv_dtype=shape.kv_dtype)
     grid = bucket_grid(shape.max_rows, shape.max_step_tokens)
     largest = (max(bucket for bucket in grid if bucket.is_decode), max(grid))
     buckets = grid if shape.all_buckets else largest

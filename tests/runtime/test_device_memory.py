@@ -8,11 +8,20 @@ from pathlib import Path
 import jax
 import pytest
 
-from albireo_jax.core.config import Dtype, ModelConfig, Quantization
+from albireo_jax.core.config import (
+    CacheConfig,
+    Dtype,
+    EngineConfig,
+    ModelConfig,
+    Quantization,
+    SchedulerConfig,
+)
 from albireo_jax.core.memory import layer_bytes
+from albireo_jax.launch import prepare_random
 from albireo_jax.models.registry import random_model
 from albireo_jax.nn.decoder import unstack
 from albireo_jax.nn.sharding import make_mesh
+from albireo_jax.runtime.batch import Bucket
 from albireo_jax.runtime.device_memory import budget_bytes
 
 TELL = """
@@ -72,3 +81,24 @@ def test_a_second_copy_of_the_layers_holds_the_bytes_that_are_counted(
     copied = [array for array in jax.tree.leaves(unstack(weights)) if id(array) not in stacked]
     held = sum(array.addressable_shards[0].data.nbytes for array in copied)
     assert held == layer_bytes(model, tp=2, dtype=Dtype.BFLOAT16)
+
+
+def test_pages_take_their_memory_once_all_programs_are_compiled() -> None:
+    pool = (MODEL.num_layers, 78, 16, MODEL.num_kv_heads, MODEL.head_dim)
+    config = EngineConfig(
+        model="random",
+        max_logprobs=0,
+        cache=CacheConfig(num_pages=pool[1] - 1),
+        scheduler=SchedulerConfig(max_rows=4, max_step_tokens=32),
+    )
+    seen: list[int] = []
+
+    def count(done: int, total: int) -> None:
+        del done, total
+        seen.append(sum(array.shape == pool for array in jax.live_arrays()))
+
+    ready = prepare_random(config, MODEL, buckets=(Bucket(4, 4), Bucket(32, 4)), progress=count)
+    assert len(seen) > 5
+    assert not any(seen)
+    assert sum(array.shape == pool for array in jax.live_arrays()) == 2
+    assert ready.memory.num_pages == pool[1] - 1
