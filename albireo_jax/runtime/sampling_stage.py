@@ -48,11 +48,14 @@ class SamplingCost:
 
 
 def routes(program: StepProgram) -> tuple[Route, ...]:
-    """The routes that an engine uses, cheapest first; the last one serves any rows."""
-    if program.mesh.size == 1:
-        return Route.GREEDY, Route.UNFILTERED, Route.ALL_TO_ALL
-    if program.sampling is SamplingMode.REPLICATED:
+    """The routes that an engine uses, cheapest first; the last one serves any rows.
+
+    GPUs do without candidates: whether these suffice is known on the device, and the host would wait for it.
+    """
+    if program.sampling is SamplingMode.REPLICATED and program.mesh.size > 1:
         return (Route.REPLICATED,)
+    if program.mesh.size == 1 or program.is_on_gpus:
+        return Route.GREEDY, Route.UNFILTERED, Route.ALL_TO_ALL
     return Route.GREEDY, Route.UNFILTERED, Route.CANDIDATES, Route.ALL_TO_ALL
 
 
@@ -73,7 +76,7 @@ def jit_sample(program: StepProgram, route: Route) -> jax.stages.Wrapped:
         out_specs=SampleOutput(sampler_specs(), PartitionSpec()),  # type: ignore[arg-type]
         check_vma=False,  # ids are equal on all ranks by the final gather, which the checker cannot see
     )
-    return jax.jit(body, donate_argnums=(0,), compiler_options=program.loop_options)
+    return jax.jit(body, donate_argnums=(0,))
 
 
 def jit_ban(program: StepProgram) -> jax.stages.Wrapped:

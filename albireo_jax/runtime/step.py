@@ -116,14 +116,19 @@ class StepProgram:
 
     @property
     def loop_options(self) -> dict[str, str]:
-        """What XLA is to be told of programs with loops and branches that only the device can decide.
+        """What XLA is to be told of programs with loops whose end only the device knows.
 
         A GPU runs them by itself as parts of one CUDA graph. By default XLA keeps loops out of graphs: the
         host reads each condition, and so a dispatch waits for all that is queued before it. Over several GPUs
         the collectives stay outside of graphs, and so do the loops around them.
         """
-        on_one_gpu = self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "gpu"
+        on_one_gpu = self.mesh.size == 1 and self.is_on_gpus
         return {"xla_gpu_enable_command_buffer": _GRAPH_COMMANDS} if on_one_gpu else {}
+
+    @property
+    def is_on_gpus(self) -> bool:
+        """Whether the mesh is of GPUs."""
+        return self.mesh.devices.flat[0].platform == "gpu"
 
 
 class _Rows(NamedTuple):

@@ -59,13 +59,23 @@ def best(
     view: View, rows: Rows, peak_RJ: Float[Array, "R J"], *, max_R: Float[Array, " R"], axis: str
 ) -> Int32[Array, " R"]:
     """The id of each row with the largest score over all ranks; a row that does not draw has no noise."""
-
-    def scored() -> _Best:
-        score_RJW = jnp.where(wide(rows.draws_R), scores(view, rows), view.logit_RJW)
-        return _own_best(score_RJW, view, peaks(score_RJW))
-
-    own = lax.cond(rows.draws_R.any(), scored, lambda: _own_best(view.logit_RJW, view, peak_RJ))
+    own = lax.platform_dependent(view, rows, peak_RJ, cpu=_scored_where_needed, default=_scored)
     return _compare(own, max_R=max_R, axis=axis)
+
+
+def _scored(view: View, rows: Rows, peak_RJ: Float[Array, "R J"]) -> _Best:
+    del peak_RJ
+    score_RJW = jnp.where(wide(rows.draws_R), scores(view, rows), view.logit_RJW)
+    return _own_best(score_RJW, view, peaks(score_RJW))
+
+
+def _scored_where_needed(view: View, rows: Rows, peak_RJ: Float[Array, "R J"]) -> _Best:
+    """The same, without scores if no row draws. On a GPU the host would wait for that to be known."""
+    return lax.cond(
+        rows.draws_R.any(),
+        lambda: _scored(view, rows, peak_RJ),
+        lambda: _own_best(view.logit_RJW, view, peak_RJ),
+    )
 
 
 def _own_best(value_RJW: Float[Array, "R J W"], view: View, peak_RJ: Float[Array, "R J"]) -> _Best:

@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from albireo_jax.sampling.blocks import wide
+from albireo_jax.sampling.order import LEAST, ordered, ordered_float
 
 MAX_VOCAB = 2**20
 """Tokens whose weights can be added up without overflow."""
@@ -79,6 +80,11 @@ def scaled(logit_RJW: Float[Array, "R J W"], filters: RowFilters) -> Float[Array
     return (logit_RJW - wide(filters.max_R)) / wide(filters.temperature_R)
 
 
+def weights(logit_RJW: Float[Array, "R J W"], filters: RowFilters) -> Int32[Array, "R J W"]:
+    """The integers that mass is counted in, up to 2^28."""
+    return jnp.round(jnp.exp(scaled(logit_RJW, filters)) * np.float32(_MAX_WEIGHT)).astype(jnp.int32)
+
+
 class Mass(NamedTuple):
     """A sum of weights as two words, so that the sums of several views can still be added exactly."""
 
@@ -88,7 +94,7 @@ class Mass(NamedTuple):
 
 def mass(logit_RJW: Float[Array, "R J W"], filters: RowFilters) -> Mass:
     """Sum of the weights of all tokens in view."""
-    return _words(_weights(logit_RJW, filters))
+    return _words(weights(logit_RJW, filters))
 
 
 def mass_value(total: Mass) -> Float[Array, " R"]:
@@ -104,7 +110,7 @@ def sieve(logit_RJW: Float[Array, "R J W"], filters: RowFilters, *, outside_R: F
     A row is sure if the view holds the k largest logits, or all of the share above the largest logit
     outside; or if that one, and so all others outside, fails min-p.
     """
-    weight_RJW = _weights(logit_RJW, filters)
+    weight_RJW = weights(logit_RJW, filters)
     has_both_R = (filters.top_k_R > 0) & (filters.top_p_R < 1)
     top = lax.cond(
         has_both_R.any(),
@@ -142,10 +148,6 @@ def _share(filters: RowFilters, mass_R: Float[Array, " R"]) -> Float[Array, " R"
     return jnp.where(filters.top_p_R < 1, nucleus_R, count_R)
 
 
-def _weights(logit_RJW: Float[Array, "R J W"], filters: RowFilters) -> Int32[Array, "R J W"]:
-    return jnp.round(jnp.exp(scaled(logit_RJW, filters)) * np.float32(_MAX_WEIGHT)).astype(jnp.int32)
-
-
 def _sum(weight_RJW: Int32[Array, "R J W"]) -> Float[Array, " R"]:
     """The exact integer sum, rounded to float32: monotone in every weight, whatever the order."""
     return mass_value(_words(weight_RJW))
@@ -173,25 +175,14 @@ def _kth_logit(
     logit_RJW: Float[Array, "R J W"], k_R: Int32[Array, " R"], max_R: Float[Array, " R"]
 ) -> Float[Array, " R"]:
     """The k-th largest logit in view; minus infinity where k is 0."""
-    low_R = jnp.full_like(k_R, _ordered(-_INF))
-    high_R = jnp.where(k_R > 0, _ordered(max_R), low_R)
+    low_R = jnp.full_like(k_R, LEAST)
+    high_R = jnp.where(k_R > 0, ordered(max_R), low_R)
 
     def halve(_: Int32[Array, ""], bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low_R, high_R = bracket
         middle_R = (low_R | high_R) - ((low_R ^ high_R) >> 1)  # their mean, rounded up, without overflow
-        is_in_RJW = logit_RJW >= wide(_float(middle_R))
+        is_in_RJW = logit_RJW >= wide(ordered_float(middle_R))
         has_k_R = is_in_RJW.astype(jnp.int32).sum(axis=(1, 2)) >= k_R
         return jnp.where(has_k_R, middle_R, low_R), jnp.where(has_k_R, high_R, middle_R - 1)
 
-    return _float(lax.fori_loop(0, 32, halve, (low_R, high_R))[0])
-
-
-def _ordered(logit: Float[Array, "..."] | np.float32) -> Int32[Array, "..."]:
-    """The integer that orders like the float."""
-    bits = lax.bitcast_convert_type(logit, jnp.int32)
-    return jnp.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)
-
-
-def _float(ordered: Int32[Array, "..."]) -> Float[Array, "..."]:
-    bits = jnp.where(ordered < 0, ordered ^ np.int32(0x7FFFFFFF), ordered)
-    return lax.bitcast_convert_type(bits, jnp.float32)
+    return ordered_float(lax.fori_loop(0, 32, halve, (low_R, high_R))[0])

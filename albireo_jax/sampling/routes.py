@@ -14,7 +14,8 @@ ALL_TO_ALL     any                                    R V / t words
 REPLICATED     any; the baseline                      R V words, and every rank samples all rows
 =============  ====================================  ==========================================
 
-On one device nothing travels, and the last three are one.
+On one device nothing travels, and the last three are one. On GPUs CANDIDATES is not used: its fallback is a
+branch that their host would wait for, and their links carry the logits in microseconds.
 """
 
 from enum import IntEnum

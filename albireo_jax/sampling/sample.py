@@ -13,8 +13,10 @@ A row is V logits in J blocks of W, and the maximum of each block serves every s
 The second stage looks at a few thousand tokens, which is enough for most rows with top-k, top-p or
 min-p. The third sees whole rows, because nothing is filtered or because the nucleus is wide. Both draw
 through the same sieve from a view of the row, so a row's token does not depend on which of them found
-it. Either works through the rows that need it, a tile at a time: on a CPU, so few that a tile stays in
-the cache, elsewhere all at once. Nothing here communicates between devices.
+it. Either works through the rows that need it, so few at a time that they stay in a CPU's cache.
+
+So it is on a CPU. A GPU would keep its host waiting for every such choice, and draws all rows whole
+(`at_once`): the same tokens. Nothing here communicates between devices.
 """
 
 from collections.abc import Callable
@@ -27,6 +29,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
+from albireo_jax.sampling.at_once import draw_at_once
 from albireo_jax.sampling.blocks import BLOCK_TOKENS, View, first_largest, logit_peaks, peaks, whole_rows
 from albireo_jax.sampling.draw import (
     NOT_FINITE,
@@ -39,7 +42,7 @@ from albireo_jax.sampling.draw import (
 from albireo_jax.sampling.filters import MAX_VOCAB, is_filtered, mass, mass_value, needs_mass, sieve
 
 _SHORT_LIST_BLOCKS = 64
-_CPU_TILE_TOKENS = 2**17
+_TILE_TOKENS = 2**17
 _INF = np.float32(np.inf)
 
 
@@ -81,24 +84,31 @@ def sample(logits_RV: Float[Array, "R V"], params: SamplerParams) -> Int32[Array
     greedy_R = first_largest(view.logit_RJW, view.first_RJ, peak_RJ=peak_RJ).id_R
     resolved = resolve(params, max_R=peak_RJ.max(axis=1), vocab=vocab)
 
-    def draw_rows() -> Int32[Array, " R"]:
-        in_cache = partial(_draw_rows, tile_tokens=_CPU_TILE_TOKENS)
-        at_once = partial(_draw_rows, tile_tokens=None)
-        return lax.platform_dependent(view, resolved, peak_RJ, greedy_R, cpu=in_cache, default=at_once)
-
-    id_R = lax.cond(resolved.draws_R.any(), draw_rows, lambda: greedy_R)
+    id_R = lax.platform_dependent(
+        view, resolved, peak_RJ, greedy_R, cpu=_draw_where_needed, default=_draw_all_at_once
+    )
     return jnp.where(jnp.isfinite(peak_RJ.max(axis=1)), id_R, NOT_FINITE)
 
 
-def _draw_rows(
-    view: View,
-    rows: Rows,
-    peak_RJ: Float[Array, "R J"],
-    greedy_R: Int32[Array, " R"],
-    *,
-    tile_tokens: int | None,
+def _draw_all_at_once(
+    view: View, rows: Rows, peak_RJ: Float[Array, "R J"], greedy_R: Int32[Array, " R"]
 ) -> Int32[Array, " R"]:
-    """Both stages, a tile of `tile_tokens` logits at a time; None: all rows at once."""
+    del peak_RJ
+    return jnp.where(rows.draws_R, draw_at_once(view, rows), greedy_R)
+
+
+def _draw_where_needed(
+    view: View, rows: Rows, peak_RJ: Float[Array, "R J"], greedy_R: Int32[Array, " R"]
+) -> Int32[Array, " R"]:
+    def draw() -> Int32[Array, " R"]:
+        return _draw_by_stages(view, rows, peak_RJ, greedy_R)
+
+    return lax.cond(rows.draws_R.any(), draw, lambda: greedy_R)
+
+
+def _draw_by_stages(
+    view: View, rows: Rows, peak_RJ: Float[Array, "R J"], greedy_R: Int32[Array, " R"]
+) -> Int32[Array, " R"]:
     filters = rows.filters
     mass_R = lax.cond(
         needs_mass(filters).any(), lambda: mass_value(mass(view.logit_RJW, filters)), lambda: filters.mass_R
@@ -108,7 +118,7 @@ def _draw_rows(
     num_rows, blocks = view.first_RJ.shape
 
     def tile_rows(blocks: int) -> int:
-        return num_rows if tile_tokens is None else min(num_rows, tile_tokens // (blocks * BLOCK_TOKENS) or 1)
+        return min(num_rows, _TILE_TOKENS // (blocks * BLOCK_TOKENS) or 1)
 
     if blocks > 4 * _SHORT_LIST_BLOCKS:
         draw = partial(_draw_short_lists, view, rows, peak_RJ)

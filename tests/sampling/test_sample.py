@@ -46,7 +46,7 @@ def test_a_token_depends_on_its_row_only():
     np.testing.assert_array_equal(ids(padded, params), want)
 
 
-@pytest.mark.parametrize(("name", "value"), [("_SHORT_LIST_BLOCKS", 10**6), ("_CPU_TILE_TOKENS", None)])
+@pytest.mark.parametrize(("name", "value"), [("_SHORT_LIST_BLOCKS", 10**6), ("_TILE_TOKENS", 2**30)])
 def test_a_token_does_not_depend_on_the_stage_or_tile_that_finds_it(monkeypatch, name, value):
     logits, params = random_batch(2, 64, WIDE)
     want = ids(logits, params)
@@ -144,9 +144,13 @@ def test_a_vocabulary_beyond_the_limit_is_refused():
         jax.eval_shape(sample, too_many, params_of([Row()]))
 
 
-def test_no_program_sorts_the_vocabulary():
+def test_no_program_sorts_the_vocabulary_and_none_of_gpus_branches():
     arguments = jax.ShapeDtypeStruct((64, WIDE), jnp.float32), params_of([Row()] * 64)
-    for platform in ("cpu", "cuda"):
+    for platform, top_k in (("cpu", [str(WIDE // 64)]), ("cuda", [])):
         program = jax.jit(sample).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
         assert "stablehlo.sort" not in program
-        assert re.findall(r"chlo.top_k\(.*tensor<\d+x(\d+)xf32> ->", program) == [str(WIDE // 64)]
+        assert re.findall(r"chlo.top_k\(.*tensor<\d+x(\d+)xf32> ->", program) == top_k
+        if platform == "cuda":
+            choices_of_platform = 2  # by a constant
+            assert "stablehlo.while" not in program
+            assert program.count("stablehlo.case") == choices_of_platform
