@@ -31,7 +31,7 @@ from albireo_jax.runtime.banned_rows import BanProgram
 from albireo_jax.runtime.batch import SLOT_FIELDS, Bucket
 from albireo_jax.runtime.decode_loop import DecodeLoop
 from albireo_jax.runtime.executor import Sampling
-from albireo_jax.sampling.routes import Route, wire_bytes
+from albireo_jax.sampling.routes import wire_bytes
 
 MEMORY_TOLERANCE = 0.03
 """By how much what programs take on a device may differ from what `core.memory` counts.
@@ -46,7 +46,6 @@ _TABLE_BYTES = 4 * (MAX_ROWS + 1) * (MAX_LEN // PAGE_SIZE)
 _LAUNCH = re.compile(r"^( *)\d+: (k[A-Z]\w*)")
 _COLLECTIVES = ("kAll", "kAsync", "kReduceScatter", "kCollective", "kPartitionId")
 _FEWEST_LAUNCHES = 5  # that XLA makes a command buffer of
-_HOST_WAITS = {Route.GREEDY: 0, Route.UNFILTERED: 0, Route.CANDIDATES: 12, Route.ALL_TO_ALL: 8}
 _PARTIAL_SUMS_BYTES = 16 * 2**20  # of products that cores share by their inner dimension, at most 8 parts
 _KERNEL_TARGET = 'custom_call_target="__gpu$xla.gpu.ptx"'
 _FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional")
@@ -268,13 +267,11 @@ def _loop(case: Case, loop: DecodeLoop, found: Figures) -> Iterator[str]:
 
 
 def _decisions(case: Case, name: Sampling | DecodeLoop, found: Figures) -> Iterator[str]:
-    """One GPU decides by itself how often loops turn and which branches are taken.
+    """Sampling has nothing to decide, and one GPU decides by itself how often loops of decode steps turn.
 
-    Over several, XLA keeps loops and branches with collectives out of command buffers, and the host decides.
+    Over several, XLA keeps loops with collectives out of command buffers, and the host decides.
     """
-    waits = 0
-    if case.tp > 1:
-        waits = _HOST_WAITS[name.route] + isinstance(name, DecodeLoop)
+    waits = int(isinstance(name, DecodeLoop) and case.tp > 1)
     if found.host_waits > waits:
         yield f"{found.host_waits} waits of the host, more than {waits}"
     if case.tp == 1:
@@ -284,8 +281,6 @@ def _decisions(case: Case, name: Sampling | DecodeLoop, found: Figures) -> Itera
 def _sampling(case: Case, name: Sampling, found: Figures) -> Iterator[str]:
     columns = case.config.padded_vocab_size(case.tp)
     wanted = wire_bytes(name.route, rows=name.rows, columns=columns, ranks=case.tp)
-    if name.route is Route.CANDIDATES and case.tp > 1:  # its fallback is in its text too
-        wanted += wire_bytes(Route.ALL_TO_ALL, rows=name.rows, columns=columns, ranks=case.tp)
     moved = sum(size * count for (_, size), count in found.collectives.items())
     if moved > wanted:
         yield f"{moved} bytes travel, more than {wanted}"
