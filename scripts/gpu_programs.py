@@ -120,7 +120,7 @@ def few_jobs(devices: tuple[object, ...]) -> list[Job]:
 
 
 def all_jobs(devices: tuple[object, ...]) -> list[Job]:
-    """All models at all degrees."""
+    """All models at all degrees; what is not a forward pass, of one model and at the highest degree."""
     cases = [Case(model=model, tp=tp, layers=SHALLOW) for model in MODELS for tp in DEGREES]
     smallest = [case for case in cases if case.model == SMALLEST]
     ends = [case for case in smallest if case.tp in (min(DEGREES), max(DEGREES))]
@@ -135,7 +135,12 @@ def all_jobs(devices: tuple[object, ...]) -> list[Job]:
         *forward_passes(codes + paged, (DECODE, MIXED)),
         *forward_passes(whole, (DECODE,)),
         *forward_passes(deep, (MIXED,)),
-        *(job for case in cases if case not in ends for job in others(case, devices)),
+        *(
+            job
+            for case in cases
+            if case.tp == max(DEGREES) and case not in ends
+            for job in others(case, devices)
+        ),
     ]
 
 
