@@ -1,9 +1,10 @@
 """Kernels on this device against float32 on the CPU: attention, sampling, and writes of keys and values.
 
 Attention is called as the engine calls it, jitted, on bfloat16 queries. Pages that no row owns hold NaN, so
-that reading one shows.
+that reading one shows. Sampling is timed as well: what rows that filter add to a step.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from albireo_jax.sampling.draw import SamplerParams
 from albireo_jax.sampling.sample import sample
 
 _LAYERS, _LAYER = 2, 1
+_REPEATS, _CALLS = 3, 20
 _STATIC = ("layer", "scale", "sliding_window")
 _attend = jax.jit(paged_attention, static_argnames=(*_STATIC, "launch"))
 _expect = jax.jit(reference_attention, static_argnames=_STATIC)
@@ -138,8 +140,12 @@ def run_numerics(check: Check) -> None:
         notebook.add("KV write", name, metric="share of equal bytes", unit="1", samples=shares)
     vocab = 512 if check.small else 128256
     for kind, params in _sampled_rows(rows=64).items():
-        share = _equal_tokens(params, vocab=vocab)
-        notebook.add("sampling", kind, metric="share of equal tokens", unit="1", samples=[share])
+        logits_RV = _logits(rows=64, vocab=vocab)
+        here, there = _on_both(sample, logits_RV, params)
+        notebook.add(
+            "sampling", kind, metric="share of equal tokens", unit="1", samples=[np.mean(here == there)]
+        )
+        notebook.add("sampling", kind, metric="time", unit="us", samples=_times_us(sample, logits_RV, params))
     ways = {"xla": None} if check.on_cpu else {"cuda": launch, "xla": None}  # as an engine chooses
     for way, launched in ways.items():
         for seed, case in enumerate(attention_cases(small=check.small)):
@@ -208,11 +214,22 @@ def _sampled_rows(rows: int) -> dict[str, SamplerParams]:
     }
 
 
-def _equal_tokens(params: SamplerParams, *, vocab: int) -> float:
-    rows = params.top_k_R.shape[0]
-    logits_RV = 4 * np.random.default_rng(0).standard_normal((rows, vocab)).astype(np.float32)
-    here, there = _on_both(sample, logits_RV, params)
-    return float(np.mean(here == there))
+def _logits(*, rows: int, vocab: int) -> NDArray[np.float32]:
+    return 4 * np.random.default_rng(0).standard_normal((rows, vocab)).astype(np.float32)
+
+
+def _times_us(call: Callable[..., Array], *arguments: Any) -> list[float]:
+    """Microseconds of a call among others that are queued, a mean per repeat."""
+    jitted, given = jax.jit(call), jax.device_put(arguments)
+    jitted(*given).block_until_ready()
+    times_us: list[float] = []
+    for _ in range(_REPEATS):
+        began_s = time.perf_counter()
+        for _ in range(_CALLS - 1):
+            jitted(*given)
+        jitted(*given).block_until_ready()
+        times_us.append(1e6 * (time.perf_counter() - began_s) / _CALLS)
+    return times_us
 
 
 def _cache(pages: NDArray[np.float32], dtype: jnp.dtype) -> KvCache:

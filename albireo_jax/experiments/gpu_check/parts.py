@@ -76,7 +76,7 @@ PARTS = (
         name="numerics",
         title="attention, sampling and KV writes against float32 on the CPU",
         limit_s=50,
-        shown=("largest error", "share of equal tokens", "share of equal bytes"),
+        shown=("largest error", "share of equal tokens", "time", "share of equal bytes"),
     ),
     Part(
         name="golden",
