@@ -343,6 +343,9 @@ def test_temporaries_must_not_grow_with_the_depth():
     shallow = replace(good_decode(), temp_bytes=10**7)
     assert depth_breaches(shallow, replace(shallow, temp_bytes=10**7 + 1000)) == []
     assert depth_breaches(shallow, replace(shallow, temp_bytes=2 * 10**7))
+    small = replace(shallow, temp_bytes=3016472)
+    assert depth_breaches(small, replace(small, temp_bytes=3170840)) == []
+    assert depth_breaches(small, replace(small, temp_bytes=3016472 + 2**19))  # activations of a layer
 
 
 def test_limits_of_temporaries_of_decode_steps_lie_below_a_layers_weights():
