@@ -21,9 +21,9 @@ What it costs: tokens come in bursts, and whoever arrives or aborts waits for th
 with rules, masks or scores need other programs, or the host, between two tokens and take single steps
 (`sched.repeating`).
 
-One GPU runs a loop by itself, as one CUDA graph (`StepProgram.loop_options`; jax 0.12 compiles it so, 0.11 does
-not). Over several, XLA's host thread runs it: it waits for the condition before each step, so a dispatch returns
-when its last step is queued, and depth 2 hides no more than the commit.
+One GPU runs a loop by itself, as one CUDA graph (`StepProgram.loop_options`; jax 0.12 compiles it so, 0.11
+does not). Over several, XLA's host thread runs it: it waits for the condition before each step, so a dispatch
+returns when its last step is queued, and depth 2 hides no more than the commit.
 
 Two programs serve each number of rows: one for greedy rows, by the cheapest route, and one for any.
 """
