@@ -25,7 +25,14 @@
 #include "results.h"
 
 #if !MERGE
-extern "C" __global__ void __launch_bounds__(THREADS)
+// A core is to hold two blocks of chunks. Three of decode rows are what the assembler makes room for by itself.
+#if GROUP_WARPS == WARPS
+#define BOUNDS THREADS, 2
+#else
+#define BOUNDS THREADS
+#endif
+
+extern "C" __global__ void __launch_bounds__(BOUNDS)
     attend_pieces(const u16 *queries, const u8 *k, const u8 *v,
 #if KV_KIND != 0
                   const u16 *k_scale, const u16 *v_scale,
