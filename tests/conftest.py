@@ -56,6 +56,12 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
+def bfloat16_is_in_place() -> bool:
+    """Whether XLA for CPU writes into bfloat16 arrays, scales too; before jax 0.11.2 it converts them."""
+    return tuple(int(part) for part in jax.__version__.split(".")[:3]) >= (0, 11, 2)
+
+
+@pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder of real models, traces and prompts beside the checkout; skips where it is missing."""
     if not DATA.is_dir():
