@@ -6,6 +6,7 @@ neither a network nor an installed albireo_jax: what a Python lacks is carried a
     scripts/gpu_check.sh --data DATA --wheels WHEELS            everything, in less than nine minutes
     scripts/gpu_check.sh --only numerics,decode                 two parts
     scripts/gpu_check.sh --only decode --stretch 3              one part, with three times its time
+    scripts/gpu_check.sh --only peers --stretch 5 --peer vllm=VENV/bin/python --peer llama.cpp=LLAMA_SERVER
     scripts/gpu_check.sh --device cpu --small --data DATA       every part at tiny sizes, without a GPU
 
 Exits with 1 if a part failed or was cut off, or if something is wrong; goals of speed that are missed are
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from albireo_jax.experiments.gpu_check.parts import PARTS, chosen, find_part
+from albireo_jax.experiments.gpu_check.parts import PARTS, PEERS, TRANSFORMERS, chosen, find_part
 
 if TYPE_CHECKING:
     from albireo_jax.experiments.gpu_check.check import Check
@@ -48,7 +49,14 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--wheels", type=Path, help="folder of wheels to install for this run only")
     made.add_argument("--python", default=sys.executable, help="the interpreter that runs everything")
-    made.add_argument("--peer-python", default=sys.executable, help="the one that has transformers")
+    made.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME=PROGRAM",
+        help="an engine to compare with: transformers=PYTHON (by default this Python), "
+        "llama.cpp=LLAMA_SERVER, vllm=PYTHON",
+    )
     made.add_argument(
         "--dump-target", type=Path, help="file for the description of this GPU, as tests/data has it"
     )
@@ -66,12 +74,22 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     if options.stretch is None:
         options.stretch = _CPU_STRETCH if options.device == "cpu" else 1.0
     try:
+        options.peers = {TRANSFORMERS: options.python, **named_peers(options.peer)}
         options.parts = chosen(options.only, stretch=options.stretch)
         if options.command == "part":
             options.part = next(each for each in options.parts if each.name == find_part(options.name).name)
     except ValueError as error:
         made.error(str(error))
     return options
+
+
+def named_peers(words: list[str]) -> dict[str, str]:
+    """Peers of the options and their programs; raises ValueError for one that is not known or not there."""
+    if not words:  # plans are made by Python's own library alone
+        return {}
+    from albireo_jax.experiments.compare import parse_peers
+
+    return parse_peers(words, known=PEERS)
 
 
 def runners() -> "dict[str, Callable[[Check], None]]":
@@ -117,7 +135,7 @@ def new_check(options: argparse.Namespace, *, name: str, deadline_s: float) -> "
         data=options.data,
         output=options.output,
         notebook=Notebook(name, options.work, deadline_s=deadline_s),
-        peer_python=options.peer_python,
+        peers=options.peers,
         dump_target=options.dump_target,
         dump_hlo=options.dump_hlo,
     )

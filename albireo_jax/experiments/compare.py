@@ -231,14 +231,14 @@ def paired_ratios(series: Sequence[Series], *, metric: str, ours: str, peer: str
 
 
 def parse_peers(options: Iterable[str], *, known: Sequence[str]) -> dict[str, str]:
-    """`NAME=PATH` options as a mapping from peer to interpreter. Raises ValueError for a bad one."""
+    """`NAME=PATH` options as a mapping from peer to what runs it. Raises ValueError for a bad one."""
     peers: dict[str, str] = {}
     for option in options:
         name, _, path = option.partition("=")
         if name not in known:
             raise ValueError(f"unknown peer {name!r}, known are {list(known)}")
         if not Path(path).is_file():
-            raise ValueError(f"no interpreter for {name} at {path!r}")
+            raise ValueError(f"no program for {name} at {path!r}")
         peers[name] = path
     return peers
 

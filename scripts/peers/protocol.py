@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 
 class Channel:
@@ -39,6 +40,20 @@ def generation_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
     parser.add_argument("--max-model-len", type=int, required=True)
     return parser.parse_args()
+
+
+def random_model_arguments(doc: str | None) -> argparse.ArgumentParser:
+    """What workers share that make their model of random weights; `doc` describes the worker."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--config", type=Path, required=True, help="a Hugging Face config.json")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
+    parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
+    parser.add_argument("--max-model-len", type=int, required=True, help="tokens of the longest request")
+    parser.add_argument("--max-requests", type=int, required=True, help="that run at the same time")
+    parser.add_argument(
+        "--max-tokens", type=int, required=True, help="of all requests at once, at their ends"
+    )
+    return parser
 
 
 def installed(*packages: str) -> dict[str, str]:

@@ -4,28 +4,18 @@ The model is made from a configuration, so that no weights are read. A question 
 its `max_tokens`; all are handed over at once and none ends before its length.
 """
 
-import argparse
-
-from protocol import Channel, installed
+from protocol import Channel, installed, random_model_arguments
 
 CHANNEL = Channel()  # before transformers is imported: its progress bars go to stdout
 
+import argparse  # noqa: E402
 import json  # noqa: E402
-from pathlib import Path  # noqa: E402
 from time import perf_counter  # noqa: E402
 
 import torch  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig  # noqa: E402
 from transformers.generation import ContinuousBatchingManager  # noqa: E402
 from transformers.generation.continuous_batching.utils import WorkloadHints  # noqa: E402
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="a Hugging Face config.json")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
-    parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
-    return parser.parse_args()
 
 
 def random_model(options: argparse.Namespace) -> torch.nn.Module:
@@ -53,7 +43,7 @@ def finished(manager: ContinuousBatchingManager, count: int) -> dict[str, int]:
 
 
 def main() -> None:
-    options = arguments()
+    options = random_model_arguments(__doc__).parse_args()
     model = random_model(options)
 
     def answer(question: dict) -> dict:

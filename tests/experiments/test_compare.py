@@ -135,5 +135,5 @@ def test_peers_are_checked():
     assert parse_peers([f"vllm={sys.executable}"], known=["vllm"]) == {"vllm": sys.executable}
     with pytest.raises(ValueError, match="unknown peer 'vlm'"):
         parse_peers([f"vlm={sys.executable}"], known=["vllm"])
-    with pytest.raises(ValueError, match="no interpreter for vllm at '/no/where'"):
+    with pytest.raises(ValueError, match="no program for vllm at '/no/where'"):
         parse_peers(["vllm=/no/where"], known=["vllm"])

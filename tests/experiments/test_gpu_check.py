@@ -76,6 +76,10 @@ def test_the_script_refuses_bad_options_and_plans_without_jax() -> None:
     assert bad.returncode == 2
     assert "known are ceilings" in bad.stderr
     assert run_script("--device", "abacus").returncode == 2
+    unknown = run_script("--peer", "sglang=/bin/true")
+    assert unknown.returncode == 2
+    assert "known are ['transformers', 'llama.cpp', 'vllm']" in unknown.stderr
+    assert "no program for vllm at '/no/where'" in run_script("--peer", "vllm=/no/where").stderr
     program = "import sys; import albireo_jax.experiments.gpu_check.parts; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT).returncode == 0
 

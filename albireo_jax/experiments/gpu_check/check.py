@@ -5,9 +5,8 @@ in the persistent cache.
 """
 
 import gc
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -44,6 +43,10 @@ _TINY = partial(
     rope_theta=1000000.0,
 )
 
+_TINY_QWEN3 = partial(  # with heads as wide as other engines want them
+    _TINY, architecture="Qwen3ForCausalLM", head_dim=64, qk_norm=True
+)
+
 LEAST_ROWS = 2
 """Rows of the smallest decode step: products of one row are slow, and the engine pads it too."""
 
@@ -69,8 +72,8 @@ _TINY_SHAPES: Mapping[str, ModelConfig] = MappingProxyType(
         "llama-3.1-8b": _TINY(architecture="LlamaForCausalLM"),
         "llama-3.1-70b": _TINY(architecture="LlamaForCausalLM"),
         "qwen2.5-32b": _TINY(architecture="Qwen2ForCausalLM", attention_bias=True),
-        SMALL_QWEN: _TINY(architecture="Qwen3ForCausalLM", qk_norm=True, tie_word_embeddings=True),
-        LARGE_QWEN: _TINY(architecture="Qwen3ForCausalLM", qk_norm=True),
+        SMALL_QWEN: _TINY_QWEN3(tie_word_embeddings=True),
+        LARGE_QWEN: _TINY_QWEN3(),
     }
 )
 """What stands for each of them in a small check, which only shows that everything runs."""
@@ -80,8 +83,9 @@ _TINY_SHAPES: Mapping[str, ModelConfig] = MappingProxyType(
 class Check:
     """What a part is told: how large everything is, where real data lies, and where figures go.
 
-    `data` is None where there is none. `peer_python` runs the engines that ours is compared with. The files
-    are what only some parts write, None if nobody wants them; the planner's tables go to `output`.
+    `data` is None where there is none. `peers` are the engines that ours is compared with, and what runs
+    each. The files are what only some parts write, None if nobody wants them; the planner's tables go to
+    `output`.
     """
 
     small: bool
@@ -89,7 +93,7 @@ class Check:
     data: Path | None
     output: Path
     notebook: Notebook
-    peer_python: str = sys.executable
+    peers: Mapping[str, str] = field(default_factory=dict[str, str])
     dump_target: Path | None = None
     dump_hlo: Path | None = None
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 TOTAL_S = 540.0
 """All parts together, with what lies between them, must end in less."""
 
+TRANSFORMERS, LLAMA_CPP, VLLM = PEERS = ("transformers", "llama.cpp", "vllm")
+"""Engines that ours is compared with, the quickest to start first."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
@@ -112,7 +115,7 @@ PARTS = (
     ),
     Part(
         name="peers",
-        title="transformers' continuous batching on the same requests",
+        title="transformers' continuous batching, llama.cpp and vLLM on the same requests",
         limit_s=50,
         shown=("output", "ours over it"),
     ),
