@@ -15,7 +15,8 @@ from pathlib import Path
 import jax
 
 from albireo_jax.core.config import KvDtype, Quantization
-from albireo_jax.experiments.gpu_gates import Figures, breaches, depth_breaches, figures, temp_limit
+from albireo_jax.experiments.gpu_figures import Figures, figures
+from albireo_jax.experiments.gpu_gates import breaches, depth_breaches, temp_limit
 from albireo_jax.experiments.gpu_kernels import (
     ARCHITECTURES,
     KERNEL_MODELS,
@@ -43,6 +44,8 @@ from albireo_jax.runtime.banned_rows import BanProgram
 from albireo_jax.runtime.batch import Bucket
 from albireo_jax.runtime.decode_loop import DecodeLoop
 from albireo_jax.runtime.executor import Sampling
+from albireo_jax.runtime.ruled_rows import RuleProgram
+from albireo_jax.runtime.scored_tokens import ScoreProgram
 
 ROOT = Path(__file__).resolve().parents[1]
 SHALLOW, DEEP = 2, 4
@@ -114,7 +117,7 @@ def few_jobs(devices: tuple[object, ...]) -> list[Job]:
         *forward_passes((replace(one, layers=DEEP), replace(eight, layers=DEEP)), (DECODE,)),
         *forward_passes((replace(one, quantization=Quantization.INT8),), (DECODE,)),
         *forward_passes((replace(eight, quantization=Quantization.FP8, kv_dtype=KvDtype.FP8),), (MIXED,)),
-        *(job for job in others(one, devices) if isinstance(job.name, DecodeLoop | Sampling)),
+        *(job for job in others(one, devices) if isinstance(job.name, DecodeLoop | Sampling | ScoreProgram)),
         *(job for job in others(eight, devices) if not isinstance(job.name, DecodeLoop)),
     ]
 
@@ -199,6 +202,10 @@ def program_name(name: Name) -> str:
             return f"sample {name.rows} {name.route.name.lower()}"
         case BanProgram():
             return f"ban {name.rows}"
+        case RuleProgram():
+            return f"{name.kind} {name.rows or ''}".rstrip()
+        case ScoreProgram():
+            return f"{name.kind} {name.wanted}" + (f" of {name.of}" if name.of else "")
         case DecodeLoop():
             return f"loop {name.rows}x{name.steps} {name.route.name.lower()}"
         case str():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,10 @@ from albireo_jax.runtime.banned_rows import BannedRows, BanProgram
 from albireo_jax.runtime.batch import ADMISSIONS, SLOT_FIELDS, Bucket, layout
 from albireo_jax.runtime.decode_loop import DecodeLoop, DecodeLoops
 from albireo_jax.runtime.executor import Sampling
+from albireo_jax.runtime.ruled_rows import RuledRows, RuleProgram
+from albireo_jax.runtime.rules_stage import RulesShape, new_rules, rules_specs
 from albireo_jax.runtime.sampling_stage import admit, jit_sample, routes
+from albireo_jax.runtime.scored_tokens import ScoreProgram, ScoringCalls
 from albireo_jax.runtime.state import (
     CacheState,
     DeviceState,
@@ -39,8 +42,10 @@ from albireo_jax.runtime.state import (
 )
 from albireo_jax.runtime.step import LayerLoop, StepProgram, begin_with_pages, jit_forward
 from albireo_jax.runtime.transfer import CopyProgram, HostPages
+from albireo_jax.sampling.logits import Rules
 
 PAGE_SIZE, MAX_ROWS, MAX_LEN, NUM_PAGES, NUM_HOST_PAGES = 16, 64, 8192, 4096, 32
+NUM_TOP = 20
 DECODE, MIXED = Bucket(MAX_ROWS, MAX_ROWS), Bucket(512, MAX_ROWS)
 LOOP_STEPS, LOOP_ROWS = 4, 8
 
@@ -80,8 +85,11 @@ MODELS: Mapping[str, ModelConfig] = MappingProxyType(
 )
 """Shapes of the models whose programs are looked at."""
 
-Name = Bucket | Sampling | BanProgram | DecodeLoop | CopyProgram | str
+Name = Bucket | Sampling | BanProgram | RuleProgram | ScoreProgram | DecodeLoop | CopyProgram | str
 """A program, as the executor names it; "admit" and "begin with pages" for those that write slots."""
+
+
+_Shapes = TypeVar("_Shapes", DeviceState, Rules)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,19 +199,21 @@ def state_of(program: StepProgram, kv_dtype: KvDtype = KvDtype.AUTO) -> DeviceSt
     )
     pages = kv_dtype.resolve(Dtype.BFLOAT16)
     shapes = jax.eval_shape(lambda: new_state(shape, mesh, axis=TP, kv_dtype=pages))
-    specs = DeviceState(cache_specs(TP), sampler_specs())
+    return _on_mesh(mesh, shapes, DeviceState(cache_specs(TP), sampler_specs()))
 
-    def place(spec: PartitionSpec, below: Any) -> Any:
-        placed = partial(_placed, sharding=NamedSharding(mesh, spec))
-        return jax.tree.map(placed, below)
 
-    return jax.tree.map(place, specs, shapes, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+def rules_of(program: StepProgram) -> Rules:
+    """The rules of all slots, as shapes with their shardings."""
+    vocab = program.model.padded_vocab_size(program.mesh.size)
+    shape = RulesShape(num_slots=MAX_ROWS + 1, padded_vocab=vocab, max_len=MAX_LEN)
+    shapes = jax.eval_shape(lambda: new_rules(shape, program.mesh, axis=TP))
+    return _on_mesh(program.mesh, shapes, rules_specs(TP))
 
 
 def programs(
     program: StepProgram, kv_dtype: KvDtype = KvDtype.AUTO
 ) -> dict[Name, Callable[[], jax.stages.Lowered]]:
-    """The programs of an ordinary step and of page copies, ready to be lowered, as `JaxExecutor` has them.
+    """The programs of steps and of page copies, ready to be lowered, as `JaxExecutor` has them.
 
     Of buckets and of copies only the largest; of loops of decode steps those of `LOOP_ROWS` rows.
     """
@@ -226,6 +236,8 @@ def programs(
     found["begin with pages"] = lambda: begin_with_pages.lower(
         table_ZM, program.ints(ADMISSIONS, 1 + table_ZM.shape[1])
     )
+    found |= RuledRows(program, rules_of(program), max_len=MAX_LEN).programs((MAX_ROWS,))
+    found |= ScoringCalls(program, weights_of(program), num_top=NUM_TOP).programs((DECODE, MIXED))
     found |= _loops(program).programs((Bucket(LOOP_ROWS, LOOP_ROWS),), state)
     return found | {name: lower for name, lower in copies.items() if name.pages == NUM_HOST_PAGES}
 
@@ -261,6 +273,15 @@ def _lower_forward(program: StepProgram, bucket: Bucket, *, cache: CacheState) -
     return jit_forward(program, shape, weights).lower(
         weights, cache, program.ints(MAX_ROWS + 1), program.ints(shape.num_words)
     )
+
+
+def _on_mesh(mesh: Mesh, shapes: _Shapes, specs: _Shapes) -> _Shapes:
+    """Shapes with the shardings of `specs`, one for each of its leaves and all below."""
+
+    def place(spec: PartitionSpec, below: Any) -> Any:
+        return jax.tree.map(partial(_placed, sharding=NamedSharding(mesh, spec)), below)
+
+    return jax.tree.map(place, specs, shapes, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
 
 def _placed(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

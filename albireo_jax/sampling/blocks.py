@@ -25,6 +25,13 @@ class Place(NamedTuple):
     lane_R: Int32[Array, " R"]
 
 
+class Largest(NamedTuple):
+    """The B largest logits of each row, in falling order, and their columns, in rising order among equals."""
+
+    logit_RB: Float[Array, "R B"]
+    column_RB: Int32[Array, "R B"]
+
+
 def whole_rows(logits_RV: Float[Array, "R V"]) -> View:
     """All blocks of each row, in order; minus infinity fills the last one."""
     rows, vocab = logits_RV.shape
@@ -65,6 +72,22 @@ def first_largest(
     value_RW = jnp.take_along_axis(value_RJW, wide(block_R), axis=1, mode="clip")[:, 0]
     lane_R = jnp.argmax(value_RW, axis=1).astype(jnp.int32)
     return Place(first_R1[:, 0] + lane_R, block_R, lane_R)
+
+
+def largest_logits(logits_RV: Float[Array, "R V"], count: int) -> Largest:
+    """The `count` largest logits of each row, at most V.
+
+    They are in the `count` blocks with the largest maxima, the first blocks among equals: each of these holds
+    a logit that comes before all that are in other blocks. So few thousand numbers are sorted, not V.
+    """
+    view = whole_rows(logits_RV)
+    peak_RJ = peaks(view.logit_RJW)
+    _, block_RM = lax.top_k(peak_RJ, min(count, peak_RJ.shape[1]))
+    block_RM = jnp.sort(block_RM, axis=1)  # so that equals stay in the order of their columns
+    logit_RMW = jnp.take_along_axis(view.logit_RJW, block_RM[:, :, None], axis=1, mode="clip")
+    logit_RB, at_RB = lax.top_k(logit_RMW.reshape(len(block_RM), -1), count)
+    first_RB = jnp.take_along_axis(block_RM, at_RB // BLOCK_TOKENS, axis=1, mode="clip") * BLOCK_TOKENS
+    return Largest(logit_RB, first_RB + at_RB % BLOCK_TOKENS)
 
 
 def value_at(value_RJW: Float[Array, "R J W"], place: Place) -> Float[Array, " R"]:

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from albireo_jax.sampling.blocks import largest_logits
+
 
 class RowScores(NamedTuple):
     """Of R rows: the given token's log probability and rank (1: likeliest), and the B likeliest, in order.
@@ -43,8 +45,8 @@ def score_rows(
     given_R = _over_ranks(lax.pmax, jnp.where(is_own_R, own_R, -jnp.inf), axis)
     larger_R = (logits_Rv > given_R[:, None]).sum(axis=1, dtype=jnp.int32)
 
-    top_RB, at_RB = lax.top_k(logits_Rv, min(num_top, share))
-    id_RB = at_RB + first
+    top_RB, column_RB = largest_logits(logits_Rv, min(num_top, share))
+    id_RB = column_RB + first
     if axis is not None:
         top_RB = lax.all_gather(top_RB, axis, axis=1, tiled=True)
         id_RB = lax.all_gather(id_RB, axis, axis=1, tiled=True)

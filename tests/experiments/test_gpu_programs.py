@@ -12,14 +12,8 @@ import pytest
 
 from albireo_jax.core.config import Dtype, KvDtype
 from albireo_jax.core.memory import page_bytes, weight_bytes
-from albireo_jax.experiments.gpu_gates import (
-    LaunchOrder,
-    breaches,
-    depth_breaches,
-    figures,
-    launch_order,
-    temp_limit,
-)
+from albireo_jax.experiments.gpu_figures import LaunchOrder, figures, launch_order
+from albireo_jax.experiments.gpu_gates import breaches, depth_breaches, temp_limit
 from albireo_jax.experiments.gpu_kernels import (
     KERNEL_MODELS,
     KV_DTYPES,
@@ -41,6 +35,7 @@ from albireo_jax.experiments.gpu_programs import (
     loop_weights_of,
     mesh_of,
     programs,
+    rules_of,
     state_of,
     step_program,
     weights_of,
@@ -50,6 +45,8 @@ from albireo_jax.runtime.banned_rows import BanProgram
 from albireo_jax.runtime.batch import SLOT_FIELDS, layout
 from albireo_jax.runtime.decode_loop import DecodeLoop
 from albireo_jax.runtime.executor import Sampling
+from albireo_jax.runtime.ruled_rows import RuleProgram
+from albireo_jax.runtime.scored_tokens import ScoreProgram
 from albireo_jax.runtime.step import jit_forward
 from albireo_jax.sampling.routes import Route
 
@@ -330,6 +327,33 @@ def test_what_admits_and_bans_neither_sends_nor_waits():
     )
     for fault in ({"host_waits": 1}, {"collectives": Counter({("all-reduce", 256): 1})}):
         assert len(breaches(CASE, "admit", replace(quiet, **fault))) == 1
+
+
+def beside_sampling(kind):
+    """The names of programs that apply rules or score tokens, of this kind."""
+    named = programs(program_of(CASE))
+    return [name for name in named if isinstance(name, RuleProgram | ScoreProgram) and name.kind == kind]
+
+
+@pytest.mark.parametrize("kind", ["admit rules", "write masks", "apply rules", "note tokens"])
+def test_rules_are_written_in_place_and_send_nothing(kind):
+    (name,) = beside_sampling(kind)
+    own = 0 if kind == "apply rules" else share_bytes(rules_of(program_of(CASE)))
+    good = replace(good_sampling(), alias_bytes=own, output_bytes=own + 2**20)
+    assert breaches(CASE, name, good) == []
+    sent = Counter({("all-gather", 64 * 4): 1})
+    for fault in ({"host_waits": 1}, {"collectives": sent}, {"alias_bytes": own + 4}):
+        assert len(breaches(CASE, name, replace(good, **fault))) == 1
+
+
+def test_scores_send_few_numbers_a_token():
+    good = replace(good_sampling(), alias_bytes=0)
+    for name in beside_sampling("score sampled tokens"):
+        sums, best = ("all-reduce", 4 * name.wanted), ("all-gather", 8 * 20 * 8 * name.wanted)
+        scored = replace(good, collectives=Counter({sums: 4, best: 1}))
+        assert breaches(CASE, name, scored) == []
+        assert len(breaches(CASE, name, replace(good, collectives=Counter({sums: 5, best: 1})))) == 1
+        assert len(breaches(CASE, name, replace(scored, host_waits=1))) == 1
 
 
 def test_gathered_logits_break_the_gate_of_sampling():

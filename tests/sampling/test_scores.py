@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+from albireo_jax.sampling.blocks import largest_logits
 from albireo_jax.sampling.scores import RowScores, score_rows
 
 ROWS, TOKENS, COLUMNS, TOP = 7, 90, 96, 20
@@ -49,6 +50,20 @@ def test_scores_are_those_of_a_softmax(ranks: int, num_top: int) -> None:
         assert given.top_id_RB.tolist() == order.tolist()
         top = np.take_along_axis(logprobs, order, axis=1)
         np.testing.assert_allclose(given.top_logprob_RB, top, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [5, 64, 70, 1_000, 5_003])
+@pytest.mark.parametrize("values", [3, 50, 10_000])
+def test_the_largest_are_those_of_a_stable_sort(tokens: int, values: int) -> None:
+    draw = np.random.default_rng(tokens * values)
+    logits = draw.integers(0, values, (ROWS, tokens)).astype(np.float32)
+    logits[logits == 0] = -np.inf
+    logits[0] = -np.inf
+    for count in (1, min(TOP, tokens)):
+        got = largest_logits(jnp.asarray(logits), count)
+        order = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+        np.testing.assert_array_equal(got.column_RB, order)
+        np.testing.assert_array_equal(got.logit_RB, np.take_along_axis(logits, order, axis=1))
 
 
 def test_huge_logits_do_not_overflow() -> None:

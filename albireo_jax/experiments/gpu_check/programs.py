@@ -13,7 +13,8 @@ import jax
 from jaxlib import xla_client
 
 from albireo_jax.experiments.gpu_check.check import LARGE, Check
-from albireo_jax.experiments.gpu_gates import Figures, breaches, figures
+from albireo_jax.experiments.gpu_figures import Figures, figures
+from albireo_jax.experiments.gpu_gates import breaches
 from albireo_jax.experiments.gpu_programs import (
     DECODE,
     Case,
