@@ -21,6 +21,7 @@ from pathlib import Path
 PACKAGES = ("jax", "jaxlib", "numpy", "albireo-jax")
 """Distributions whose versions every record names."""
 
+_ABSOLUTE = re.compile(r"(?<![^=:])(?:/[^/=:]+)+")
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "sve", "bf16")
 
 
@@ -160,8 +161,13 @@ def current_commit(folder: Path) -> Commit | None:
 
 
 def command_line(argv: Sequence[str]) -> str:
-    """`argv` as one would type it, absolute paths cut to their last two parts: folders differ by machine."""
-    return shlex.join(re.sub(r"/(?:[^/=:]+/)+([^/=:]+/[^/=:]+)", r"\1", word) for word in argv)
+    """`argv` as one would type it, absolute paths without their first parts: folders differ by machine."""
+    return shlex.join(_ABSOLUTE.sub(lambda match: _last_parts(match.group()), word) for word in argv)
+
+
+def _last_parts(path: str) -> str:
+    """The last two parts of an absolute path, never its first."""
+    return "/".join(path.split("/")[2:][-2:]) or path
 
 
 def _series_content(series: Series) -> dict[str, object]:

@@ -33,23 +33,10 @@ from albireo_jax.experiments.records import Device, Record, Series, write_record
 from albireo_jax.experiments.report.load import ReportLoad
 from albireo_jax.experiments.report.page import number, time_bars
 from albireo_jax.experiments.report.report import Report, amdahl, parts, read_report, to_json
+from albireo_jax.experiments.study_shapes import MID_LLAMA, TINY_LLAMA
 from albireo_jax.experiments.sweep.settings import Variant
 
 ROOT = Path(__file__).resolve().parents[2]
-LLAMA = ModelConfig(
-    architecture="LlamaForCausalLM",
-    num_layers=4,
-    hidden_size=512,
-    intermediate_size=1536,
-    num_heads=8,
-    num_kv_heads=8,
-    head_dim=64,
-    vocab_size=16_384,
-    max_position=4096,
-    rms_norm_eps=1e-6,
-    rope_theta=1e4,
-)
-SMALL = replace(LLAMA, num_layers=1, hidden_size=64, intermediate_size=128, head_dim=8, vocab_size=1000)
 SHORT = {Variant.SYNCHRONOUS: "sync", Variant.OVERLAPPED: "overlap", Variant.SHARDED: "+ shard"}
 PAGE_SIZE = 16
 SHARED_CORES = (
@@ -91,7 +78,7 @@ def model_of(options: argparse.Namespace) -> ModelConfig:
     """The shape that the random weights have."""
     if options.config is not None:
         return model_config_from_hf(json.loads(options.config.read_text()))
-    return SMALL if options.small else LLAMA
+    return TINY_LLAMA if options.small else MID_LLAMA
 
 
 def variants_at(tp: int) -> list[Variant]:

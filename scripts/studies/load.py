@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from albireo_jax.core.config import (
@@ -28,6 +28,7 @@ from albireo_jax.core.config import (
 from albireo_jax.core.hf_config import model_config_from_hf
 from albireo_jax.experiments.figures import Line, line_figure, svg_file
 from albireo_jax.experiments.records import Device, Record, Series, cpu_device, write_record
+from albireo_jax.experiments.study_shapes import MID_LLAMA, TINY_LLAMA
 from albireo_jax.experiments.sweep.devices import gpu_device, gpus_here
 from albireo_jax.experiments.sweep.engines import VariantEngines
 from albireo_jax.experiments.sweep.load import FixedBatch, cluster_arrivals, sampled_requests
@@ -36,20 +37,6 @@ from albireo_jax.experiments.sweep.settings import Variant
 from albireo_jax.launch import Prepared, prepare_random
 
 ROOT = Path(__file__).resolve().parents[2]
-LLAMA = ModelConfig(
-    architecture="LlamaForCausalLM",
-    num_layers=4,
-    hidden_size=512,
-    intermediate_size=1536,
-    num_heads=8,
-    num_kv_heads=8,
-    head_dim=64,
-    vocab_size=16_384,
-    max_position=4096,
-    rms_norm_eps=1e-6,
-    rope_theta=1e4,
-)
-SMALL = replace(LLAMA, num_layers=1, hidden_size=64, intermediate_size=128, head_dim=8, vocab_size=1000)
 PAGE_SIZE = 16
 SHARED_CORES = (
     "Virtual devices: {tp} of them share {cores} cores. They compute in the threads that the host needs for "
@@ -103,7 +90,7 @@ def model_of(options: argparse.Namespace) -> ModelConfig:
     """The shape that the random weights have."""
     if options.config is not None:
         return model_config_from_hf(json.loads(options.config.read_text()))
-    return SMALL if options.small else LLAMA
+    return TINY_LLAMA if options.small else MID_LLAMA
 
 
 def launched(options: argparse.Namespace, model: ModelConfig) -> VariantEngines:

@@ -76,8 +76,8 @@ def test_commands_name_no_folder_of_this_machine():
         "--n",
         "3",
     ]
-    line = command_line([*words, "/data/models/llama60m"])
-    assert line == "bin/python scripts/x.py --peer vllm=bin/python --n 3 models/llama60m"
+    line = command_line([*words, "/data/models/llama60m", "../data/a/b/c", "/tmp/out"])
+    assert line == "bin/python scripts/x.py --peer vllm=bin/python --n 3 models/llama60m ../data/a/b/c out"
 
 
 def test_commit_follows_the_checkout(tmp_path: Path):
