@@ -10,6 +10,7 @@ from clocked_lab import SUBJECT, requests_at, run_on_clock
 
 from albireo_jax.engine.energy import EnergyReading
 from albireo_jax.experiments.report.report import amdahl
+from albireo_jax.experiments.study_shapes import MID_LLAMA, TINY_LLAMA
 from albireo_jax.experiments.sweep.settings import Variant
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "studies" / "amdahl.py"
@@ -45,8 +46,8 @@ def test_one_device_has_nothing_to_shard(study: dict[str, Any]) -> None:
     assert study["variants_at"](1) == [Variant.SYNCHRONOUS, Variant.OVERLAPPED]
     assert study["variants_at"](8) == list(Variant)
     for tp in (1, 2, 4, 8):
-        study["LLAMA"].check_tp(tp)
-        study["SMALL"].check_tp(tp)
+        MID_LLAMA.check_tp(tp)
+        TINY_LLAMA.check_tp(tp)
 
 
 def test_the_typical_run_has_the_median_step(study: dict[str, Any], runs: list[Any]) -> None:
