@@ -34,8 +34,7 @@ _SMALL_BUCKETS = (Bucket(4, 4), Bucket(32, 4))
 class Start:
     """A start of the engine: seconds until it is ready, without Python's own, and what it compiled.
 
-    `found` programs came from the persistent cache. `compiled` counts those that did not though they are
-    kept there, which takes a compilation of some length.
+    `found` programs came from the persistent cache, `compiled` ones did not.
     """
 
     seconds: float
