@@ -209,7 +209,7 @@ def test_steps_are_those_that_the_runtime_pads_and_the_arithmetic_counts() -> No
 
 
 def test_buckets_of_the_trace_hold_whatever_its_engine_may_plan() -> None:
-    for sizes in (Sizes(max_rows=256, max_step_tokens=2048, max_model_len=100), Sizes.of(CPU)):
+    for sizes in (Sizes(max_rows=256, max_step_tokens=2048, max_model_len=100), Sizes.of(small=True)):
         buckets = trace_buckets(sizes)
         assert all(bucket.is_decode or bucket.tokens >= 2 * bucket.rows for bucket in buckets)
         assert max(bucket.tokens for bucket in buckets if not bucket.is_decode) == sizes.max_step_tokens

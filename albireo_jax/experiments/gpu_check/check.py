@@ -117,9 +117,9 @@ class Sizes:
     max_model_len: int
 
     @classmethod
-    def of(cls, check: Check) -> "Sizes":
+    def of(cls, *, small: bool) -> "Sizes":
         """Those of a real check or of a small one."""
-        if check.small:
+        if small:
             return cls(max_rows=8, max_step_tokens=64, max_model_len=512)
         return cls(max_rows=256, max_step_tokens=2048, max_model_len=16384 + 256)
 
@@ -150,7 +150,7 @@ def prepared(
     """
     free()
     return prepare_random(
-        Sizes.of(check).config(quantization=quantization), check.shape(model), buckets=buckets
+        Sizes.of(small=check.small).config(quantization=quantization), check.shape(model), buckets=buckets
     )
 
 

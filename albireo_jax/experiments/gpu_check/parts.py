@@ -116,7 +116,7 @@ PARTS = (
     Part(
         name="peers",
         title="transformers' continuous batching, llama.cpp and vLLM on the same requests",
-        limit_s=50,
+        limit_s=70,
         shown=("output", "ours over it"),
     ),
     Part(

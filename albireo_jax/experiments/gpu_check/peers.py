@@ -1,7 +1,8 @@
-"""Other engines on the same requests of the trace, random weights of the same shapes, one after the other.
+"""Other engines beside ours on the same requests of the trace, random weights of the same shapes.
 
-A peer has a process of its own, which ends before ours takes the device's memory. All requests are handed
-over at once, none ends before its length, and starting and compiling are not counted.
+Each engine, ours too, has a process of its own, which ends before the next takes the device's memory; this
+process takes none. All requests are handed over at once, none ends before its length, and starting and
+compiling are not counted.
 """
 
 import json
@@ -16,20 +17,19 @@ from albireo_jax.core.hf_config import model_config_to_hf
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import Request
 from albireo_jax.experiments.compare import Worker, WorkerCommand, WorkerError, vllm_environment
-from albireo_jax.experiments.gpu_check.check import LARGE_QWEN, SMALL_QWEN, Check, Sizes, prepared
+from albireo_jax.experiments.gpu_check.check import LARGE_QWEN, SMALL_QWEN, Check, Sizes
 from albireo_jax.experiments.gpu_check.parts import LLAMA_CPP, PEERS, TRANSFORMERS, VLLM
-from albireo_jax.experiments.gpu_check.trace import at_once, trace_buckets, trace_requests
-from albireo_jax.experiments.sweep.engines import VariantEngines
-from albireo_jax.experiments.sweep.settings import Variant
+from albireo_jax.experiments.gpu_check.trace import at_once, trace_requests
 
 _WORKERS = Path(__file__).resolve().parents[3] / "scripts" / "peers"
 _REQUESTS: Mapping[str, int] = {SMALL_QWEN: 64, LARGE_QWEN: 32}
 _SMALL_REQUESTS = 3
 _WARM_UP = 4
+_OURS = "albireo"
 
 
 def run_peers(check: Check) -> None:
-    """Every peer that is here beside ours; what is not here is said."""
+    """Ours, then every peer that is here; what is not here is said."""
     data = check.data_folder()
     present = [name for name in PEERS if _is_present(check, name)]
     for model in (SMALL_QWEN, LARGE_QWEN):
@@ -50,41 +50,40 @@ def _is_present(check: Check, name: str) -> bool:
 
 
 def _compare(check: Check, model: str, peers: Sequence[str], *, data: Path) -> None:
-    shape, sizes = check.shape(model), Sizes.of(check)
-    limits = EngineLimits(  # peers go first, when there is no engine yet to tell them
-        max_model_len=sizes.max_model_len, vocab_size=shape.vocab_size, num_pages=2**20, page_size=16
+    shape = check.shape(model)
+    limits = EngineLimits(  # there is no engine here to tell them
+        max_model_len=Sizes.of(small=check.small).max_model_len,
+        vocab_size=shape.vocab_size,
+        num_pages=2**20,
+        page_size=16,
     )
     count = _SMALL_REQUESTS if check.small else _REQUESTS[model]
     requests = at_once(trace_requests(data, count=count, limits=limits, small=check.small))
-    case = f"{count} requests of the trace"
-    theirs: dict[str, float] = {}
+    ours = _tokens_per_second(check, _OURS, shape, requests)
+    case = f"{{}}, {count} requests of the trace"
+    check.notebook.add(model, case.format(_OURS), metric="output", unit="tokens/s", samples=[ours])
     for name in peers:
         what = f"{name} with {model}"
-        if check.notebook.has_time(what):
-            try:
-                theirs[name] = _tokens_per_second(check, name, shape, requests)
-            except WorkerError as error:
-                check.notebook.leave_out(what, str(error))
-    for name, rate in theirs.items():
-        check.notebook.add(model, f"{name}, {case}", metric="output", unit="tokens/s", samples=[rate])
-    ready = prepared(check, model, trace_buckets(sizes))
-    engines = VariantEngines((Variant.OVERLAPPED,), lambda _: ready, tp=1)
-    engines.run(Variant.OVERLAPPED, requests[:_WARM_UP])
-    run = engines.run(Variant.OVERLAPPED, requests)
-    ours = run.num_tokens / run.seconds
-    check.notebook.add(model, f"albireo, {case}", metric="output", unit="tokens/s", samples=[ours])
-    for name, rate in theirs.items():
-        ratio = [ours / rate]
-        check.notebook.add(model, f"{name}, {case}", metric="ours over it", unit="1", samples=ratio)
+        if not check.notebook.has_time(what):
+            continue
+        try:
+            theirs = _tokens_per_second(check, name, shape, requests)
+        except WorkerError as error:
+            check.notebook.leave_out(what, str(error))
+            continue
+        check.notebook.add(model, case.format(name), metric="output", unit="tokens/s", samples=[theirs])
+        ratio = [ours / theirs]
+        check.notebook.add(model, case.format(name), metric="ours over it", unit="1", samples=ratio)
 
 
 def _tokens_per_second(check: Check, name: str, shape: ModelConfig, requests: Sequence[Request]) -> float:
-    """The peer's rate, after a warm-up; raises WorkerError if it fails, or gives another number of tokens."""
+    """The engine's rate, warmed up; raises WorkerError if it fails, or gives another number of tokens."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.json"
         config.write_text(json.dumps(model_config_to_hf(shape)))
         with Worker(_command(check, name, requests, config=config)) as worker:
-            check.notebook.add_peer(name, _versions(worker.hello))
+            if name != _OURS:
+                check.notebook.add_peer(name, _versions(worker.hello))
             worker.ask(_question(requests[:_WARM_UP]))
             answer = worker.ask(_question(requests))
     wanted = sum(request.max_tokens for request in requests)
@@ -94,9 +93,10 @@ def _tokens_per_second(check: Check, name: str, shape: ModelConfig, requests: Se
 
 
 def _command(check: Check, name: str, requests: Sequence[Request], *, config: Path) -> WorkerCommand:
-    """How to start the worker of a peer, which is told how much memory these requests take at most."""
-    program = check.peers[name]
+    """How to start the worker of an engine, which is told how much memory these requests take at most."""
+    program = check.peers.get(name, sys.executable)
     python, worker, more = {
+        _OURS: (sys.executable, "albireo_batch_worker.py", ["--small"] if check.small else []),
         TRANSFORMERS: (program, "transformers_batch_worker.py", []),
         VLLM: (program, "vllm_batch_worker.py", []),
         LLAMA_CPP: (sys.executable, "llama_cpp_batch_worker.py", ["--server", program]),

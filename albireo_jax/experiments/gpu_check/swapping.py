@@ -45,7 +45,7 @@ def _prepared(check: Check, pages: Pages) -> Prepared:
     shape = check.shape(SMALL_QWEN)
     dtype = Dtype.FLOAT32 if check.on_cpu else Dtype.BFLOAT16
     host_bytes = pages.host * page_bytes(shape, tp=1, page_size=PAGE_SIZE, dtype=dtype)
-    config = Sizes.of(check).config(host_memory_bytes=host_bytes, num_pages=pages.device)
+    config = Sizes.of(small=check.small).config(host_memory_bytes=host_bytes, num_pages=pages.device)
     free()
     return prepare_random(config, shape, buckets=_SMALL_BUCKETS if check.small else _BUCKETS)
 

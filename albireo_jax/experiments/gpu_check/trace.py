@@ -83,7 +83,7 @@ def run_trace(check: Check) -> None:
 
 def _run_model(check: Check, model: str, *, data: Path) -> None:
     size = _SMALL if check.small else _SIZES[model]
-    ready = prepared(check, model, trace_buckets(Sizes.of(check)))
+    ready = prepared(check, model, trace_buckets(Sizes.of(small=check.small)))
     engines = VariantEngines(_VARIANTS, lambda _: ready, tp=1)
     requests = trace_requests(data, count=size.requests, limits=ready.limits, small=check.small)
     batch, some = at_once(requests), at_once(requests[: size.profiled])
