@@ -44,6 +44,11 @@ class Figures:
     lone_launches: Mapping[str, int] | None
     longest_run: int | None
 
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of the results of all collectives."""
+        return sum(size * count for (_, size), count in self.collectives.items())
+
 
 def figures(case: Case, compiled: CompiledProgram) -> Figures:
     """The figures of a compiled program."""

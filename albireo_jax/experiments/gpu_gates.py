@@ -8,7 +8,7 @@ in which the host waits for the device.
 from collections.abc import Iterator
 
 from albireo_jax.core.config import Dtype, ModelConfig
-from albireo_jax.core.memory import page_bytes, weight_bytes
+from albireo_jax.core.memory import page_bytes, rules_bytes, weight_bytes
 from albireo_jax.core.rules import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED_TOKENS
 from albireo_jax.experiments.gpu_figures import Figures
 from albireo_jax.experiments.gpu_kernels import launches, scratch_bytes
@@ -128,10 +128,10 @@ def _memory(case: Case, name: Name, found: Figures) -> Iterator[str]:
 
 def _rules_bytes(case: Case) -> int:
     """Bytes on each device of the rules of all slots: its share of the counts, everything else whole."""
-    vocab = case.config.padded_vocab_size(case.tp)
+    slots, vocab = MAX_ROWS + 1, case.config.padded_vocab_size(case.tp)
     bad_words = (MAX_BAD_WORDS + 1) * MAX_BAD_WORD_TOKENS  # and the last tokens, to compare them with
-    words = vocab // case.tp + -(-vocab // MASK_BITS) + 2 * MAX_BIASED_TOKENS + bad_words + _PENALTIES
-    return 4 * (MAX_ROWS + 1) * words
+    words = -(-vocab // MASK_BITS) + 2 * MAX_BIASED_TOKENS + bad_words + _PENALTIES
+    return rules_bytes(case.config, tp=case.tp, num_slots=slots) + 4 * slots * words
 
 
 def _arguments(case: Case, found: Figures) -> Iterator[str]:
@@ -200,9 +200,8 @@ def _decisions(case: Case, name: Sampling | DecodeLoop, found: Figures) -> Itera
 def _sampling(case: Case, name: Sampling, found: Figures) -> Iterator[str]:
     columns = case.config.padded_vocab_size(case.tp)
     wanted = wire_bytes(name.route, rows=name.rows, columns=columns, ranks=case.tp)
-    moved = sum(size * count for (_, size), count in found.collectives.items())
-    if moved > wanted:
-        yield f"{moved} bytes travel, more than {wanted}"
+    if found.moved_bytes > wanted:
+        yield f"{found.moved_bytes} bytes travel, more than {wanted}"
     gathered = max((size for kind, size in found.collectives if kind == "all-gather"), default=0)
     if gathered > 4 * name.rows:
         yield f"an all-gather of {gathered} bytes, where only {name.rows} ids should be gathered"
@@ -214,6 +213,5 @@ def _small(case: Case, name: Name, found: Figures) -> Iterator[str]:
         yield f"{found.host_waits} waits of the host, where there should be none"
     numbers = 4 + 2 * NUM_TOP * case.tp  # of a token: four sums, and each rank's likeliest with their ids
     most = 4 * numbers * name.wanted if isinstance(name, ScoreProgram) and case.tp > 1 else 0
-    moved = sum(size * count for (_, size), count in found.collectives.items())
-    if moved > most:
+    if found.moved_bytes > most:
         yield f"collectives {dict(found.collectives)} move more than {most} bytes"

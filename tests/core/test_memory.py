@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 import pytest
+from llama_8b import LLAMA_8B
 
-from albireo_jax.core.config import Dtype, KvDtype, ModelConfig, Quantization
+from albireo_jax.core.config import Dtype, KvDtype, Quantization
 from albireo_jax.core.errors import CapacityError
 from albireo_jax.core.memory import (
     MemoryPlan,
@@ -16,20 +17,6 @@ from albireo_jax.core.memory import (
     plan_memory,
     pool_share,
     weight_bytes,
-)
-
-LLAMA_8B = ModelConfig(
-    architecture="LlamaForCausalLM",
-    num_layers=32,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    vocab_size=128256,
-    max_position=131072,
-    rms_norm_eps=1e-5,
-    rope_theta=500000.0,
 )
 
 

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from llama_8b import LLAMA_8B
 
 from albireo_jax.core.config import (
     CacheConfig,
     Dtype,
     EngineConfig,
-    ModelConfig,
     ParallelConfig,
     SchedulerConfig,
 )
@@ -16,25 +16,12 @@ from albireo_jax.core.errors import CapacityError
 from albireo_jax.core.memory import layer_bytes, page_bytes, rules_bytes, weight_bytes
 from albireo_jax.core.sizes import EngineSizes, engine_sizes
 
-MODEL = ModelConfig(
-    architecture="LlamaForCausalLM",
-    num_layers=32,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    vocab_size=128256,
-    max_position=131072,
-    rms_norm_eps=1e-5,
-    rope_theta=500000.0,
-)
 CONFIG = EngineConfig(model="any")
 BUDGET = 72 * 10**9
 
 
 def sizes(config: EngineConfig, *, budget: int = BUDGET, gpu: bool = True) -> EngineSizes:
-    return engine_sizes(config, MODEL, budget_bytes=budget, dtype=Dtype.BFLOAT16, fills_memory=gpu)
+    return engine_sizes(config, LLAMA_8B, budget_bytes=budget, dtype=Dtype.BFLOAT16, fills_memory=gpu)
 
 
 def with_steps(steps: int, *, tp: int = 1) -> EngineConfig:
@@ -46,18 +33,18 @@ def with_steps(steps: int, *, tp: int = 1) -> EngineConfig:
 @pytest.mark.parametrize("tp", [1, 4])
 def test_weights_slots_and_pages_fill_the_memory_of_a_gpu(tp: int) -> None:
     memory = sizes(with_steps(1, tp=tp)).memory
-    used = weight_bytes(MODEL, tp=tp, dtype=Dtype.BFLOAT16) + rules_bytes(MODEL, tp=tp, num_slots=65)
+    used = weight_bytes(LLAMA_8B, tp=tp, dtype=Dtype.BFLOAT16) + rules_bytes(LLAMA_8B, tp=tp, num_slots=65)
     used += (memory.num_pages + 1) * memory.page_bytes
     assert used <= BUDGET < used + memory.page_bytes
 
 
 @pytest.mark.parametrize("tp", [1, 4])
 def test_decode_steps_take_a_copy_of_the_layers_from_the_pages_of_a_gpu(tp: int) -> None:
-    copy = layer_bytes(MODEL, tp=tp, dtype=Dtype.BFLOAT16)
+    copy = layer_bytes(LLAMA_8B, tp=tp, dtype=Dtype.BFLOAT16)
     once, twice = sizes(with_steps(1, tp=tp)), sizes(with_steps(8, tp=tp))
     assert twice.memory.copy_bytes == copy
     assert twice.limits.num_pages == sizes(with_steps(1, tp=tp), budget=BUDGET - copy).limits.num_pages
-    page = page_bytes(MODEL, tp=tp, page_size=16, dtype=Dtype.BFLOAT16)
+    page = page_bytes(LLAMA_8B, tp=tp, page_size=16, dtype=Dtype.BFLOAT16)
     lost = once.limits.num_pages - twice.limits.num_pages
     assert copy - page < lost * page < copy + page
     if tp == 1:

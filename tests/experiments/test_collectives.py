@@ -1,7 +1,6 @@
 """Bytes and operations read from programs, against programs whose bytes and operations are known."""
 
 from functools import partial
-from math import nan
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from albireo_jax.experiments.collectives import collectives
 from albireo_jax.experiments.hlo import ArrayType, parse
 from albireo_jax.experiments.traces import count_runs
 
+ELEMENTS = 100_000
 RANKS = 8
 ASYNCHRONOUS = """HloModule step, is_scheduled=true, num_partitions=8
 
@@ -120,36 +120,39 @@ def test_a_reduction_counts_what_it_reads_and_a_sort_its_comparisons():
     assert largest(by_sort, "sort") == 3000 * 10
 
 
-def work_and_count(turn, turns, *, known_turns=None):
-    """Operations per rank and element, of so many turns, and of a sine if there are many."""
-    size = 100_000
+def turning(turn, turns, *, known_turns=None):
+    """A compiled loop of so many turns, and a sine if there are many, with what it is called with."""
 
     def work(x, turns):
         turned = lax.fori_loop(0, known_turns or turns[0], lambda _, x: turn(x), x)
         return lax.cond(turns[0] > 1, lambda: jnp.sin(turned), lambda: turned)
 
-    arrays = jnp.zeros(size), jnp.full(1, turns, jnp.int32)
-    done = compiled(work, *arrays)
+    arrays = jnp.zeros(ELEMENTS), jnp.full(1, turns, jnp.int32)
+    return compiled(work, *arrays), arrays
+
+
+def counted(done, arrays):
+    """Operations per rank and element."""
     jax.block_until_ready(done(*arrays))
-    return operations(parse(done.as_text()), count_runs(lambda: done(*arrays))) / RANKS / size
+    return operations(parse(done.as_text()), count_runs(lambda: done(*arrays))) / RANKS / ELEMENTS
 
 
 @pytest.mark.parametrize("turns", [0, 1, 11])
 def test_a_trace_counts_turns_and_branches_taken(turns):
-    got = work_and_count(lambda x: lax.psum(x * x + 1, "tp"), turns)
+    got = counted(*turning(lambda x: lax.psum(x * x + 1, "tp"), turns))
     assert got == pytest.approx(2 * turns + (turns > 1), abs=0.01)
 
 
 def test_a_loop_that_a_trace_does_not_show_counts_with_its_turns():
-    got = work_and_count(lambda x: x * x + 1, 2, known_turns=9)
+    got = counted(*turning(lambda x: x * x + 1, 2, known_turns=9))
     assert got == pytest.approx(2 * 9 + 1, abs=0.01)
 
 
 @pytest.mark.parametrize("turns", [0, 2, 5])
-def test_a_loop_of_unknown_turns_is_counted_right_or_refused(turns):
-    got, refusal = nan, ""
-    try:
-        got = work_and_count(lambda x: x * x + 1, turns)
-    except ValueError as error:  # jax 0.12 makes one call of it, of which a trace shows nothing
-        refusal = str(error)
-    assert got == pytest.approx(2 * turns + (turns > 1), abs=0.01) or "how often it turns" in refusal
+def test_a_loop_of_unknown_turns_is_refused_where_a_trace_does_not_show_it(turns):
+    done, arrays = turning(lambda x: x * x + 1, turns)
+    if 'xla_cpu_small_call="true"' in done.as_text():  # as jax 0.12 has it: one call, of which nothing shows
+        with pytest.raises(ValueError, match="how often it turns"):
+            counted(done, arrays)
+    else:
+        assert counted(done, arrays) == pytest.approx(2 * turns + (turns > 1), abs=0.01)

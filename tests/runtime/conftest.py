@@ -49,6 +49,12 @@ MODEL = ModelConfig(
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
+@pytest.fixture(scope="session")
+def shape() -> ModelConfig:
+    """The shape of the small model of these tests."""
+    return MODEL
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineShape:
     """What a small engine is built from; equal shapes share one engine's executables."""

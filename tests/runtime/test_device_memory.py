@@ -36,20 +36,6 @@ for share in (0.9, 0.5):
     print(jax.config.jax_pjrt_client_create_options)
 """
 
-MODEL = ModelConfig(
-    architecture="LlamaForCausalLM",
-    num_layers=3,
-    hidden_size=64,
-    intermediate_size=128,
-    num_heads=16,
-    num_kv_heads=8,
-    head_dim=8,
-    vocab_size=105,
-    max_position=192,
-    rms_norm_eps=1e-5,
-    rope_theta=1e4,
-)
-
 
 def told(folder: Path, *, platforms: str) -> list[str]:
     """What JAX's clients were told after each of two shares, in a process whose JAX has not started."""
@@ -73,9 +59,9 @@ def test_cpu_devices_divide_the_memory_of_their_host() -> None:
 
 @pytest.mark.parametrize("quantization", [None, Quantization.INT8])
 def test_a_second_copy_of_the_layers_holds_the_bytes_that_are_counted(
-    quantization: Quantization | None,
+    shape: ModelConfig, quantization: Quantization | None
 ) -> None:
-    model = replace(MODEL, quantization=quantization)
+    model = replace(shape, quantization=quantization)
     weights = random_model(model, dtype=Dtype.BFLOAT16, mesh=make_mesh(2), seed=0).weights()
     stacked = {id(array) for array in jax.tree.leaves(weights)}
     copied = [array for array in jax.tree.leaves(unstack(weights)) if id(array) not in stacked]
@@ -83,8 +69,8 @@ def test_a_second_copy_of_the_layers_holds_the_bytes_that_are_counted(
     assert held == layer_bytes(model, tp=2, dtype=Dtype.BFLOAT16)
 
 
-def test_pages_take_their_memory_once_all_programs_are_compiled() -> None:
-    pool = (MODEL.num_layers, 78, 16, MODEL.num_kv_heads, MODEL.head_dim)
+def test_pages_take_their_memory_once_all_programs_are_compiled(shape: ModelConfig) -> None:
+    pool = (shape.num_layers, 78, 16, shape.num_kv_heads, shape.head_dim)
     config = EngineConfig(
         model="random",
         max_logprobs=0,
@@ -97,7 +83,7 @@ def test_pages_take_their_memory_once_all_programs_are_compiled() -> None:
         del done, total
         seen.append(sum(array.shape == pool for array in jax.live_arrays()))
 
-    ready = prepare_random(config, MODEL, buckets=(Bucket(4, 4), Bucket(32, 4)), progress=count)
+    ready = prepare_random(config, shape, buckets=(Bucket(4, 4), Bucket(32, 4)), progress=count)
     assert len(seen) > 5
     assert not any(seen)
     assert sum(array.shape == pool for array in jax.live_arrays()) == 2
