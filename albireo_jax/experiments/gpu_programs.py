@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from albireo_jax.core.config import Dtype, KvDtype, Llama3RopeScaling, ModelConf
 from albireo_jax.nn.decoder import DecoderWeights, unstack
 from albireo_jax.nn.quantise import weight_dtypes
 from albireo_jax.nn.shapes import weight_shapes
-from albireo_jax.nn.sharding import TP, named_sharding
+from albireo_jax.nn.sharding import TP, named_sharding, shardings
 from albireo_jax.ops.cuda.kernels import LaunchFn, launch
 from albireo_jax.runtime.banned_rows import BannedRows, BanProgram
 from albireo_jax.runtime.batch import ADMISSIONS, SLOT_FIELDS, Bucket, layout
@@ -32,14 +32,7 @@ from albireo_jax.runtime.ruled_rows import RuledRows, RuleProgram
 from albireo_jax.runtime.rules_stage import RulesShape, new_rules, rules_specs
 from albireo_jax.runtime.sampling_stage import admit, jit_sample, routes
 from albireo_jax.runtime.scored_tokens import ScoreProgram, ScoringCalls
-from albireo_jax.runtime.state import (
-    CacheState,
-    DeviceState,
-    StateShape,
-    cache_specs,
-    new_state,
-    sampler_specs,
-)
+from albireo_jax.runtime.state import CacheState, DeviceState, StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram, begin_with_pages, jit_forward
 from albireo_jax.runtime.transfer import CopyProgram, HostPages
 from albireo_jax.sampling.logits import Rules
@@ -87,9 +80,6 @@ MODELS: Mapping[str, ModelConfig] = MappingProxyType(
 
 Name = Bucket | Sampling | BanProgram | RuleProgram | ScoreProgram | DecodeLoop | CopyProgram | str
 """A program, as the executor names it; "admit" and "begin with pages" for those that write slots."""
-
-
-_Shapes = TypeVar("_Shapes", DeviceState, Rules)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,8 +188,7 @@ def state_of(program: StepProgram, kv_dtype: KvDtype = KvDtype.AUTO) -> DeviceSt
         pages_per_slot=MAX_LEN // PAGE_SIZE,
     )
     pages = kv_dtype.resolve(Dtype.BFLOAT16)
-    shapes = jax.eval_shape(lambda: new_state(shape, mesh, axis=TP, kv_dtype=pages))
-    return _on_mesh(mesh, shapes, DeviceState(cache_specs(TP), sampler_specs()))
+    return plan_state(shape, mesh, axis=TP, kv_dtype=pages).arrays
 
 
 def rules_of(program: StepProgram) -> Rules:
@@ -207,7 +196,7 @@ def rules_of(program: StepProgram) -> Rules:
     vocab = program.model.padded_vocab_size(program.mesh.size)
     shape = RulesShape(num_slots=MAX_ROWS + 1, padded_vocab=vocab, max_len=MAX_LEN)
     shapes = jax.eval_shape(lambda: new_rules(shape, program.mesh, axis=TP))
-    return _on_mesh(program.mesh, shapes, rules_specs(TP))
+    return jax.tree.map(_placed, shapes, shardings(program.mesh, rules_specs(TP)))
 
 
 def programs(
@@ -273,15 +262,6 @@ def _lower_forward(program: StepProgram, bucket: Bucket, *, cache: CacheState) -
     return jit_forward(program, shape, weights).lower(
         weights, cache, program.ints(MAX_ROWS + 1), program.ints(shape.num_words)
     )
-
-
-def _on_mesh(mesh: Mesh, shapes: _Shapes, specs: _Shapes) -> _Shapes:
-    """Shapes with the shardings of `specs`, one for each of its leaves and all below."""
-
-    def place(spec: PartitionSpec, below: Any) -> Any:
-        return jax.tree.map(partial(_placed, sharding=NamedSharding(mesh, spec)), below)
-
-    return jax.tree.map(place, specs, shapes, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
 
 def _placed(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

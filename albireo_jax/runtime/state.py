@@ -115,11 +115,6 @@ def plan_state(shape: StateShape, mesh: Mesh, *, axis: str, kv_dtype: KvDtype) -
     )
 
 
-def new_state(shape: StateShape, mesh: Mesh, *, axis: str, kv_dtype: KvDtype) -> DeviceState:
-    """The state of `plan_state`, made."""
-    return plan_state(shape, mesh, axis=axis, kv_dtype=kv_dtype).make()
-
-
 def _place(sharding: NamedSharding, below: Any) -> Any:
     """The arrays below a place in a tree, all of them with its sharding."""
 

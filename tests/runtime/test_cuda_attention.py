@@ -16,7 +16,7 @@ from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.sharding import TP, make_mesh
 from albireo_jax.runtime.attention import choose_attention
 from albireo_jax.runtime.batch import Bucket, layout, pack
-from albireo_jax.runtime.state import StateShape, new_state
+from albireo_jax.runtime.state import StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram, jit_forward
 
 PAGE_SIZE = 4
@@ -63,7 +63,7 @@ def _logits(model: Decoder, *, dtype: Any, kind: KvDtype, launch: Any) -> np.nda
         num_slots=3,
         pages_per_slot=16,
     )
-    state = new_state(shape, model.mesh, axis=TP, kv_dtype=kind)
+    state = plan_state(shape, model.mesh, axis=TP, kv_dtype=kind).make()
     cache, found = state.cache, []
     for bucket, start, end in STEPS:
         how = layout(bucket, PAGE_SIZE)

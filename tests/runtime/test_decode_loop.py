@@ -28,7 +28,7 @@ from albireo_jax.runtime.batch import Bucket, layout, pack, pack_params, pack_ro
 from albireo_jax.runtime.decode_loop import DecodeLoop, DecodeLoops
 from albireo_jax.runtime.executor import JaxExecutor
 from albireo_jax.runtime.sampling_stage import admit, jit_sample
-from albireo_jax.runtime.state import DeviceState, StateShape, new_state
+from albireo_jax.runtime.state import DeviceState, StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram, jit_forward
 from albireo_jax.sampling.routes import Route
 from albireo_jax.sched.scheduler import Scheduler
@@ -192,7 +192,7 @@ class Ranks:
             num_slots=SLOTS,
             pages_per_slot=8,
         )
-        cache, sampler = new_state(shape, self.program.mesh, axis=TP, kv_dtype=KvDtype.FLOAT32)
+        cache, sampler = plan_state(shape, self.program.mesh, axis=TP, kv_dtype=KvDtype.FLOAT32).make()
         sampler = sampler._replace(last_token_Z=sampler.last_token_Z + 7)
         return DeviceState(cache, admit(sampler, pack_params(params, padding_slot=SLOTS - 1)))
 

@@ -13,7 +13,7 @@ from albireo_jax.core.plan import StepPlan
 from albireo_jax.core.types import Request
 from albireo_jax.nn.sharding import TP, make_mesh
 from albireo_jax.runtime.batch import Bucket, layout, pack
-from albireo_jax.runtime.state import StateShape, new_state
+from albireo_jax.runtime.state import StateShape, plan_state
 from albireo_jax.runtime.step import jit_forward
 
 Build = Callable[..., Any]
@@ -32,7 +32,7 @@ def _state(model: Any, tp: int, kind: KvDtype) -> Any:
         num_slots=3,
         pages_per_slot=16,
     )
-    return new_state(shape, make_mesh(tp), axis=TP, kv_dtype=kind)
+    return plan_state(shape, make_mesh(tp), axis=TP, kv_dtype=kind).make()
 
 
 @pytest.mark.parametrize("kind", KINDS)

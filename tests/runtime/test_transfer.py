@@ -17,7 +17,7 @@ from albireo_jax.nn.sharding import TP, make_mesh
 from albireo_jax.ops.kv_cache import KvCache
 from albireo_jax.runtime.compile import compile_all
 from albireo_jax.runtime.handles import StepCopies, Watched
-from albireo_jax.runtime.state import StateShape, kv_specs, new_state
+from albireo_jax.runtime.state import StateShape, kv_specs, plan_state
 from albireo_jax.runtime.transfer import COPIES, HostPages
 
 Build = Callable[..., Any]
@@ -44,7 +44,7 @@ def _empty(tp: int, kind: KvDtype, num_pages: int = NUM_PAGES) -> KvCache:
         num_slots=1,
         pages_per_slot=1,
     )
-    return new_state(shape, make_mesh(tp), axis=TP, kv_dtype=kind).cache.kv
+    return plan_state(shape, make_mesh(tp), axis=TP, kv_dtype=kind).make().cache.kv
 
 
 def _random(draw: np.random.Generator, kv: KvCache) -> KvCache:
