@@ -9,9 +9,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from albireo_jax.core.errors import EngineDeadError
+from albireo_jax.core.errors import EngineDeadError, OverloadedError
 
 _log = logging.getLogger(__name__)
+
+_RETRY_AFTER_S = "1"
+"""When a client may try again to whom the server was too busy."""
 
 
 class ApiError(Exception):
@@ -50,6 +53,11 @@ def engine_dead(error: EngineDeadError) -> ApiError:
     )
 
 
+def overloaded(error: OverloadedError) -> ApiError:
+    """Too much work of a kind waits: 429."""
+    return ApiError(HTTPStatus.TOO_MANY_REQUESTS, str(error), type="rate_limit_error", code="overloaded")
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Make every error that `app` can answer an OpenAI error body."""
 
@@ -61,6 +69,11 @@ def install_error_handlers(app: FastAPI) -> None:
     async def answer_engine_dead(_: Request, error: EngineDeadError) -> JSONResponse:
         dead = engine_dead(error)
         return JSONResponse(dead.body(), dead.status)
+
+    @app.exception_handler(OverloadedError)
+    async def answer_overloaded(_: Request, error: OverloadedError) -> JSONResponse:
+        busy = overloaded(error)
+        return JSONResponse(busy.body(), busy.status, headers={"Retry-After": _RETRY_AFTER_S})
 
     @app.exception_handler(RequestValidationError)
     async def answer_validation_error(_: Request, error: RequestValidationError) -> JSONResponse:

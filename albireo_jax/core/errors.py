@@ -10,6 +10,7 @@
     │   └── WeightError             a shard or tensor that is missing, unused, broken or of a wrong shape
     ├── ConstraintError             a grammar that became too complex in the middle of an answer
     ├── CapacityError               a model or cache that does not fit the device
+    ├── OverloadedError             too much work of a kind waits already; the caller may try again
     └── EngineDeadError             the engine thread stopped; the cause is chained
 """
 
@@ -40,6 +41,10 @@ class ConstraintError(AlbireoError):
 
 class CapacityError(AlbireoError, ValueError):
     """The weights or the smallest useful cache do not fit in a device's memory."""
+
+
+class OverloadedError(AlbireoError):
+    """Too much work of a kind waits already; the same request may be taken a little later."""
 
 
 class EngineDeadError(AlbireoError):
