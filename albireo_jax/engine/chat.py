@@ -23,6 +23,9 @@ Json = Any
 
 _MAX_NESTING = 64
 _PROBE = "albireo probe"
+_MARK = "ALBIREO_CONTINUES_HERE "
+"""Where a message that is to be continued ends; the space tells whether the template strips spaces there."""
+
 _RENDER_ERRORS = (
     jinja2.TemplateError,
     ArithmeticError,
@@ -69,17 +72,25 @@ class ChatTemplate:
         messages: Sequence[Message],
         /,
         *,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
         """The conversation as one text, ending where the assistant begins if `add_generation_prompt`.
 
-        A message has a `role` and a `content`: a text, or a list of `{"type": "text", "text": …}` parts,
-        which are joined by newlines where the template wants a text. `tools` are OpenAI function schemas;
-        with them the template named `tool_use` is taken where there is one. `variables` are passed on.
+        With `continue_final_message` it ends inside the last message, where its text ends;
+        `add_generation_prompt` is then False by default, otherwise True. A message has a `role` and a
+        `content`: a text, or a list of `{"type": "text", "text": …}` parts, which are joined by newlines
+        where the template wants a text. `tools` are OpenAI function schemas; with them the template named
+        `tool_use` is taken where there is one. `variables` are passed on.
         Raises ValueError: no template, bad messages, or whatever the template objects to.
         """
+        if continue_final_message and add_generation_prompt:
+            raise ValueError(
+                "continue_final_message and add_generation_prompt exclude each other: "
+                "the last message is continued, or a new one begins"
+            )
         compiled = self._template("tool_use" if tools and "tool_use" in self._sources else "default")
         conversation = [
             _message(i, message) for i, message in enumerate(_list_of_dicts("messages", messages))
@@ -88,12 +99,16 @@ class ChatTemplate:
             raise ValueError("messages is empty, at least 1 message is needed")
         if "messages" in variables:
             raise ValueError("messages cannot be a template variable")
-        return compiled.render(
+        if continue_final_message:
+            conversation[-1] = _marked_at_its_end(conversation[-1])
+            add_generation_prompt = False
+        text = compiled.render(
             [compiled.fit(message) for message in conversation],
-            add_generation_prompt=add_generation_prompt,
+            add_generation_prompt=add_generation_prompt is not False,
             tools=None if not tools else _list_of_dicts("tools", tools),
             **({"documents": None} | self._special_tokens | _plain(variables)),
         )
+        return _cut_at_mark(text) if continue_final_message else text
 
     def _template(self, name: str) -> "_Compiled":
         if not self._sources:
@@ -214,6 +229,24 @@ def _message(index: int, message: dict[str, Json]) -> dict[str, Json]:
     if message.get("tool_calls"):
         message["tool_calls"] = [_tool_call(call) for call in message["tool_calls"]]
     return message
+
+
+def _marked_at_its_end(message: dict[str, Json]) -> dict[str, Json]:
+    """The message with a mark after its text, after the last of its parts."""
+    content = message["content"]
+    if isinstance(content, str):
+        return message | {"content": content + _MARK}
+    if not content:
+        raise ValueError("continue_final_message needs a text to continue, the last message has no parts")
+    return message | {"content": [*content[:-1], content[-1] | {"text": content[-1]["text"] + _MARK}]}
+
+
+def _cut_at_mark(text: str) -> str:
+    """A rendered conversation up to the mark, as transformers cuts it."""
+    at = text.rfind(_MARK.rstrip())
+    if at < 0:
+        raise ValueError("continue_final_message: the chat template does not show the last message's text")
+    return text[:at] if text.startswith(_MARK, at) else text[:at].rstrip()
 
 
 def _part(where: str, part: Json) -> dict[str, Json]:

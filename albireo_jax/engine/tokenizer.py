@@ -117,13 +117,18 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         /,
         *,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
         """A conversation as the prompt that the model was trained on; see `ChatTemplate.render`."""
         return self._chat_template.render(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            **variables,
         )
 
     def encode_chat(
@@ -131,12 +136,17 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         /,
         *,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> list[int]:
         """Token ids of a rendered conversation; the template itself writes the beginning token."""
         text = self.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            **variables,
         )
         return self.encode(text, add_special_tokens=False)

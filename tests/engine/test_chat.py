@@ -148,6 +148,26 @@ def test_arguments_of_tool_calls_may_be_json_text(data_dir: Path, name: str) -> 
     assert '{"city": "Öl"}' in prompt
 
 
+@pytest.mark.parametrize("content", ["Hello", "Hello ", [{"type": "text", "text": "Hello"}]])
+def test_the_last_message_can_be_continued(data_dir: Path, content: Any) -> None:
+    turns = [HI, {"role": "assistant", "content": content}]
+    kept = "Hello " if content == "Hello " else "Hello"
+    for template, end in ((_template(SMOLLM2), kept), (_known(data_dir, "google-gemma-2-2b-it"), "Hello")):
+        prompt = template.render(turns, continue_final_message=True)
+        assert prompt.endswith(end)
+        assert template.render(turns, add_generation_prompt=False).startswith(prompt)
+        assert template.render(turns, continue_final_message=True, add_generation_prompt=False) == prompt
+        with pytest.raises(ValueError, match="exclude each other"):
+            template.render(turns, continue_final_message=True, add_generation_prompt=True)
+
+
+def test_a_message_that_the_template_hides_cannot_be_continued() -> None:
+    with pytest.raises(ValueError, match="does not show the last message"):
+        _template("{{ messages[0].role }}").render([HI], continue_final_message=True)
+    with pytest.raises(ValueError, match="no parts"):
+        _template(SMOLLM2).render([{"role": "user", "content": []}], continue_final_message=True)
+
+
 PARTS = {"role": "user", "content": [{"type": "text", "text": "Look"}, {"type": "text", "text": "here"}]}
 
 
