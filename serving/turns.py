@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
 
+from albireo_jax.core.errors import ContextLengthError
 from albireo_jax.core.types import SamplingParams
 from albireo_jax.engine.frontend import Frontend, Prompt
 from albireo_jax.engine.turns import ChoiceDelta, Completion
@@ -86,6 +87,8 @@ def callers_fault(schema: type[Wire]) -> Generator[None, None, None]:
     """Turn a ValueError into an ApiError 400; its `param` is the field that begins the message."""
     try:
         yield
+    except ContextLengthError as error:
+        raise bad_request(str(error), code="context_length_exceeded") from error
     except ValueError as error:
         raise bad_request(str(error), param=schema.field_in(str(error))) from error
 

@@ -3,6 +3,7 @@
 ::
 
     ValueError                      what a caller asked for is wrong: value and limit in the message
+    └── ContextLengthError          a prompt, or a prompt and its answer, beyond the longest sequence
     AlbireoError                    what the engine, a model file or a device did
     ├── ModelError                  a model that cannot be loaded; also a ValueError
     │   ├── UnknownModelError       no such name, folder or file
@@ -17,6 +18,17 @@
 
 class AlbireoError(Exception):
     """Root of the errors that are not a caller's wrong value."""
+
+
+class ContextLengthError(ValueError):
+    """A prompt, or a prompt and the answer asked for, exceeds `limit`, the tokens that a sequence can hold.
+
+    The message begins with the phrase by which clients of OpenAI's API recognise this error.
+    """
+
+    def __init__(self, limit: int, reason: str) -> None:
+        super().__init__(f"This model's maximum context length is {limit} tokens. However, {reason}")
+        self.limit = limit
 
 
 class ModelError(AlbireoError, ValueError):

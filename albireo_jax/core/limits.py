@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from albireo_jax.core.config import MAX_LOGPROBS
+from albireo_jax.core.errors import ContextLengthError
 from albireo_jax.core.types import Request
 
 
@@ -28,25 +29,30 @@ class EngineLimits:
     def resolve_max_tokens(self, num_prompt_tokens: int, max_tokens: int | None) -> int:
         """Tokens that a request may generate: what it asks for, or all that fits if it asks for None.
 
-        Raises ValueError if the prompt leaves no room for one token; `check` refuses more than fits.
+        Raises ContextLengthError if the prompt leaves no room for one token; `check` refuses more than fits.
         """
         self._check_prompt_len(num_prompt_tokens)
         return self.max_sequence_len - num_prompt_tokens if max_tokens is None else max_tokens
 
     def check(self, request: Request) -> None:
-        """Raise ValueError, with the value and the limit, if the engine could never finish `request`."""
+        """Raise ValueError, with the value and the limit, if the engine could never finish `request`.
+
+        A sequence that would be too long is a ContextLengthError.
+        """
         num_prompt_tokens = len(request.prompt_token_ids)
         self._check_prompt_len(num_prompt_tokens)
         length = num_prompt_tokens + request.max_tokens
         if length > self.max_model_len:
-            raise ValueError(
+            raise ContextLengthError(
+                self.max_sequence_len,
                 f"{num_prompt_tokens} prompt tokens and max_tokens {request.max_tokens} exceed the model's "
-                f"limit of {self.max_model_len} tokens"
+                f"limit of {self.max_model_len} tokens",
             )
         if length > self.max_sequence_len:
-            raise ValueError(
+            raise ContextLengthError(
+                self.max_sequence_len,
                 f"{num_prompt_tokens} prompt tokens and max_tokens {request.max_tokens} need {length} tokens "
-                f"of KV cache, it holds {self.num_pages * self.page_size}"
+                f"of KV cache, it holds {self.num_pages * self.page_size}",
             )
         self._check_logprobs("logprobs", request.logprobs)
         self._check_logprobs("prompt_logprobs", request.prompt_logprobs)
@@ -67,7 +73,8 @@ class EngineLimits:
         if num_prompt_tokens < 1:
             raise ValueError("the prompt is empty, at least 1 token is needed")
         if num_prompt_tokens >= self.max_sequence_len:
-            raise ValueError(
+            raise ContextLengthError(
+                self.max_sequence_len,
                 f"the prompt has {num_prompt_tokens} tokens, the limit is {self.max_sequence_len - 1} "
-                f"so that one more can be generated"
+                f"so that one more can be generated",
             )

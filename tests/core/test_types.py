@@ -12,7 +12,7 @@ from albireo_jax.core.config import (
     ParallelConfig,
     SchedulerConfig,
 )
-from albireo_jax.core.errors import UnknownModelError
+from albireo_jax.core.errors import ContextLengthError, UnknownModelError
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.model_files import find_model
 from albireo_jax.core.types import Request, SamplingParams
@@ -62,8 +62,9 @@ def test_a_single_stop_string_and_lists_are_taken() -> None:
     ],
 )
 def test_requests_that_never_fit_are_refused(prompt: int, max_tokens: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ContextLengthError, match=message) as refused:
         LIMITS.check(Request(request_id="a", prompt_token_ids=(1,) * prompt, max_tokens=max_tokens))
+    assert str(refused.value).startswith("This model's maximum context length is 64 tokens. However, ")
 
 
 def test_requests_that_just_fit_pass() -> None:
