@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from albireo_jax.engine.tool_formats import ReasoningFormat, ToolFormat, answer_format
 from albireo_jax.serving import chat, completions, metrics, models, tokenization
-from albireo_jax.serving.auth import ApiKeyMiddleware
+from albireo_jax.serving.auth import ApiKeyMiddleware, check_api_key
 from albireo_jax.serving.errors import install_error_handlers
 from albireo_jax.serving.served import ServedEngine
 
@@ -25,7 +25,10 @@ def create_app(
 
     With an `api_key` every route but /health and /metrics asks for it. Bodies beyond `max_body_bytes`
     are refused. How the model writes tool calls and reasoning is told by its chat template, unless given.
+    Raises ValueError for a key that no client could send.
     """
+    if api_key is not None:
+        check_api_key(api_key)  # the middleware is not made before the first request
     app = FastAPI(title="albireo_jax", docs_url="/docs", redoc_url=None)
     app.state.engine = engine
     app.state.answer_format = answer_format(

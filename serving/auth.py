@@ -5,13 +5,24 @@ import hmac
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from albireo_jax.serving.errors import ApiError
 
 OPEN_PATHS = ("/health", "/metrics")
 """Served without a key: probes and scrapers have none."""
+
+
+def check_api_key(key: str) -> None:
+    """Refuse a key that no client could send in a header; raises ValueError, which does not tell the key."""
+    if not key:
+        raise ValueError("api_key is empty: give at least 1 character, or no key for a server without one")
+    for place, character in enumerate(key):
+        if not "!" <= character <= "~":
+            raise ValueError(
+                f"api_key has the character U+{ord(character):04X} at position {place}; "
+                "a header can carry only the visible ASCII characters, ! to ~"
+            )
 
 
 def cache_salt(headers: Headers, asked: str | None) -> str:
@@ -24,9 +35,13 @@ def cache_salt(headers: Headers, asked: str | None) -> str:
 
 
 class ApiKeyMiddleware:
-    """Answers 401 to requests without `Authorization: Bearer <key>`, except on the open paths."""
+    """Answers 401 to requests without `Authorization: Bearer <key>`, except on the open paths.
+
+    Raises ValueError for a key that cannot be sent.
+    """
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
+        check_api_key(api_key)
         self._app = app
         self._key = api_key.encode()
 
@@ -39,9 +54,9 @@ class ApiKeyMiddleware:
             HTTPStatus.UNAUTHORIZED,
             "the API key is missing or wrong: send it as Authorization: Bearer KEY",
             code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
         )
-        answer = JSONResponse(refusal.body(), refusal.status, headers={"WWW-Authenticate": "Bearer"})
-        await answer(scope, receive, send)
+        await refusal.response()(scope, receive, send)
 
     def _is_allowed(self, scope: Scope) -> bool:
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")

@@ -52,9 +52,12 @@ async def create_chat_completion(
     with callers_fault(ChatBody):
         asked = await ask(engine.tokenizer, format, body)
         await prepare(engine.frontend, asked.params)
+        samples = range(asked.params.n)
+        events = [_choice_events(heading, index, asked) for index in samples] if body.stream else []
+        usage = Usage(len(asked.prompt_ids), n=asked.params.n)
         salt = cache_salt(request.headers, body.cache_salt)
+        # Last, since nothing that fails behind it would close it.
         turn = engine.frontend.stream_async([asked.prompt_ids], asked.params, cache_salt=salt)
-    usage = Usage(len(asked.prompt_ids), n=asked.params.n)
 
     def last_event() -> bytes:
         if not body.wants_usage:
@@ -62,8 +65,7 @@ async def create_chat_completion(
         return event(heading.object(_CHUNK, choices=[], usage=usage.object()))
 
     if body.stream:
-        choices = [_choice_events(heading, index, asked) for index in range(asked.params.n)]
-        return EventStream(turn, turn_events(turn, choices, usage=usage, last_event=last_event))
+        return EventStream(turn, turn_events(turn, events, usage=usage, last_event=last_event))
     done = await read_to_end(turn, request.receive)
     usage.count(done)
     choices = [_answered(completion, asked) for completion in done]

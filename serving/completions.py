@@ -23,7 +23,7 @@ from albireo_jax.serving.events import (
 from albireo_jax.serving.logprobs import CompletionLogprobs, prompt_logprobs
 from albireo_jax.serving.schemas import CompletionBody
 from albireo_jax.serving.served import Engine
-from albireo_jax.serving.turns import Heading, Usage, callers_fault, check_model, encode, prepare
+from albireo_jax.serving.turns import Heading, Usage, callers_fault, check_model, encode_all, prepare
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -43,17 +43,18 @@ async def create_completion(
         params = body.sampling_params(DEFAULT_MAX_TOKENS)
         prompts = body.prompts()
         special = body.add_special_tokens is not False
-        prompt_ids = [await encode(engine.frontend, prompt, add_special_tokens=special) for prompt in prompts]
+        prompt_ids = await encode_all(engine.frontend, prompts, add_special_tokens=special)
         await prepare(engine.frontend, params)
+        writers = [
+            _ChoiceWriter(engine.tokenizer, body, prompt, prompt_ids=ids)
+            for prompt, ids in zip(prompts, prompt_ids, strict=True)
+            for _ in range(params.n)
+        ]
+        choices = [writer.events(heading, i) for i, writer in enumerate(writers)] if body.stream else []
+        usage = Usage(sum(map(len, prompt_ids)), n=params.n, shown=body.generates)
         salt = cache_salt(request.headers, body.cache_salt)
+        # Last, since nothing that fails behind it would close it.
         turn = engine.frontend.stream_async(prompt_ids, params, cache_salt=salt)
-    writers = [
-        _ChoiceWriter(engine.tokenizer, body, prompt, prompt_ids=ids)
-        for prompt, ids in zip(prompts, prompt_ids, strict=True)
-        for _ in range(params.n)
-    ]
-
-    usage = Usage(sum(map(len, prompt_ids)), n=params.n, shown=body.generates)
 
     def last_event() -> bytes:
         if not body.wants_usage:
@@ -61,12 +62,11 @@ async def create_completion(
         return event(heading.object("text_completion", choices=[], usage=usage.object()))
 
     if body.stream:
-        choices = [writer.events(heading, index) for index, writer in enumerate(writers)]
         return EventStream(turn, turn_events(turn, choices, usage=usage, last_event=last_event))
     done = await read_to_end(turn, request.receive)
-    choices = [writers[completion.choice].write(completion.as_delta()) for completion in done]
+    written = [writers[completion.choice].write(completion.as_delta()) for completion in done]
     usage.count(done)
-    return JSONResponse(heading.object("text_completion", choices=choices, usage=usage.object()))
+    return JSONResponse(heading.object("text_completion", choices=written, usage=usage.object()))
 
 
 class _ChoiceWriter:

@@ -1,6 +1,8 @@
 """OpenAI's error bodies, for everything that can go wrong with a request."""
 
+import json
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -16,9 +18,16 @@ _log = logging.getLogger(__name__)
 _RETRY_AFTER_S = "1"
 """When a client may try again to whom the server was too busy."""
 
+_MAX_MESSAGE_BYTES = 1500
+_MAX_PARAM_BYTES = 200
+"""Of JSON: messages quote what a client sent, which may be megabytes."""
+
 
 class ApiError(Exception):
-    """A request that is answered with an error: its status, and what OpenAI's error object says."""
+    """A request that is answered with an error: its status, and what OpenAI's error object says.
+
+    What is longer than an error body may be loses its middle.
+    """
 
     def __init__(
         self,
@@ -28,17 +37,30 @@ class ApiError(Exception):
         type: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        self.message = shorten(message, _MAX_MESSAGE_BYTES)
+        super().__init__(self.message)
         self.status = status
-        self.message = message
         self.type = type
-        self.param = param
+        self.param = None if param is None else shorten(param, _MAX_PARAM_BYTES)
         self.code = code
+        self.headers = headers
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error object."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """The answer to the request."""
+        return _ErrorResponse(self.body(), self.status, headers=self.headers)
+
+
+class _ErrorResponse(JSONResponse):
+    """JSON in UTF-8, whatever is quoted in it: half a surrogate pair becomes a question mark."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
@@ -55,7 +77,50 @@ def engine_dead(error: EngineDeadError) -> ApiError:
 
 def overloaded(error: OverloadedError) -> ApiError:
     """Too much work of a kind waits: 429."""
-    return ApiError(HTTPStatus.TOO_MANY_REQUESTS, str(error), type="rate_limit_error", code="overloaded")
+    return ApiError(
+        HTTPStatus.TOO_MANY_REQUESTS,
+        str(error),
+        type="rate_limit_error",
+        code="overloaded",
+        headers={"Retry-After": _RETRY_AFTER_S},
+    )
+
+
+def shutting_down() -> ApiError:
+    """The answer is cut because the server stops: 503."""
+    return ApiError(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "the server is shutting down; the answer was not completed",
+        type="service_unavailable_error",
+        code="shutting_down",
+        headers={"Retry-After": _RETRY_AFTER_S},
+    )
+
+
+def answer_failed() -> ApiError:
+    """The engine gave up this answer and goes on with others: 500."""
+    return ApiError(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "the answer could not be completed: its logits were not finite, or what it must look like became "
+        "too complex",
+        type="server_error",
+        code="answer_failed",
+    )
+
+
+def internal_error() -> ApiError:
+    """A bug of ours, told without its traceback: 500."""
+    return ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal server error", type="server_error")
+
+
+def shorten(text: str, max_bytes: int) -> str:
+    """A text of which the middle is left out if its JSON is longer than `max_bytes`."""
+    if len(text) <= max_bytes and len(json.dumps(text)) - 2 <= max_bytes:
+        return text
+    head = _fitting(text, max_bytes * 2 // 3)
+    tail = _fitting(text[: -max_bytes - 1 : -1], max_bytes // 4)
+    left_out = len(text) - head - tail
+    return f"{text[:head]} … [{left_out} characters] … {text[len(text) - tail :]}"
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -63,32 +128,38 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def answer_api_error(_: Request, error: ApiError) -> JSONResponse:
-        return JSONResponse(error.body(), error.status)
+        return error.response()
 
     @app.exception_handler(EngineDeadError)
     async def answer_engine_dead(_: Request, error: EngineDeadError) -> JSONResponse:
-        dead = engine_dead(error)
-        return JSONResponse(dead.body(), dead.status)
+        return engine_dead(error).response()
 
     @app.exception_handler(OverloadedError)
     async def answer_overloaded(_: Request, error: OverloadedError) -> JSONResponse:
-        busy = overloaded(error)
-        return JSONResponse(busy.body(), busy.status, headers={"Retry-After": _RETRY_AFTER_S})
+        return overloaded(error).response()
 
     @app.exception_handler(RequestValidationError)
     async def answer_validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        wrong = bad_request(first["msg"], param=".".join(map(str, first["loc"][1:])) or None)
-        return JSONResponse(wrong.body(), wrong.status)
+        return bad_request(first["msg"], param=".".join(map(str, first["loc"][1:])) or None).response()
 
     @app.exception_handler(HTTPException)
     async def answer_http_exception(request: Request, error: HTTPException) -> JSONResponse:
         message = f"{error.detail}: {request.method} {request.url.path}"
-        answer = ApiError(HTTPStatus(error.status_code), message)
-        return JSONResponse(answer.body(), answer.status, headers=error.headers)
+        return ApiError(HTTPStatus(error.status_code), message, headers=error.headers).response()
 
     @app.exception_handler(Exception)
     async def answer_bug(request: Request, error: Exception) -> JSONResponse:
         _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        bug = ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal server error", type="server_error")
-        return JSONResponse(bug.body(), bug.status)
+        return internal_error().response()
+
+
+def _fitting(text: str, max_bytes: int) -> int:
+    """Characters from the beginning of a text whose JSON, non-ASCII escaped, fits."""
+    size = count = 0
+    for character in text:
+        size += len(json.dumps(character)) - 2
+        if size > max_bytes:
+            break
+        count += 1
+    return count

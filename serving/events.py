@@ -1,19 +1,31 @@
-"""Server-sent events: how a turn is streamed, and how a client that leaves ends it."""
+"""Server-sent events: how a turn is streamed, and how a client that leaves or an error ends it."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from albireo_jax.core.errors import EngineDeadError
+from albireo_jax.core.types import FinishReason
 from albireo_jax.engine.turns import AsyncTurn, ChoiceDelta, Completion
-from albireo_jax.serving.errors import engine_dead
+from albireo_jax.serving.errors import (
+    ApiError,
+    answer_failed,
+    engine_dead,
+    internal_error,
+    shutting_down,
+)
 from albireo_jax.serving.turns import Usage
 
 _DONE = b"data: [DONE]\n\n"
+_INCOMPLETE = (FinishReason.ERROR, FinishReason.ABORT)
+
+_logger = logging.getLogger(__name__)
 
 Chunk = Callable[[ChoiceDelta], dict[str, Any]]
 """The JSON object that streams a delta."""
@@ -36,9 +48,9 @@ class ChoiceEvents:
     """Events of one choice, `opening` before the first; what surrounds a text is encoded once."""
 
     def __init__(self, index: int, chunk: Chunk, *, opening: bytes = b"") -> None:
-        mark = "the text"
-        around = event(chunk(ChoiceDelta(index, mark, (), None, None))).split(json.dumps(mark).encode())
-        self._head, self._tail = around
+        mark = uuid.uuid4().hex  # drawn now, so that no name in the chunk can hold it
+        around = event(chunk(ChoiceDelta(index, mark, (), None, None)))
+        self._head, self._tail = around.split(b'"%b"' % mark.encode())
         self._chunk = chunk
         self._opening = opening
 
@@ -70,15 +82,23 @@ async def turn_events(
 ) -> AsyncIterator[bytes]:
     """The events of a turn, those of one engine step together, to [DONE].
 
-    `last_event` gives what comes before [DONE], when `usage` has counted all.
+    `last_event` gives what comes before [DONE], when `usage` has counted all. A choice that the engine could
+    not complete ends the turn, the other choices too: an error event comes instead of theirs.
     """
     try:
         async for deltas in turn:
             usage.count(deltas)
-            yield b"".join([choices[delta.choice].encode(delta) for delta in deltas])
+            yield b"".join([choices[delta.choice].encode(delta) for delta in _completed(deltas)])
+            _raise_unless_completed(deltas)
+        yield last_event()
+    except ApiError as error:
+        yield event(error.body())
     except EngineDeadError as error:
         yield event(engine_dead(error).body())
-    yield last_event() + _DONE
+    except Exception:
+        _logger.exception("a stream failed")
+        yield event(internal_error().body())
+    yield _DONE
 
 
 class EventStream(Response):
@@ -114,10 +134,15 @@ class EventStream(Response):
 
 
 async def read_to_end(turn: AsyncTurn, receive: Receive) -> list[Completion]:
-    """What all choices of a turn came to; nothing if the client left. Raises EngineDeadError."""
+    """What all choices of a turn came to; nothing if the client left.
+
+    Raises EngineDeadError, and ApiError if the engine could not complete one of the choices.
+    """
     watcher = asyncio.create_task(_close_when_gone(turn, receive))
     try:
-        return await turn.completions()
+        completions = await turn.completions()
+        _raise_unless_completed(completions)
+        return completions
     finally:
         watcher.cancel()
         turn.close()
@@ -128,3 +153,20 @@ async def _close_when_gone(turn: AsyncTurn, receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         continue
     turn.close()
+
+
+def _completed(deltas: Sequence[ChoiceDelta]) -> Sequence[ChoiceDelta]:
+    """The deltas before the first that ends an answer which is not complete."""
+    for place, delta in enumerate(deltas):
+        if delta.finish_reason in _INCOMPLETE:
+            return deltas[:place]
+    return deltas
+
+
+def _raise_unless_completed(outcomes: Iterable[ChoiceDelta | Completion]) -> None:
+    """Raise the ApiError of the first answer that the engine gave up, or cut because it stops."""
+    for outcome in outcomes:
+        if outcome.finish_reason is FinishReason.ERROR:
+            raise answer_failed()
+        if outcome.finish_reason is FinishReason.ABORT:  # the client is still there: the server aborted it
+            raise shutting_down()

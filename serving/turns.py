@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -95,9 +95,19 @@ def callers_fault(schema: type[Wire]) -> Generator[None, None, None]:
 
 async def encode(frontend: Frontend, prompt: Prompt, *, add_special_tokens: bool = True) -> tuple[int, ...]:
     """Token ids of a prompt; a long one does not hold up the event loop. Raises ValueError."""
-    return await aside(
-        _num_characters(prompt), lambda: frontend.encode(prompt, add_special_tokens=add_special_tokens)
-    )
+    (token_ids,) = await encode_all(frontend, [prompt], add_special_tokens=add_special_tokens)
+    return token_ids
+
+
+async def encode_all(
+    frontend: Frontend, prompts: Sequence[Prompt], *, add_special_tokens: bool = True
+) -> list[tuple[int, ...]]:
+    """Token ids of each prompt; many short ones count as the long text that they are. Raises ValueError."""
+
+    def work() -> list[tuple[int, ...]]:
+        return [frontend.encode(prompt, add_special_tokens=add_special_tokens) for prompt in prompts]
+
+    return await aside(sum(map(_size, prompts)), work)
 
 
 async def prepare(frontend: Frontend, params: SamplingParams) -> None:
@@ -111,7 +121,8 @@ async def aside(num_characters: int, work: Callable[[], _Result]) -> _Result:
     return work() if num_characters <= _LONG_PROMPT_CHARACTERS else await asyncio.to_thread(work)
 
 
-def _num_characters(prompt: Prompt) -> int:
+def _size(prompt: Prompt) -> int:
+    """Characters of a text, those of a chat, or token ids."""
     if isinstance(prompt, str):
         return len(prompt)
-    return sum(len(str(message["content"])) for message in prompt if isinstance(message, Mapping))
+    return sum(len(str(part["content"])) if isinstance(part, Mapping) else 1 for part in prompt)

@@ -101,7 +101,10 @@ def serve(
     with needs_extra("serve"):
         from albireo_jax.serving import app as http
         from albireo_jax.serving import server
+        from albireo_jax.serving.auth import check_api_key
 
+    if api_key is not None:
+        check_api_key(api_key)  # before the model loads
     config = engine.engine_config(model)
     with server.bind(host, port) as bound, launched(config, measure_sampling=True) as running:
         served = replace(running, served_name=served_model_name or running.served_name)
