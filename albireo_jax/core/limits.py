@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from albireo_jax.core.config import MAX_LOGPROBS
 from albireo_jax.core.errors import ContextLengthError
+from albireo_jax.core.plan import Int32s
 from albireo_jax.core.types import Request
 
 
@@ -56,10 +59,20 @@ class EngineLimits:
             )
         self._check_logprobs("logprobs", request.logprobs)
         self._check_logprobs("prompt_logprobs", request.prompt_logprobs)
-        named = request.rules.token_ids if request.rules is not None else ()
-        for token in (*request.prompt_token_ids, *request.stop_ids, *named):
+        self._check_ids(request.prompt_token_ids)
+        for token in request.stop_ids:
             if not 0 <= token < self.vocab_size:
-                raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
+                raise self._outside(token)
+        if request.rules is not None and len(request.rules.token_ids):
+            self._check_ids(request.rules.token_ids)
+
+    def _check_ids(self, token_ids: Int32s) -> None:
+        if token_ids.min() < 0 or token_ids.max() >= self.vocab_size:
+            outside = (token_ids < 0) | (token_ids >= self.vocab_size)
+            raise self._outside(int(token_ids[np.argmax(outside)]))
+
+    def _outside(self, token_id: int) -> ValueError:
+        return ValueError(f"token id {token_id} is outside the vocabulary of {self.vocab_size}")
 
     def _check_logprobs(self, name: str, wanted: int | None) -> None:
         if wanted is None:

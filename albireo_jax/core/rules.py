@@ -1,6 +1,11 @@
 """What a request wants done to its logits before a token is chosen: penalties, biases, refused tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from albireo_jax.core.token_ids import token_array
 
 MAX_BIASED_TOKENS = 1024
 """Tokens with a bias that a request can have."""
@@ -12,23 +17,27 @@ MAX_BAD_WORD_TOKENS = 8
 """Tokens of the longest sequence that can be refused."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenRules:
-    """Rules of one request, in terms of token ids; the defaults change nothing.
+    """Rules of one request, in terms of token ids; the defaults change nothing. Equal by content.
 
     In this order: only `allowed_token_ids` may be sampled (empty: all); the last token of a sequence in
     `bad_words` is refused when the others were just generated; `logit_bias` is added; the repetition
     penalty divides the positive logits, and multiplies the negative ones, of tokens in prompt or answer;
     the frequency penalty is taken off once for each time a token is in the answer, and the presence penalty
     once if it is.
+
+    `allowed_token_ids` may be given as any sequence of ints, and becomes a read-only array, which the samples
+    of one prompt share. `token_ids` are all ids that the rules name: biased, allowed, refused.
     """
 
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
-    allowed_token_ids: tuple[int, ...] = ()
+    allowed_token_ids: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     bad_words: tuple[tuple[int, ...], ...] = ()
+    token_ids: NDArray[np.int32] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse more than a slot can hold; raises ValueError naming the value and the limit."""
@@ -45,13 +54,24 @@ class TokenRules:
                 raise ValueError(
                     f"bad_words has a sequence of {len(word)} tokens, the limit is {MAX_BAD_WORD_TOKENS}"
                 )
+        allowed = token_array("allowed_token_ids", self.allowed_token_ids)
+        biased = token_array("logit_bias", [token_id for token_id, _ in self.logit_bias])
+        refused = token_array("bad_words", [token_id for word in self.bad_words for token_id in word])
+        object.__setattr__(self, "allowed_token_ids", allowed)
+        named = token_array("token ids", np.concatenate((biased, allowed, refused)))
+        object.__setattr__(self, "token_ids", named)
 
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        """All token ids that the rules name."""
-        biased = (token_id for token_id, _ in self.logit_bias)
-        refused = (token_id for word in self.bad_words for token_id in word)
-        return *biased, *self.allowed_token_ids, *refused
+    def __eq__(self, other: object) -> bool:
+        """Whether `other` are the same rules."""
+        return isinstance(other, TokenRules) and self._content() == other._content()
+
+    def __hash__(self) -> int:
+        """Hash of the content."""
+        return hash(self._content())
+
+    def _content(self) -> tuple[object, ...]:
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return *penalties, self.logit_bias, self.allowed_token_ids.tobytes(), self.bad_words
 
 
 NO_RULES = TokenRules()

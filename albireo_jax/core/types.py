@@ -1,14 +1,16 @@
 """What a caller asks for and what comes back: requests, sampling parameters, outputs."""
 
 import math
+import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import NamedTuple
 
 from albireo_jax.core.config import MAX_LOGPROBS
-from albireo_jax.core.plan import TokenConstraint, TokenScores
+from albireo_jax.core.plan import Int32s, TokenConstraint, TokenScores
 from albireo_jax.core.rules import TokenRules
+from albireo_jax.core.token_ids import token_array
 
 MAX_STOP_IDS = 32
 """Stop ids that a row can hold on the device, where they are held back until `min_tokens`."""
@@ -126,9 +128,12 @@ class SamplingParams:
             raise ValueError(f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Request:
-    """One sequence to continue, as it stands when it enters the engine.
+    """One sequence to continue, as it stands when it enters the engine. Equal by content.
+
+    `prompt_token_ids` may be given as any sequence of ints, and becomes a read-only array; one that is
+    read-only already is taken as it is, so that the samples of one prompt share it.
 
     `max_tokens` and `seed` are resolved (no None); `stop_ids` are all ids that end it, the model's
     end-of-sequence ids included unless they are ignored. n > 1 is n requests with distinct seeds, each
@@ -137,7 +142,7 @@ class Request:
     """
 
     request_id: str
-    prompt_token_ids: tuple[int, ...]
+    prompt_token_ids: Int32s
     max_tokens: int
     min_tokens: int = 0
     temperature: float = 0.0
@@ -155,7 +160,9 @@ class Request:
 
     def __post_init__(self) -> None:
         """Refuse a request that no engine could run."""
-        if not self.prompt_token_ids:
+        prompt = token_array(f"request {self.request_id}: the prompt", self.prompt_token_ids)
+        object.__setattr__(self, "prompt_token_ids", prompt)
+        if not len(prompt):
             raise ValueError(f"request {self.request_id}: the prompt is empty, at least 1 token is needed")
         if self.max_tokens < 1:
             raise ValueError(f"request {self.request_id}: max_tokens {self.max_tokens} is below 1")
@@ -163,6 +170,19 @@ class Request:
             raise ValueError(
                 f"request {self.request_id}: {len(self.stop_ids)} stop ids, the limit is {MAX_STOP_IDS}"
             )
+
+    def __eq__(self, other: object) -> bool:
+        """Whether `other` is a request for the same, under the same id."""
+        return isinstance(other, Request) and self._content() == other._content()
+
+    def __hash__(self) -> int:
+        """Hash of the content."""
+        return hash(self._content())
+
+    def _content(self) -> tuple[object, ...]:
+        others = (each.name for each in fields(self) if each.name != "prompt_token_ids")
+        values = operator.attrgetter(*others)(self)
+        return self.prompt_token_ids.tobytes(), *values
 
 
 class RequestScores(NamedTuple):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.rules import NO_RULES, TokenRules
+from albireo_jax.core.token_ids import token_array
 from albireo_jax.core.types import MAX_SEED, Request, SamplingParams
 from albireo_jax.engine.grammar import Grammar, GrammarCompiler
 from albireo_jax.engine.tokenizer import Tokenizer
@@ -55,11 +56,12 @@ class RequestWriter:
         )
         seed = random.randint(0, MAX_SEED) if params.seed is None else params.seed
         arrived_s = self._clock()
+        prompt = token_array("the prompt", token_ids)  # one for all samples
         grammar, rules = self._grammar(params), self._rules(params)
         return [
             Request(
                 request_id=f"r{next(self._next_id)}",
-                prompt_token_ids=token_ids,
+                prompt_token_ids=prompt,
                 max_tokens=max_tokens,
                 min_tokens=params.min_tokens,
                 temperature=float(params.temperature),
@@ -93,7 +95,7 @@ class RequestWriter:
             presence_penalty=float(params.presence_penalty),
             frequency_penalty=float(params.frequency_penalty),
             logit_bias=tuple((token_id, float(bias)) for token_id, bias in (params.logit_bias or {}).items()),
-            allowed_token_ids=params.allowed_token_ids or (),
+            allowed_token_ids=token_array("allowed_token_ids", params.allowed_token_ids or ()),
             bad_words=tuple(dict.fromkeys(words)),
         )
         return None if rules == NO_RULES else rules

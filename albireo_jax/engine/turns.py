@@ -368,7 +368,7 @@ def _scored(delta: ChoiceDelta, scores: RequestScores, request: Request) -> Choi
         prompt_logprobs.append(None)
         begin = 1
         for piece in scores.prompt:
-            token_ids = request.prompt_token_ids[begin : begin + piece.count]
+            token_ids = request.prompt_token_ids[begin : begin + piece.count].tolist()
             prompt_logprobs += token_logprobs(token_ids, piece, num_top=request.prompt_logprobs)
             begin += piece.count
     return delta._replace(logprobs=tuple(logprobs), prompt_logprobs=tuple(prompt_logprobs))

@@ -264,7 +264,7 @@ def loads(subject: Subject, *, seed: int) -> Iterator[list[Request]]:
         return [
             Request(
                 request_id=str(index),
-                prompt_token_ids=tuple(draw.integers(limits.vocab_size, size=length).tolist()),
+                prompt_token_ids=draw.integers(limits.vocab_size, size=length).astype(np.int32),
                 max_tokens=answer,
             )
             for index, (length, answer) in enumerate(zip(lengths, answers, strict=True))

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from albireo_jax.core.config import CacheConfig, SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import StepPlan
@@ -124,7 +126,7 @@ def _scheduler_with_requests(rows: int, *, num_steps: int) -> Scheduler:
         scheduler.add(
             Request(
                 request_id=f"request-{row}",
-                prompt_token_ids=(1,) * prompt_len,
+                prompt_token_ids=np.ones(prompt_len, np.int32),
                 max_tokens=max_tokens,
                 stop_ids=(_STOP_ID,),
             )

@@ -76,7 +76,7 @@ def ideal_hits(waves: Iterable[Sequence[Request]], *, page_size: int) -> PrefixH
     prompt_tokens = cached_tokens = 0
     known: set[tuple[int, ...]] = set()
     for wave in waves:
-        prompts = [request.prompt_token_ids for request in wave]
+        prompts = [tuple(request.prompt_token_ids.tolist()) for request in wave]
         prompt_tokens += sum(map(len, prompts))
         cached_tokens += page_size * sum(_num_known(prompt, known, page_size=page_size) for prompt in prompts)
         for prompt in prompts:
@@ -102,7 +102,7 @@ def replay_waves(requests: Sequence[Request], frontend: Frontend, *, cache_salt:
     prompt_tokens = cached_tokens = num_tokens = 0
     for wave in waves(requests):
         params = [SamplingParams(max_tokens=each.max_tokens, temperature=0, ignore_eos=True) for each in wave]
-        prompts = [request.prompt_token_ids for request in wave]
+        prompts = [tuple(request.prompt_token_ids.tolist()) for request in wave]
         answers = frontend.generate(prompts, params, cache_salt=cache_salt)
         prompt_tokens += sum(map(len, prompts))
         cached_tokens += sum(answer.cached_tokens for answer in answers)

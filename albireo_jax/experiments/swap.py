@@ -19,6 +19,7 @@ from albireo_jax.core.config import Dtype, ModelConfig, SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.memory import page_bytes
 from albireo_jax.core.plan import CopyCosts, StepPlan
+from albireo_jax.core.token_ids import token_array
 from albireo_jax.core.types import Request, SamplingParams
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.loop import EngineLoop
@@ -198,7 +199,12 @@ def simulate(device: SimulatedDevice, talks: Talks, pages: Pages, *, config: Sch
 
     def answer(texts: list[Tokens], max_tokens: int) -> list[Tokens]:
         requests = [
-            Request(request_id=str(index), prompt_token_ids=text, max_tokens=max_tokens, arrived_s=clock())
+            Request(
+                request_id=str(index),
+                prompt_token_ids=token_array("a text", text),
+                max_tokens=max_tokens,
+                arrived_s=clock(),
+            )
             for index, text in enumerate(texts)
         ]
         answers: list[list[int]] = [[] for _ in texts]
@@ -227,7 +233,7 @@ def _costs(device: SimulatedDevice, limits: EngineLimits, *, tokens: int) -> Cop
 def _prompt_step(tokens: int, limits: EngineLimits) -> StepPlan:
     """A step that computes the first tokens of a prompt."""
     scheduler = Scheduler(SchedulerConfig(max_rows=1, max_step_tokens=tokens), limits)
-    scheduler.add(Request(request_id="first", prompt_token_ids=(0,) * tokens, max_tokens=1))
+    scheduler.add(Request(request_id="first", prompt_token_ids=np.zeros(tokens, np.int32), max_tokens=1))
     plan = scheduler.plan()
     assert plan is not None, "a request that is alone starts"
     return plan

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int32
 from numpy.typing import NDArray
 
-from albireo_jax.core.plan import SlotRules, StepPlan
+from albireo_jax.core.plan import Int32s, SlotRules, StepPlan
 from albireo_jax.core.rules import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED_TOKENS
 from albireo_jax.nn.sharding import shardings
 from albireo_jax.runtime.step import StepProgram
@@ -92,7 +92,7 @@ def pack_rules(slot: int, given: SlotRules, shape: RulesShape) -> NDArray[np.int
     bad_words = words[_BAD_WORDS_AT:_MASK_AT].reshape(MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS)
     for row, word in zip(bad_words, rules.bad_words, strict=False):
         row[-len(word) :] = word
-    if rules.allowed_token_ids:
+    if len(rules.allowed_token_ids):
         words[_MASK_AT : _MASK_AT + shape.mask_words] = _mask(rules.allowed_token_ids, shape.mask_words)
     tokens_at = _MASK_AT + shape.mask_words
     words[tokens_at : tokens_at + len(given.token_ids)] = given.token_ids
@@ -208,7 +208,7 @@ def _floats(word_X: Int32[Array, " X"]) -> Float[Array, " X"]:
     return lax.bitcast_convert_type(word_X, jnp.float32)
 
 
-def _mask(token_ids: Sequence[int], num_words: int) -> NDArray[np.int32]:
+def _mask(token_ids: Int32s, num_words: int) -> NDArray[np.int32]:
     bits = np.zeros(num_words * MASK_BITS, np.bool_)
-    bits[list(token_ids)] = True
+    bits[token_ids] = True
     return np.packbits(bits, bitorder="little").view(np.int32)

@@ -124,8 +124,9 @@ class Scheduler:
         self._limits.check(request)
         if request.request_id in self._live:
             raise ValueError(f"request id {request.request_id!r} is in use")
-        known_ids = np.array(request.prompt_token_ids, np.int32)
-        sequence = Sequence(request=request, known_ids=known_ids, root=self._cache.root(request))
+        sequence = Sequence(
+            request=request, known_ids=request.prompt_token_ids, root=self._cache.root(request)
+        )
         if request.constraint is not None:
             sequence.answer = ConstrainedAnswer(request, request.constraint)
             reason = sequence.answer.look(len(request.prompt_token_ids))

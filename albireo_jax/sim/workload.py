@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from albireo_jax.core.plan import Int32s
 from albireo_jax.core.types import Request, RequestOutput
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.sim.lanes import Clock
@@ -132,10 +133,10 @@ def replay(loop: EngineLoop, requests: Sequence[Request], *, clock: Clock) -> li
     ]
 
 
-def _prompt(arrival: Arrival, random: np.random.Generator, vocab_size: int, *, seed: int) -> tuple[int, ...]:
+def _prompt(arrival: Arrival, random: np.random.Generator, vocab_size: int, *, seed: int) -> Int32s:
     shared = [
         np.random.default_rng((seed, 1, block)).integers(vocab_size, size=arrival.block_size)
         for block in arrival.block_ids
     ]
     own = random.integers(vocab_size, size=arrival.input_tokens)
-    return tuple(np.concatenate((*shared, own))[: arrival.input_tokens].tolist())
+    return np.concatenate((*shared, own))[: arrival.input_tokens].astype(np.int32)

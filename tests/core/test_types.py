@@ -1,8 +1,10 @@
 """Caller's parameters: what is taken, and what is refused with the value and the limit."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from albireo_jax.core.config import (
@@ -15,6 +17,7 @@ from albireo_jax.core.config import (
 from albireo_jax.core.errors import ContextLengthError, UnknownModelError
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.model_files import find_model
+from albireo_jax.core.rules import TokenRules
 from albireo_jax.core.types import Request, SamplingParams
 
 LIMITS = EngineLimits(max_model_len=100, vocab_size=512, num_pages=4, page_size=16)
@@ -134,3 +137,113 @@ def test_degrees_that_divide_a_model() -> None:
 def test_models_that_are_not_there_are_named() -> None:
     with pytest.raises(UnknownModelError, match=r"no model 'nonsense'.*smollm2"):
         find_model("nonsense")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        (5, 0, 7),
+        [5, 0, 7],
+        (np.int64(5), np.uint8(0), 7),
+        np.array([5, 0, 7]),
+        np.array([5, 0, 7], np.uint8),
+        np.array([5, 1, 0, 1, 7, 1], np.int32)[::2],
+        iter((5, 0, 7)),
+    ],
+)
+def test_a_prompt_becomes_a_read_only_array_of_its_own(prompt: Any) -> None:
+    array = Request(request_id="a", prompt_token_ids=prompt, max_tokens=1).prompt_token_ids
+    assert (array.tolist(), array.dtype, array.ndim) == ([5, 0, 7], np.int32, 1)
+    assert array.flags.c_contiguous
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 1
+    if isinstance(prompt, np.ndarray):
+        prompt[0] = 9
+    assert array[0] == 5
+
+
+def test_the_samples_of_one_prompt_share_its_array() -> None:
+    first = Request(request_id="a", prompt_token_ids=(5, 0, 7), max_tokens=1)
+    second = Request(request_id="b", prompt_token_ids=first.prompt_token_ids, max_tokens=1)
+    assert second.prompt_token_ids is first.prompt_token_ids
+    assert replace(first, seed=1).prompt_token_ids is first.prompt_token_ids
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ((1, 2.0), "must hold integers, got 2.0"),
+        ((1, True), "must hold integers, got True"),
+        ((1, None), "must hold integers, got None"),
+        ((1, "2"), "must hold integers, got '2'"),
+        ("12", "must be a sequence of token ids, got '12'"),
+        (b"12", "must be a sequence of token ids, got b'12'"),
+        (np.array([1.0]), "must hold integers, got an array of float64"),
+        (np.array([True]), "must hold integers, got an array of bool"),
+        (np.array(["1"]), "must hold integers, got an array of <U1"),
+        (np.array([1, 2], object), "must hold integers, got an array of object"),
+        (
+            np.array([[1, 2]]),
+            r"must be a one-dimensional sequence of token ids, got an array of shape \(1, 2\)",
+        ),
+        (np.array(1), r"must be a one-dimensional sequence of token ids, got an array of shape \(\)"),
+        ((1, 2**31), "must hold ids between -2147483648 and 2147483647, got 2147483648"),
+        ((1, 10**30), "must hold ids between -2147483648 and 2147483647, got 10{30}"),
+        ((1, np.uint64(2**63)), "must hold ids between -2147483648 and 2147483647, got 9223372036854775808"),
+        (np.array([1, 2**63], np.uint64), "must hold ids between -2147483648 and 2147483647"),
+        (np.array([-(2**40)]), "must hold ids between -2147483648 and 2147483647, got -1099511627776"),
+        (np.zeros(0), "the prompt is empty"),
+    ],
+)
+def test_prompts_that_are_no_token_ids_are_refused(prompt: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"request a: the prompt (?:{message})|request a: {message}"):
+        Request(request_id="a", prompt_token_ids=prompt, max_tokens=1)
+
+
+def test_requests_and_rules_are_equal_by_content() -> None:
+    rules = TokenRules(allowed_token_ids=(1, 2), bad_words=((3,),))
+    request = Request(request_id="a", prompt_token_ids=(1, 2, 3), max_tokens=1, rules=rules)
+    again = replace(
+        request, prompt_token_ids=[1, 2, 3], rules=TokenRules(allowed_token_ids=[1, 2], bad_words=((3,),))
+    )
+    assert request == again
+    assert hash(request) == hash(again)
+    others = [
+        replace(request, prompt_token_ids=(1, 2, 4)),
+        replace(request, prompt_token_ids=(1, 2)),
+        replace(request, seed=1),
+        replace(request, rules=None),
+        replace(request, rules=replace(rules, allowed_token_ids=(1, 3))),
+        replace(request, rules=replace(rules, presence_penalty=1.0)),
+    ]
+    assert all(request != other for other in others)
+    assert len({request, again, *others}) == 1 + len(others)
+    assert request != "a"
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        TokenRules(allowed_token_ids=(1, 512)),
+        TokenRules(logit_bias=((512, 1.0),)),
+        TokenRules(bad_words=((1,), (2, 512))),
+    ],
+)
+def test_rules_that_name_ids_outside_the_vocabulary_are_refused(rules: TokenRules) -> None:
+    with pytest.raises(ValueError, match="token id 512 is outside the vocabulary of 512"):
+        LIMITS.check(Request(request_id="a", prompt_token_ids=(1,), max_tokens=1, rules=rules))
+    with pytest.raises(ValueError, match="token id -7 is outside"):
+        LIMITS.check(Request(request_id="a", prompt_token_ids=(1,), max_tokens=1, stop_ids=(-7,)))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: TokenRules(allowed_token_ids=(2**31,)),
+        lambda: TokenRules(logit_bias=((2**31, 1.0),)),
+        lambda: TokenRules(bad_words=((2**31,),)),
+    ],
+)
+def test_rules_that_name_ids_beyond_int32_are_refused(build: Any) -> None:
+    with pytest.raises(ValueError, match=r"must hold ids between .* got 2147483648"):
+        build()

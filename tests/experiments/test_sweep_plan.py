@@ -139,8 +139,12 @@ def test_requests_are_drawn_apart_and_the_same_at_every_degree() -> None:
         for seed in (0, 0, 1)
     )
     assert first == again
-    assert len({request.prompt_token_ids for request in first}) == len({one.seed for one in first}) == 8
-    assert first[0].prompt_token_ids != other[0].prompt_token_ids
+    assert (
+        len({request.prompt_token_ids.tobytes() for request in first})
+        == len({one.seed for one in first})
+        == 8
+    )
+    assert first[0].prompt_token_ids.tolist() != other[0].prompt_token_ids.tolist()
     assert all(request.stop_ids == () for request in first)
 
 

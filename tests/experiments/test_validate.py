@@ -30,7 +30,7 @@ def test_a_trace_keeps_its_rhythm_and_its_prefixes_at_another_rate_and_length() 
     ]
     assert {request.max_tokens for request in load.requests} == {5}
     assert load.shares_prefixes
-    assert len({request.prompt_token_ids[:4] for request in load.requests}) == 1
+    assert len({tuple(request.prompt_token_ids[:4].tolist()) for request in load.requests}) == 1
     for request in load.requests:
         LIMITS.check(request)
 
@@ -47,7 +47,7 @@ def test_a_poisson_process_has_its_rate_and_no_shared_prefixes() -> None:
 def test_a_batch_comes_at_once() -> None:
     load = batch_load("b", count=3, input_len=9, output_len=4, vocab_size=50)
     assert {request.arrived_s for request in load.requests} == {0.0}
-    assert len({request.prompt_token_ids for request in load.requests}) == 3
+    assert len({request.prompt_token_ids.tobytes() for request in load.requests}) == 3
 
 
 @pytest.mark.parametrize(("depth", "step_s"), [(1, 0.010 + 0.003), (2, 0.010)])

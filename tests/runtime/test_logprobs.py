@@ -92,7 +92,7 @@ def test_scores_are_those_of_the_dense_model(engine: Build, outputs: dict[str, l
     """Of the logits before rules and temperature, at every position of prompt and answer."""
     ranked = 0
     for request in REQUESTS:
-        mine, prompt = outputs[request.request_id], request.prompt_token_ids
+        mine, prompt = outputs[request.request_id], request.prompt_token_ids.tolist()
         answer = [output.token_id for output in mine]
         if request.logprobs is None and request.prompt_logprobs is None:
             assert all(output.scores is None for output in mine)

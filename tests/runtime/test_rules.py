@@ -63,12 +63,10 @@ def alone(engine: Build) -> dict[str, list[int]]:
     return {request.request_id: small.run([request])[request.request_id] for request in SAMPLED}
 
 
-def _changed(
-    logits_V: np.ndarray, rules: TokenRules, prompt: tuple[int, ...], answer: list[int]
-) -> np.ndarray:
+def _changed(logits_V: np.ndarray, rules: TokenRules, prompt: list[int], answer: list[int]) -> np.ndarray:
     """What the rules make of a row of logits, by a loop."""
     out = logits_V.astype(np.float32).copy()
-    allowed = rules.allowed_token_ids or range(VOCAB)
+    allowed = rules.allowed_token_ids.tolist() or range(VOCAB)
     out[[token for token in range(VOCAB) if token not in allowed]] = -np.inf
     for token, bias in rules.logit_bias:
         out[token] += np.float32(bias)
@@ -84,7 +82,7 @@ def _changed(
 def test_greedy_tokens_are_those_of_a_loop_over_the_dense_model(engine: Build) -> None:
     requests = _requests()
     for request, tokens in zip(requests, engine(tp=1).run(requests).values(), strict=True):
-        prompt = request.prompt_token_ids
+        prompt = request.prompt_token_ids.tolist()
         text = np.zeros(192, np.int32)
         text[: len(prompt) + len(tokens)] = [*prompt, *tokens]
         logits_TV = np.asarray(engine(tp=1).model(jnp.asarray(text)))

@@ -1,4 +1,5 @@
 import dataclasses
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
@@ -338,3 +339,20 @@ def test_a_page_of_two_owners_is_found() -> None:
     engine._table.pages[1, 0] = engine._table.pages[0, 0]
     with pytest.raises(AssertionError, match="owners differ"):
         engine.check_invariants()
+
+
+def test_a_waiting_request_keeps_its_prompt_once_in_four_bytes_a_token() -> None:
+    num_requests, num_tokens = 100, 5_000
+    limits = EngineLimits(max_model_len=2 * num_tokens, vocab_size=512, num_pages=1_000, page_size=16)
+    scheduler = Scheduler(SchedulerConfig(max_rows=4), limits)
+    random = np.random.default_rng(0)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for index in range(num_requests):
+            prompt = random.integers(512, size=num_tokens).tolist()
+            scheduler.add(request(str(index), prompt, max_tokens=1))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (after - before) / (num_requests * num_tokens) < 4.5

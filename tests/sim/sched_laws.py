@@ -173,7 +173,7 @@ def hits_were_seen_before(journal: Journal) -> None:
     found: dict[str, int] = {}
     for event in journal.events:
         if isinstance(event, Request):
-            known[event.request_id] = event.prompt_token_ids
+            known[event.request_id] = tuple(event.prompt_token_ids.tolist())
         elif isinstance(event, RequestOutput) and event.token_id is not None:
             tokens = known[event.request_id]
             is_first = len(tokens) == len(requests[event.request_id].prompt_token_ids)

@@ -73,7 +73,7 @@ def test_requests_share_the_tokens_of_the_blocks_that_they_share() -> None:
         Arrival(arrived_s=0, input_tokens=12, output_tokens=2),
     ]
     first, second, third = (
-        request.prompt_token_ids for request in make_requests(arrivals, vocab_size=1000, seed=3)
+        request.prompt_token_ids.tolist() for request in make_requests(arrivals, vocab_size=1000, seed=3)
     )
     assert [len(first), len(second), len(third)] == [10, 12, 12]
     assert first[:8] == second[:8]

@@ -15,6 +15,7 @@ import jax
 
 from albireo_jax.core.config import CacheConfig, Dtype, EngineConfig, SchedulerConfig
 from albireo_jax.core.errors import UnknownModelError
+from albireo_jax.core.token_ids import token_array
 from albireo_jax.core.types import Request
 from albireo_jax.experiments.gpu_check.check import Check
 from albireo_jax.experiments.gpu_check.loops import answers_of
@@ -99,7 +100,11 @@ def _ask(check: Check, model: str, way: Way, *, data: Path) -> None:
         check.notebook.leave_out(f"{model}, {way.name}", str(error))
         return
     requests = [
-        Request(request_id=str(index), prompt_token_ids=one.input_ids, max_tokens=len(one.output_ids))
+        Request(
+            request_id=str(index),
+            prompt_token_ids=token_array("a golden prompt", one.input_ids),
+            max_tokens=len(one.output_ids),
+        )
         for index, one in enumerate(golden)
     ]
     answers = answers_of(ready.loop, requests)

@@ -120,7 +120,7 @@ def _command(check: Check, name: str, requests: Sequence[Request], *, config: Pa
 
 def _question(requests: Sequence[Request]) -> dict[str, object]:
     return {
-        "prompts": [request.prompt_token_ids for request in requests],
+        "prompts": [request.prompt_token_ids.tolist() for request in requests],
         "max_tokens": [request.max_tokens for request in requests],
     }
 

@@ -8,6 +8,7 @@ from functools import partial
 
 from albireo_jax.core.config import Dtype
 from albireo_jax.core.memory import page_bytes
+from albireo_jax.core.token_ids import token_array
 from albireo_jax.core.types import Request
 from albireo_jax.experiments.gpu_check.check import SMALL_QWEN, Check, Sizes, free
 from albireo_jax.experiments.gpu_check.loops import answers_of
@@ -61,7 +62,11 @@ def _run(ready: Prepared, talks: Talks, *, seed: int) -> SwapRun:
 
 def _answer(ready: Prepared, seed: int, texts: list[Tokens], max_tokens: int) -> list[Tokens]:
     requests = [
-        Request(request_id=f"{seed} {len(text)} {index}", prompt_token_ids=text, max_tokens=max_tokens)
+        Request(
+            request_id=f"{seed} {len(text)} {index}",
+            prompt_token_ids=token_array("a text", text),
+            max_tokens=max_tokens,
+        )
         for index, text in enumerate(texts)
     ]
     return answers_of(ready.loop, requests)
