@@ -41,9 +41,8 @@ async def ask(tokenizer: Tokenizer, format: AnswerFormat, body: ChatBody) -> Ask
     structured = _constraint(tokenizer, format, body, content=params.structured)
     tools = [tool.tool() for tool in body.tools or []] if body.uses_tools else None
     messages = _messages(format, body)
-    render = partial(
-        tokenizer.apply_chat_template, messages, tools=tools, **(body.chat_template_kwargs or {})
-    )
+    variables = body.template_variables(tokenizer.chat_template_source)
+    render = partial(tokenizer.apply_chat_template, messages, tools=tools, **variables)
     size = sum(len(str(part)) for part in (*messages, *(tools or ())))
     prompt = await aside(size, render)
     prompt_ids = await aside(len(prompt), lambda: tokenizer.encode(prompt, add_special_tokens=False))

@@ -5,29 +5,40 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from albireo_jax.core.config import MAX_LOGPROBS
 from albireo_jax.core.types import SamplingParams
+from albireo_jax.serving.foreign_fields import FOREIGN, INSTEAD
 from albireo_jax.serving.schemas_structured import StructuredBody
-from albireo_jax.serving.wire import Refused, Wire, one_message
+from albireo_jax.serving.wire import Refused, Whole, WholeNumbers, Wire, one_message
 
 MAX_STOP_STRINGS = 32
 MAX_CACHE_SALT = 256
 """Characters of a `cache_salt`."""
 
+MAX_REQUEST_ID = 128
+"""Characters of a `request_id`."""
+
 MAX_CHOICES = 1024
 """Prompts times n of one body."""
 
-REFUSED: Refused = {
-    "length_penalty": (1,),
-    "use_beam_search": (False,),
-    "truncate_prompt_tokens": (),
-    "logits_processors": ([],),
-    "priority": (0,),
-    "return_token_ids": (False,),
-}
-"""Field -> values that ask for nothing, besides null."""
+REFUSED: Refused = {**FOREIGN, "chat_template": ("",), "documents": ([],)}
+"""Of completions and chats alike."""
 
-_REFUSED_COMPLETION: Refused = {**REFUSED, "suffix": ("",), "prompt_embeds": ([],)}
+_REFUSED_COMPLETION: Refused = {
+    **REFUSED,
+    "suffix": ("",),
+    "prompt_embeds": ([],),
+    "messages": (),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "max_completion_tokens": (),
+    "top_logprobs": (0,),
+    "chat_template_kwargs": ({},),
+    "reasoning_effort": (),
+    "continue_final_message": (False,),
+    "add_generation_prompt": (True,),
+}
 
 Prompts = Annotated[
     str | list[int] | list[str] | list[list[int]],
@@ -37,41 +48,48 @@ StopStrings = Annotated[str | list[str], one_message("must be a string or a list
 
 
 class StreamOptions(Wire):
-    """What a stream carries besides its text."""
+    """The parts of a stream besides its text."""
+
+    closed = True
+    harmless = frozenset(("include_obfuscation",))
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class SamplingBody(StructuredBody):
-    """What completions and chat completions have in common; null takes the default.
+    """The fields that completions and chat completions have in common; null takes the default.
 
     A prompt is read from the cache as far as one of the same API key and the same `cache_salt` began like it:
     who serves several people by one key gives each another.
     """
 
+    instead = INSTEAD
+
     model: str | None = None
+    request_id: Annotated[str, Field(min_length=1, max_length=MAX_REQUEST_ID)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
+    n: Whole | None = None
+    max_tokens: Whole | None = None
+    min_tokens: Whole | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Whole | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    allowed_token_ids: list[int] | None = None
+    allowed_token_ids: WholeNumbers | None = None
     bad_words: list[str] | None = None
-    seed: int | None = None
+    seed: Whole | None = None
     stop: StopStrings | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: WholeNumbers | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    prompt_logprobs: Whole | None = None
     return_tokens_as_token_ids: bool | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_CACHE_SALT)] | None = None
 
@@ -100,6 +118,8 @@ class SamplingBody(StructuredBody):
             raise ValueError(f"stop has {len(self.stop)} strings, the limit is {MAX_STOP_STRINGS}")
         given: dict[str, Any] = {"max_tokens": default_max_tokens}
         given |= {name: value for name, value in self if name in _SAMPLING_FIELDS and value is not None}
+        if not self.stop:
+            given.pop("stop", None)
         if self.logit_bias:
             given["logit_bias"] = {_token_id(key): bias for key, bias in self.logit_bias.items()}
         return SamplingParams(**given, structured=self.structured())
@@ -135,8 +155,8 @@ class CompletionBody(SamplingBody):
 
     prompt: Prompts
     echo: bool | None = None
-    logprobs: int | None = None
-    best_of: int | None = None
+    logprobs: Whole | None = None
+    best_of: Whole | None = None
     add_special_tokens: bool | None = None
 
     @model_validator(mode="after")

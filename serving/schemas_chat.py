@@ -11,7 +11,7 @@ from albireo_jax.engine.tool_calls import is_function_name
 from albireo_jax.engine.tool_grammar import Function
 from albireo_jax.serving.schemas import REFUSED, SamplingBody
 from albireo_jax.serving.schemas_structured import json_schema
-from albireo_jax.serving.wire import Refused, Wire, one_message
+from albireo_jax.serving.wire import Refused, Whole, Wire, one_message
 
 MAX_TOOLS = 128
 
@@ -19,12 +19,15 @@ _REFUSED_CHAT: Refused = {
     **REFUSED,
     "functions": ([],),
     "function_call": ("none", "auto"),
+    "best_of": (1,),
+    "add_special_tokens": (False,),
+    "prompt": ("", []),
+    "suffix": ("",),
+    "prompt_embeds": ([],),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
     "web_search_options": (),
-    "chat_template": ("",),
-    "documents": ([],),
     "echo": (False,),
     "continue_final_message": (False,),
     "add_generation_prompt": (True,),
@@ -101,6 +104,9 @@ class MessageBody(Wire):
 class FunctionBody(Wire):
     """A function that the model may call; without `parameters` it takes none."""
 
+    refused = {"input_schema": (), "schema": (), "defer_loading": (False,)}  # noqa: RUF012
+    instead = {"input_schema": "parameters", "schema": "parameters"}  # noqa: RUF012
+
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
@@ -109,6 +115,8 @@ class FunctionBody(Wire):
 
 class ToolBody(Wire):
     """A tool; only functions are known."""
+
+    refused = {"defer_loading": (False,)}  # noqa: RUF012
 
     type: Literal["function"]
     function: FunctionBody
@@ -134,11 +142,15 @@ class ToolBody(Wire):
 class NamedFunction(Wire):
     """The name of a function."""
 
+    closed = True
+
     name: str
 
 
 class NamedTool(Wire):
     """The choice of one tool."""
+
+    closed = True
 
     type: Literal["function"]
     function: NamedFunction
@@ -150,19 +162,23 @@ ToolChoice = Annotated[
 ]
 
 
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
 class ChatBody(SamplingBody):
     """Body of POST /v1/chat/completions."""
 
     refused = _REFUSED_CHAT
 
     messages: Annotated[list[MessageBody], Field(min_length=1)]
-    max_completion_tokens: int | None = None
+    max_completion_tokens: Whole | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: ReasoningEffort | None = None
 
     @model_validator(mode="after")
     def rename_max_tokens(self) -> "ChatBody":
@@ -195,6 +211,22 @@ class ChatBody(SamplingBody):
     def uses_tools(self) -> bool:
         """Whether the model may call tools."""
         return bool(self.tools) and self.tool_choice != "none"
+
+    def template_variables(self, template: str) -> dict[str, Any]:
+        """Variables of the chat template whose source is given.
+
+        `reasoning_effort` goes to the variable of this name and, as a yes or no, to `enable_thinking`. Raises
+        ValueError for an effort that the template does not read.
+        """
+        given = self.chat_template_kwargs or {}
+        effort = self.reasoning_effort
+        if effort is None:
+            return given
+        variables = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+        read = {name: value for name, value in variables.items() if name in template}
+        if not read:
+            raise ValueError("reasoning_effort is not supported: this model's chat template does not read it")
+        return read | given
 
     def chat(self) -> list[dict[str, Any]]:
         """The messages, as chat templates read them."""

@@ -24,6 +24,9 @@ MAX_STRUCTURE_CHOICES = 1024
 class JsonSchemaFormat(Wire):
     """OpenAI's wrapping of a schema; with or without `strict` the answer follows it."""
 
+    closed = True
+    harmless = frozenset(("description",))
+
     name: str | None = None
     strict: bool | None = None
     json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
@@ -32,11 +35,17 @@ class JsonSchemaFormat(Wire):
 class ResponseFormat(Wire):
     """OpenAI's way."""
 
+    closed = True
+    refused = {"schema": ()}  # noqa: RUF012
+    instead = {"schema": "the type json_schema with json_schema.schema"}  # noqa: RUF012
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
 
     def structured(self) -> StructuredOutput | None:
-        """What is asked for; None for text. Raises ValueError."""
+        """The constraint that is asked for; None for text. Raises ValueError."""
+        if self.type != "json_schema" and self.json_schema is not None:
+            raise ValueError(f"response_format.json_schema needs the type json_schema, not {self.type}")
         if self.type == "text":
             return None
         if self.type == "json_object":
@@ -49,6 +58,8 @@ class ResponseFormat(Wire):
 class StructuredOutputs(Wire):
     """vLLM's way; one of the fields."""
 
+    closed = True
+    harmless = frozenset(("backend", "disable_fallback"))
     refused = {  # noqa: RUF012
         "structural_tag": (),
         "whitespace_pattern": ("",),
@@ -90,7 +101,9 @@ class StructuredBody(Wire):
                 "structured_outputs.grammar": (_grammar, outputs.grammar),
                 "structured_outputs.json_object": (_json_object, outputs.json_object or None),
             }
-        asked = {name: (read, value) for name, (read, value) in wishes.items() if value not in (None, "", [])}
+        asked = {
+            name: (read, value) for name, (read, value) in wishes.items() if not _is_nothing(name, value)
+        }
         answer_format = self.response_format.structured() if self.response_format is not None else None
         names = [*asked, *(["response_format"] if answer_format is not None else [])]
         if len(names) > 1:
@@ -122,7 +135,14 @@ def _regex(where: str, value: str) -> StructuredOutput:
     return StructuredOutput(kind=StructureKind.REGEX, text=value)
 
 
+def _is_nothing(name: str, value: object) -> bool:
+    """Whether a field asks for nothing; an empty grammar is none, and is refused instead."""
+    return value is None or (value in ("", []) and not name.endswith("grammar"))
+
+
 def _grammar(where: str, value: str) -> StructuredOutput:
+    if not value.strip():
+        raise ValueError(f"{where} is empty, a grammar has a start rule")
     _check_size(where, value)
     return StructuredOutput(kind=StructureKind.GRAMMAR, text=value)
 
