@@ -1,36 +1,61 @@
 """LLM: a model and its engine as one Python object."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+import inspect
+import pickle
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, NoReturn, Self
 
+from albireo_jax.core.checks import ArrayLike, choice, flag
 from albireo_jax.core.config import (
     MAX_LOGPROBS,
     MEMORY_SHARE,
     AttentionBackend,
     CacheConfig,
-    Dtype,
     EngineConfig,
     KvDtype,
     ParallelConfig,
-    Quantization,
     SamplingMode,
     SchedulerConfig,
+    model_dtype,
+    weight_quantization,
 )
 from albireo_jax.core.types import SamplingParams
 from albireo_jax.engine.frontend import Prompt
+from albireo_jax.engine.prompts import read_conversations, read_params, read_prompts
 from albireo_jax.engine.timeline import TaskTable
-from albireo_jax.engine.turns import ChoiceDelta, Completion
+from albireo_jax.engine.turns import ChoiceDelta, Completion, SyncTurn
 from albireo_jax.launch import Engine, launch
 from albireo_jax.nn.module import Decoder
 from albireo_jax.runtime.compile import Progress
 
-TextOrIds = str | Sequence[int]
-"""A prompt as text, or as token ids."""
-
-Conversation = Sequence[Mapping[str, Any]]
+Conversation = Iterable[Mapping[str, Any]]
 """Messages with `role` and `content`, as the OpenAI API has them."""
+
+PromptLike = str | Mapping[str, Any] | Iterable[int] | Conversation | ArrayLike
+"""A text, token ids (a list, tuple, iterator, NumPy or JAX array), messages, or one of these in a dict with
+`prompt`, `prompt_token_ids` or `messages`, as vLLM has it."""
+
+_NAMES_ELSEWHERE = {
+    "tensor_parallel_size": "tp",
+    "max_num_seqs": "max_rows",
+    "max_num_batched_tokens": "max_step_tokens",
+    "gpu_memory_utilization": "memory_share",
+    "mem_fraction_static": "memory_share",
+    "block_size": "page_size",
+    "num_gpu_blocks_override": "num_pages",
+    "enable_prefix_caching": "prefix_caching",
+    "swap_space": "host_kv_memory_bytes",
+    "context_length": "max_model_len",
+    "attention_backend": "attention",
+    "model_path": "model",
+    "tp_size": "tp",
+    "torch_dtype": "dtype",
+}
+"""Names that vLLM, SGLang or transformers have for options of `LLM`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +69,8 @@ class Generation:
 class LLM:
     """A loaded model, compiled and ready; close it, or use it in a `with` block.
 
-    `model` is a built-in name (`smollm2`), a Hugging Face folder, a GGUF file or a saved checkpoint.
+    `model` is a built-in name (`smollm2`), a Hugging Face folder, a GGUF file or a saved checkpoint. `dtype`
+    None or "auto" is bfloat16 on GPUs and float32 on CPUs.
     `virtual_devices` lets the CPU stand for that many devices; what is None fits the machine by itself.
     `quantization` "int8" or "fp8" keeps the layers' matrices in one byte a number, made of what is loaded.
     Pages, their precision, those on the host and the sharing of prefixes are as in `core.config.CacheConfig`,
@@ -54,7 +80,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str,
+        model: str | PurePath,
         *,
         tp: int = 1,
         virtual_devices: int = 0,
@@ -76,20 +102,22 @@ class LLM:
         max_logprobs: int = MAX_LOGPROBS,
         measure_sampling: bool = False,
         progress: Progress | None = None,
+        **unknown: Any,
     ) -> None:
+        _refuse(unknown)
         config = EngineConfig(
-            model=model,
-            dtype=None if dtype is None else Dtype(dtype),
-            quantization=None if quantization is None else Quantization(quantization),
+            model=str(model) if isinstance(model, PurePath) else model,
+            dtype=model_dtype(dtype),
+            quantization=weight_quantization(quantization),
             max_model_len=max_model_len,
             max_logprobs=max_logprobs,
-            sampling=SamplingMode(sampling),
-            attention=AttentionBackend(attention),
+            sampling=choice("sampling", sampling, SamplingMode),
+            attention=choice("attention", attention, AttentionBackend),
             parallel=ParallelConfig(tp=tp, virtual_devices=virtual_devices),
             cache=CacheConfig(
                 page_size=page_size,
                 num_pages=num_pages,
-                kv_dtype=KvDtype(kv_cache_dtype),
+                kv_dtype=choice("kv_cache_dtype", kv_cache_dtype, KvDtype),
                 memory_share=memory_share,
                 host_memory_bytes=host_kv_memory_bytes,
                 prefix_caching=prefix_caching,
@@ -98,38 +126,48 @@ class LLM:
                 max_rows=max_rows, max_step_tokens=max_step_tokens, depth=depth, decode_steps=decode_steps
             ),
         )
-        self.engine: Engine = launch(config, progress=progress, measure_sampling=measure_sampling)
+        measured = flag("measure_sampling", measure_sampling)
+        self.engine: Engine = launch(config, progress=progress, measure_sampling=measured)
 
     def generate(
         self,
-        prompts: TextOrIds | Sequence[TextOrIds],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompts: PromptLike | Iterable[PromptLike],
+        params: SamplingParams | Iterable[SamplingParams] | None = None,
     ) -> list[Generation]:
         """Complete one prompt or several, in their order; `params` for all or one for each.
 
         Raises ValueError, and generates nothing, if any prompt or parameter is refused.
         """
-        return self._generate(_prompts(prompts), params)
+        return self._generate(read_prompts(prompts), params)
 
     def chat(
         self,
-        messages: Conversation | Sequence[Conversation],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        messages: str | Conversation | Mapping[str, Any] | Iterable[Conversation],
+        params: SamplingParams | Iterable[SamplingParams] | None = None,
     ) -> list[Generation]:
-        """Answer one conversation or several, rendered by the model's chat template."""
-        return self._generate(_conversations(messages), params)
+        """Answer one conversation or several, rendered by the model's chat template.
+
+        A text is one message of a user. Raises as `generate` does.
+        """
+        return self._generate(read_conversations(messages), params)
 
     def stream(
-        self, prompt: TextOrIds | Conversation, params: SamplingParams | None = None
+        self, prompt: PromptLike, params: SamplingParams | Iterable[SamplingParams] | None = None
     ) -> Iterator[ChoiceDelta]:
-        """Complete one prompt or conversation token by token; leaving the iterator early ends the request."""
-        with self.engine.frontend.stream([prompt], params or SamplingParams()) as turn:
-            for deltas in turn:
-                yield from deltas
+        """Complete one prompt or conversation token by token; leaving the iterator early ends the request.
+
+        The request begins with the call, which raises ValueError if it is refused.
+        """
+        prompts = read_prompts(prompt)
+        if len(prompts) != 1:
+            raise ValueError(f"stream takes one prompt, got {len(prompts)}")
+        deltas = _read(self.engine.frontend.stream(prompts, read_params(params, 1)))
+        next(deltas)
+        return deltas
 
     @property
     def model(self) -> Decoder:
-        """The sharded flax.nnx module; calling it with token ids gives their logits."""
+        """The sharded flax.nnx module; calling it with token ids [T] or [B, T] gives their logits."""
         return self.engine.model
 
     def update_weights(self, tree: Mapping[str, Any]) -> None:
@@ -142,16 +180,23 @@ class LLM:
         self.engine.update_weights(tree)
 
     def task_table(self) -> TaskTable:
-        """Where the time of the latest steps went; `engine.timeline.render` makes text of it."""
+        """Where the time of the latest steps went: data, which prints as a table."""
         return self.engine.timeline.table()
 
     def close(self) -> None:
-        """Stop the engine; open requests end as aborted."""
+        """Stop the engine; open requests end as aborted. A second call changes nothing."""
         self.engine.close()
 
     def __enter__(self) -> Self:
-        """The LLM."""
+        """The LLM. Raises EngineDeadError if it was closed."""
+        self.engine.service.check_running()
         return self
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: the weights lie on devices and a thread runs the engine."""
+        raise pickle.PicklingError(
+            "an LLM cannot be pickled or copied, it owns devices and a thread; make one in each process"
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -160,10 +205,11 @@ class LLM:
         self.close()
 
     def _generate(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Iterable[SamplingParams] | None,
     ) -> list[Generation]:
-        chosen = SamplingParams() if params is None else params
-        each = [chosen] * len(prompts) if isinstance(chosen, SamplingParams) else list(chosen)
+        each = read_params(params, len(prompts))
         token_ids = [self.engine.frontend.encode(prompt) for prompt in prompts]
         completions = iter(self.engine.frontend.generate(token_ids, each))
         return [
@@ -175,15 +221,18 @@ class LLM:
         ]
 
 
-def _prompts(prompts: TextOrIds | Sequence[TextOrIds]) -> Sequence[TextOrIds]:
-    """A list of prompts, from one or from several."""
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
-        return [cast("TextOrIds", prompts)]
-    return cast("Sequence[TextOrIds]", prompts)
+def _read(turn: SyncTurn) -> Generator[ChoiceDelta]:
+    """The deltas of a turn after an empty one, at which the turn is this generator's to close."""
+    with turn:
+        yield ChoiceDelta(choice=0, text="", token_ids=(), finish_reason=None, stop_reason=None)
+        for deltas in turn:
+            yield from deltas
 
 
-def _conversations(messages: Conversation | Sequence[Conversation]) -> Sequence[Conversation]:
-    """A list of conversations, from one or from several."""
-    if messages and isinstance(messages[0], Mapping):
-        return [cast("Conversation", messages)]
-    return cast("Sequence[Conversation]", messages)
+def _refuse(unknown: Mapping[str, object]) -> None:
+    """Raise ValueError for an option that is not known, naming the one that was probably meant, or all."""
+    for name in unknown:
+        known = [option for option in inspect.signature(LLM).parameters if option != "unknown"]
+        near = _NAMES_ELSEWHERE.get(name) or next(iter(difflib.get_close_matches(name, known, n=1)), None)
+        hint = f"did you mean {near!r}?" if near else f"those known are {known}"
+        raise ValueError(f"LLM has no option {name!r}; {hint}")

@@ -1,7 +1,12 @@
 """Frozen configurations: of a model's shape, and of the engine that serves it."""
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
+from pathlib import PurePath
+
+from albireo_jax.core import checks
 
 TP_DEGREES = (1, 2, 4, 8)
 MAX_DEPTH = 8
@@ -65,10 +70,6 @@ class Quantization(StrEnum):
 
     INT8 = "int8"
     FP8 = "fp8"
-
-    @classmethod
-    def _missing_(cls, value: object) -> "Quantization":
-        raise ValueError(f"quantization must be one of {[kind.value for kind in cls]}, got {value!r}")
 
 
 class AttentionBackend(StrEnum):
@@ -200,8 +201,11 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         """Refuse degrees that no mesh has."""
-        if self.tp not in TP_DEGREES:
-            raise ValueError(f"tp must be one of {list(TP_DEGREES)}, got {self.tp}")
+        _set(
+            self,
+            tp=_among("tp", self.tp, TP_DEGREES),
+            virtual_devices=checks.integer("virtual_devices", self.virtual_devices, low=0),
+        )
         if self.virtual_devices and self.virtual_devices < self.tp:
             raise ValueError(f"virtual_devices {self.virtual_devices} is below tp {self.tp}")
 
@@ -225,14 +229,23 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         """Refuse caches that hold nothing."""
+        _set(
+            self,
+            page_size=checks.integer("page_size", self.page_size, low=1),
+            num_pages=_optional("num_pages", self.num_pages, low=1),
+            kv_dtype=checks.choice("kv_cache_dtype", self.kv_dtype, KvDtype),
+            memory_share=checks.number("memory_share", self.memory_share, low=-math.inf, high=math.inf),
+            host_memory_bytes=checks.integer(
+                "host_memory_bytes", self.host_memory_bytes, low=None, high=None
+            ),
+            prefix_caching=checks.flag("prefix_caching", self.prefix_caching),
+        )
         if self.page_size not in (1, 2, 4, 8, 16, 32, 64, 128):
             raise ValueError(f"page_size must be a power of two from 1 to 128, got {self.page_size}")
-        if self.num_pages is not None and self.num_pages < 1:
-            raise ValueError(f"num_pages must be at least 1, got {self.num_pages}")
-        if not 0 < self.memory_share < 1:
-            raise ValueError(f"memory_share must be above 0 and below 1, got {self.memory_share}")
         if self.host_memory_bytes < 0:
             raise ValueError(f"host_memory_bytes must not be negative, got {self.host_memory_bytes}")
+        if not 0 < self.memory_share < 1:
+            raise ValueError(f"memory_share must be above 0 and below 1, got {self.memory_share}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,18 +266,17 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         """Refuse limits that would let nothing run."""
-        if self.max_rows < 1:
-            raise ValueError(f"max_rows must be at least 1, got {self.max_rows}")
+        integer = partial(checks.integer, low=1)
+        _set(
+            self,
+            max_rows=integer("max_rows", self.max_rows),
+            max_step_tokens=integer("max_step_tokens", self.max_step_tokens),
+            max_copied_pages=integer("max_copied_pages", self.max_copied_pages),
+            depth=integer("depth", self.depth, high=MAX_DEPTH),
+            decode_steps=integer("decode_steps", self.decode_steps, high=MAX_DECODE_STEPS),
+        )
         if self.max_step_tokens < self.max_rows:
             raise ValueError(f"max_step_tokens {self.max_step_tokens} is below max_rows {self.max_rows}")
-        if self.max_copied_pages < 1:
-            raise ValueError(f"max_copied_pages must be at least 1, got {self.max_copied_pages}")
-        if not 1 <= self.depth <= MAX_DEPTH:
-            raise ValueError(f"depth must be between 1 and {MAX_DEPTH}, got {self.depth}")
-        if not 1 <= self.decode_steps <= MAX_DECODE_STEPS:
-            raise ValueError(
-                f"decode_steps must be between 1 and {MAX_DECODE_STEPS}, got {self.decode_steps}"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,7 +302,47 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Refuse lengths that hold no prompt and answer."""
-        if self.max_model_len is not None and self.max_model_len < 2:
-            raise ValueError(f"max_model_len must be at least 2, got {self.max_model_len}")
-        if not 0 <= self.max_logprobs <= MAX_LOGPROBS:
-            raise ValueError(f"max_logprobs must be between 0 and {MAX_LOGPROBS}, got {self.max_logprobs}")
+        _set(
+            self,
+            model=_model_name(self.model),
+            dtype=model_dtype(self.dtype),
+            quantization=weight_quantization(self.quantization),
+            max_model_len=_optional("max_model_len", self.max_model_len, low=2),
+            max_logprobs=checks.integer("max_logprobs", self.max_logprobs, low=0, high=MAX_LOGPROBS),
+            sampling=checks.choice("sampling", self.sampling, SamplingMode),
+            attention=checks.choice("attention", self.attention, AttentionBackend),
+        )
+
+
+def model_dtype(value: object) -> Dtype | None:
+    """The dtype that `value` names; None, and "auto", are the one that suits the devices."""
+    return None if value is None or value == "auto" else checks.choice("dtype", value, Dtype, also=("auto",))
+
+
+def weight_quantization(value: object) -> Quantization | None:
+    """The quantization that `value` names; None is none."""
+    return None if value is None else checks.choice("quantization", value, Quantization)
+
+
+def _model_name(value: object) -> str:
+    name = str(value) if isinstance(value, PurePath) else value
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"model must be a name or a path, got {value!r:.200}")
+    return name
+
+
+def _optional(name: str, value: object, *, low: int) -> int | None:
+    return None if value is None else checks.integer(name, value, low=low)
+
+
+def _among(name: str, value: object, allowed: tuple[int, ...]) -> int:
+    number = checks.plain(value)
+    if isinstance(number, bool) or not isinstance(number, int) or number not in allowed:
+        raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r:.200}")
+    return number
+
+
+def _set(config: object, **values: object) -> None:
+    """Give a frozen configuration its checked values, while it is made."""
+    for name, value in values.items():
+        object.__setattr__(config, name, value)

@@ -1,12 +1,13 @@
 """What a caller asks for and what comes back: requests, sampling parameters, outputs."""
 
-import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, cast
 
+from albireo_jax.core import checks
 from albireo_jax.core.config import MAX_LOGPROBS
 from albireo_jax.core.plan import Int32s, TokenConstraint, TokenScores
 from albireo_jax.core.rules import TokenRules
@@ -16,6 +17,9 @@ MAX_STOP_IDS = 32
 """Stop ids that a row can hold on the device, where they are held back until `min_tokens`."""
 
 MAX_SEED = 2**63 - 1
+
+MAX_SAMPLES = 128
+"""Answers to one prompt that a call can ask for."""
 
 
 class FinishReason(StrEnum):
@@ -90,42 +94,53 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Refuse what no sampler can do."""
-        object.__setattr__(self, "stop", _strings("stop", self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        object.__setattr__(self, "bad_words", _strings("bad_words", self.bad_words))
-        if self.allowed_token_ids is not None:
-            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
-        object.__setattr__(self, "top_k", 0 if self.top_k == -1 else self.top_k)
-        _check_int("max_tokens", self.max_tokens, low=1)
-        _check_int("min_tokens", self.min_tokens, low=0)
-        _check_int("top_k", self.top_k, low=0)
-        _check_int("seed", self.seed, low=0, high=MAX_SEED)
-        _check_int("n", self.n, low=1, high=128)
-        _check_int("logprobs", self.logprobs, low=0, high=MAX_LOGPROBS)
-        _check_int("prompt_logprobs", self.prompt_logprobs, low=0, high=MAX_LOGPROBS)
-        _check_float("temperature", self.temperature, low=0.0, high=100.0)
-        _check_float("top_p", self.top_p, low=0.0, high=1.0, open_low=True)
-        _check_float("min_p", self.min_p, low=0.0, high=1.0)
-        _check_float("repetition_penalty", self.repetition_penalty, low=0.0, high=100.0, open_low=True)
-        _check_float("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
-        _check_float("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
-        for token, bias in (self.logit_bias or {}).items():
-            _check_int("logit_bias", token, low=0)
-            _check_float(f"logit_bias of token {token}", bias, low=-100.0, high=100.0)
+        for name, value in self._checked().items():
+            object.__setattr__(self, name, value)
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise ValueError("allowed_token_ids is empty, at least 1 token must be allowed")
-        for token in self.allowed_token_ids or ():
-            _check_int("allowed_token_ids", token, low=0)
         if self.allowed_token_ids is not None and self.structured is not None:
             raise ValueError("allowed_token_ids cannot be combined with structured output")
-        for token in self.stop_token_ids:
-            _check_int("stop_token_ids", token, low=0)
         if len(self.stop_token_ids) > MAX_STOP_IDS:
             raise ValueError(
                 f"stop_token_ids has {len(self.stop_token_ids)} ids, the limit is {MAX_STOP_IDS}"
             )
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}")
+
+    def _checked(self) -> dict[str, object]:
+        """Every field in Python's own type: NumPy's scalars and arrays as what they hold, lists as tuples."""
+        number = partial(checks.number, low=0.0, high=1.0)
+        penalty = partial(checks.number, low=-2.0, high=2.0)
+        allowed = self.allowed_token_ids
+        return {
+            "max_tokens": _optional("max_tokens", self.max_tokens, low=1, high=checks.MAX_INT),
+            "min_tokens": checks.integer("min_tokens", self.min_tokens, low=0),
+            "temperature": number("temperature", self.temperature, high=100.0),
+            "top_k": _top_k(self.top_k),
+            "top_p": number("top_p", self.top_p, open_low=True),
+            "min_p": number("min_p", self.min_p),
+            "repetition_penalty": number(
+                "repetition_penalty", self.repetition_penalty, high=100.0, open_low=True
+            ),
+            "presence_penalty": penalty("presence_penalty", self.presence_penalty),
+            "frequency_penalty": penalty("frequency_penalty", self.frequency_penalty),
+            "logit_bias": _biases(self.logit_bias),
+            "allowed_token_ids": None if allowed is None else checks.token_ids("allowed_token_ids", allowed),
+            "bad_words": checks.strings("bad_words", self.bad_words),
+            "seed": _optional("seed", self.seed, low=0, high=MAX_SEED),
+            "logprobs": _optional("logprobs", self.logprobs, low=0, high=MAX_LOGPROBS),
+            "prompt_logprobs": _optional("prompt_logprobs", self.prompt_logprobs, low=0, high=MAX_LOGPROBS),
+            "stop": checks.strings("stop", self.stop),
+            "stop_token_ids": _token_ids("stop_token_ids", self.stop_token_ids),
+            "include_stop_str_in_output": checks.flag(
+                "include_stop_str_in_output", self.include_stop_str_in_output
+            ),
+            "ignore_eos": checks.flag("ignore_eos", self.ignore_eos),
+            "skip_special_tokens": checks.flag("skip_special_tokens", self.skip_special_tokens),
+            "shown_tokens": checks.strings("shown_tokens", self.shown_tokens),
+            "structured": _structured(self.structured),
+            "n": checks.integer("n", self.n, low=1, high=MAX_SAMPLES),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -212,27 +227,34 @@ class RequestOutput(NamedTuple):
     cached_tokens: int = 0
 
 
-def _strings(name: str, value: object) -> tuple[str, ...]:
-    strings = (value,) if isinstance(value, str) else tuple(value)  # type: ignore[arg-type]
-    for string in strings:
-        if not isinstance(string, str) or not string:
-            raise ValueError(f"{name} must hold non-empty strings, got {string!r}")
-    return strings
+def _optional(name: str, value: object, *, low: int, high: int) -> int | None:
+    return None if value is None else checks.integer(name, value, low=low, high=high)
 
 
-def _check_int(name: str, value: object, *, low: int, high: int | None = None) -> None:
-    if value is None and name in ("max_tokens", "seed", "logprobs", "prompt_logprobs"):
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} must be an integer, got {value!r}")
-    if value < low or (high is not None and value > high):
-        limit = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ValueError(f"{name} must be {limit}, got {value}")
+def _top_k(value: object) -> int:
+    """-1 means the whole vocabulary, as 0 does."""
+    given = checks.plain(value)
+    return 0 if isinstance(given, int) and given == -1 else checks.integer("top_k", value, low=0)
 
 
-def _check_float(name: str, value: object, *, low: float, high: float, open_low: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
-    if value < low or value > high or (open_low and value == low):
-        interval = f"{'(' if open_low else '['}{low:g}, {high:g}]"
-        raise ValueError(f"{name} must be in {interval}, got {value}")
+def _structured(value: object) -> StructuredOutput | None:
+    if not isinstance(value, StructuredOutput | None):
+        raise ValueError(f"structured must be a StructuredOutput, got {value!r:.200}")
+    return value
+
+
+def _token_ids(name: str, values: object) -> tuple[int, ...]:
+    return () if values is None else checks.token_ids(name, values)
+
+
+def _biases(biases: object) -> dict[int, float] | None:
+    if biases is None:
+        return None
+    if not isinstance(biases, Mapping):
+        raise ValueError(f"logit_bias must map token ids to numbers, got {biases!r:.200}")
+    return {
+        checks.integer("logit_bias", token, low=0): checks.number(
+            f"logit_bias of token {token}", bias, low=-100.0, high=100.0
+        )
+        for token, bias in cast("Mapping[object, object]", biases).items()
+    }

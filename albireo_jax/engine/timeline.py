@@ -94,6 +94,10 @@ class TaskTable:
         """Time in which the device was idle though there was work."""
         return self.between_s + sum(task.exposed_s for task in self.tasks)
 
+    def __str__(self) -> str:
+        """The table as text; see `render`."""
+        return render(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteTotals:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
@@ -58,12 +59,17 @@ class Decoder(nnx.Module):
         self.w_gate_up_scale_L2F = _optional("w_gate_up_scale_L2F", weights.w_gate_up_scale_L2F)
         self.w_down_scale_LD = _optional("w_down_scale_LD", weights.w_down_scale_LD)
 
-    def __call__(self, token_T: Int32[Array, " T"]) -> Float[Array, "T V"]:
-        """Float32 logits of every position of one text, by dense causal attention.
+    def __call__(self, token_ids: object) -> Float[Array, "*batch T V"]:
+        """Float32 logits of every position of a text [T] or of several [B, T], by dense causal attention.
 
-        Compiled once per length; `jax.vmap` it for a batch. Differentiable unless it is quantised.
+        The ids are a list or an array of any library. Compiled once per shape. Differentiable unless it is
+        quantised. Raises ValueError for another shape, and for ids that are no integers or outside the
+        vocabulary, except where they are traced.
         """
-        return _dense_logits(self.config, self.weights(), token_T)
+        tokens = _tokens(token_ids, vocab_size=self.config.vocab_size)
+        if tokens.ndim == 1:
+            return _dense_logits(self.config, self.weights(), tokens)
+        return jax.vmap(partial(_dense_logits, self.config, self.weights()))(tokens)
 
     def weights(self) -> DecoderWeights:
         """The arrays as they are now, as one flat tuple for `jax.jit` and `shard_map`."""
@@ -74,11 +80,11 @@ class Decoder(nnx.Module):
 
         `tree` is a `DecoderWeights`, an `nnx.State` of such a module, or a mapping of names to arrays. To a
         quantised model it may bring a matrix as codes, with their scales, or as floats, which become codes.
-        Raises WeightError, before anything is replaced, for a name that the model lacks or an array of
-        another shape or dtype.
+        Raises WeightError, before anything is replaced, for a name that the model lacks, and for an array of
+        another shape or dtype or one that was deleted.
         """
         old = nnx.state(self, nnx.Param)
-        new = _present(tree) if isinstance(tree, DecoderWeights) else nnx.to_pure_dict(nnx.State(tree))
+        new = _named_arrays(tree)
         current = _present(self.weights())
         uncoded = [name for name in new if self._takes_floats(name, new[name])]
         for name, array in new.items():
@@ -109,15 +115,43 @@ class Decoder(nnx.Module):
         return jax.device_put(array[layer], named_sharding(self.mesh, layer_name(name)))
 
 
+def _tokens(token_ids: object, *, vocab_size: int) -> Int32[Array, "*batch T"]:
+    """Token ids as an array, checked as far as their values are known."""
+    wanted = "token ids must be integers of shape [T] or [B, T]"
+    try:
+        array = token_ids if isinstance(token_ids, jax.Array) else np.asarray(token_ids)
+    except (TypeError, ValueError) as error:  # lists of different lengths
+        raise ValueError(f"{wanted}, got {token_ids!r:.200}") from error
+    if array.ndim not in (1, 2) or not array.size or array.dtype.kind not in "iu":
+        raise ValueError(f"{wanted}, got an array of {array.dtype} of shape {list(array.shape)}")
+    if not isinstance(array, Tracer):
+        ids = np.asarray(array)
+        for token in (int(ids.min()), int(ids.max())):
+            if not 0 <= token < vocab_size:
+                raise ValueError(f"token id {token} is outside the vocabulary of {vocab_size}")
+    return jnp.asarray(array, jnp.int32)
+
+
 def _present(weights: DecoderWeights) -> dict[str, Any]:
     return {name: array for name, array in weights._asdict().items() if array is not None}
 
 
+def _named_arrays(tree: object) -> dict[str, Any]:
+    """Arrays by name, from any form that `Decoder.replace_weights` takes."""
+    if isinstance(tree, DecoderWeights):
+        return _present(tree)
+    if not isinstance(tree, Mapping | nnx.State):
+        raise WeightError(f"weights must be a mapping of names to arrays, got a {type(tree).__name__}")
+    return {str(name): array for name, array in nnx.to_pure_dict(nnx.State(tree)).items()}
+
+
 def _check(name: str, array: object, *, shape: tuple[int, ...] | None, dtype: jnp.dtype | None) -> None:
-    if not isinstance(array, jax.Array | np.ndarray):
-        raise WeightError(f"{name} is a {type(array).__name__}, expected one stacked array")
     if shape is None:
         raise WeightError(f"the model has no weight {name}")
+    if not isinstance(array, jax.Array | np.ndarray):
+        raise WeightError(f"{name} is a {type(array).__name__}, expected one stacked array")
+    if isinstance(array, jax.Array) and array.is_deleted():
+        raise WeightError(f"{name} was deleted, or donated to another computation")
     if array.shape != shape or array.dtype != dtype:
         raise WeightError(f"{name} is {array.dtype} {array.shape}, expected {dtype} {shape}")
 

@@ -1,5 +1,6 @@
 """Caller's parameters: what is taken, and what is refused with the value and the limit."""
 
+import dataclasses
 import math
 from dataclasses import replace
 from typing import Any
@@ -43,6 +44,29 @@ LIMITS = EngineLimits(max_model_len=100, vocab_size=512, num_pages=4, page_size=
         ("n", 0, "n must be between 1 and 128, got 0"),
         ("stop", ("",), "stop must hold non-empty strings"),
         ("stop_token_ids", tuple(range(33)), "33 ids, the limit is 32"),
+        ("temperature", 10**400, r"temperature must be in \[0, 100\], got 1000"),
+        ("temperature", np.array([0.5, 0.5]), "temperature must be a finite number, got array"),
+        ("max_tokens", np.float32(2), "max_tokens must be an integer, got"),
+        ("max_tokens", np.bool_(True), "max_tokens must be an integer, got"),
+        ("max_tokens", 2**31, f"max_tokens must be between 1 and {2**31 - 1}, got {2**31}"),
+        ("top_k", 3_000_000_000, f"top_k must be between 0 and {2**31 - 1}, got 3000000000"),
+        ("top_k", None, "top_k must be an integer, got None"),
+        ("logprobs", True, "logprobs must be an integer, got True"),
+        ("ignore_eos", 1, "ignore_eos must be true or false, got 1"),
+        ("skip_special_tokens", "no", "skip_special_tokens must be true or false, got 'no'"),
+        ("stop", b"x", "stop must be a list of texts, got b'x'"),
+        ("stop", 3, "stop must be a list of texts, got 3"),
+        ("stop", [None], "stop must hold non-empty strings, got None"),
+        ("stop", {"a", "b"}, "stop must be a list of texts, got"),
+        ("stop_token_ids", 3, "stop_token_ids must be a list of token ids, got 3"),
+        ("stop_token_ids", [True], "stop_token_ids must be an integer, got True"),
+        ("stop_token_ids", [2**31], "stop_token_ids must be between 0 and"),
+        ("allowed_token_ids", np.array([1.0]), "allowed_token_ids must be an integer, got"),
+        ("allowed_token_ids", np.array(1), "allowed_token_ids must be a list of token ids, got"),
+        ("logit_bias", [5], r"logit_bias must map token ids to numbers, got \[5\]"),
+        ("logit_bias", {"5": 1.0}, "logit_bias must be an integer, got '5'"),
+        ("logit_bias", {5: "1"}, "logit_bias of token 5 must be a finite number, got '1'"),
+        ("structured", {"type": "json_object"}, "structured must be a StructuredOutput, got"),
     ],
 )
 def test_bad_parameters_are_refused(field: str, value: Any, message: str) -> None:
@@ -54,6 +78,34 @@ def test_a_single_stop_string_and_lists_are_taken() -> None:
     assert SamplingParams(stop="x").stop == ("x",)  # type: ignore[arg-type]
     assert SamplingParams(stop_token_ids=[1, 2]).stop_token_ids == (1, 2)  # type: ignore[arg-type]
     assert SamplingParams(top_k=-1).top_k == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("temperature", np.float32(0.5), 0.5),
+        ("temperature", np.array(0.5), 0.5),
+        ("temperature", 1, 1.0),
+        ("max_tokens", np.int32(2), 2),
+        ("max_tokens", np.array(2), 2),
+        ("seed", np.uint64(3), 3),
+        ("top_k", np.int64(-1), 0),
+        ("ignore_eos", np.bool_(True), True),
+        ("stop", None, ()),
+        ("stop", ["a", np.str_("b")], ("a", "b")),
+        ("bad_words", np.array(["a"]), ("a",)),
+        ("stop_token_ids", None, ()),
+        ("stop_token_ids", [np.int64(1)], (1,)),
+        ("stop_token_ids", (i for i in (1, 2)), (1, 2)),
+        ("allowed_token_ids", np.array([5, 6]), (5, 6)),
+        ("logit_bias", {np.int64(5): np.float32(1)}, {5: 1.0}),
+    ],
+)
+def test_parameters_are_kept_in_pythons_own_types(field: str, value: Any, expected: Any) -> None:
+    kept = dataclasses.asdict(SamplingParams(**{field: value}))[field]
+    assert kept == expected
+    assert type(kept) is type(expected)
+    assert repr(kept) == repr(expected)  # that of a NumPy scalar names its type
 
 
 @pytest.mark.parametrize(

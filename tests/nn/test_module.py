@@ -1,6 +1,7 @@
 """The module at rest: an ordinary nnx module whose weights can be replaced in place."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,8 @@ def test_the_arrays_given_stay_the_callers_own(model: Decoder) -> None:
 
 def test_a_wrong_tree_replaces_nothing(model: Decoder) -> None:
     before = model.weights()
-    good = jnp.zeros(32)
+    good, gone = jnp.zeros(32), jnp.zeros(32)
+    gone.delete()
     for tree, message in (
         ({"final_norm_D": good, "final_norm": good}, "no weight final_norm"),
         (
@@ -87,6 +89,9 @@ def test_a_wrong_tree_replaces_nothing(model: Decoder) -> None:
         ),
         ({"final_norm_D": good.astype(jnp.bfloat16)}, "final_norm_D is bfloat16"),
         (unstack(before), "is a tuple, expected one stacked array"),
+        ({"final_norm_D": good, "q_norm_LK": None}, "q_norm_LK is a NoneType, expected one stacked array"),
+        ({"layers": {"final_norm_D": good}}, "no weight layers"),
+        ({"final_norm_D": gone}, "final_norm_D was deleted, or donated"),
     ):
         with pytest.raises(WeightError, match=message):
             model.replace_weights(tree)
@@ -101,3 +106,34 @@ def test_a_module_refuses_weights_of_another_model(model: Decoder, everything: M
         Decoder(dataclasses.replace(everything, tie_word_embeddings=True), weights, mesh)
     with pytest.raises(WeightError, match=r"embed_VD is float32 \(102, 32\), expected .*\(104, 32\)"):
         Decoder(everything, weights, make_mesh(4))
+
+
+def test_a_module_takes_one_text_or_several_of_one_length(model: Decoder) -> None:
+    expected = np.asarray(model(TOKENS))
+    for form in (np.asarray(TOKENS), TOKENS.tolist(), np.asarray(TOKENS, np.uint8)):
+        np.testing.assert_array_equal(model(form), expected)
+    for batch in (np.stack([TOKENS, TOKENS]), [TOKENS.tolist()] * 2):
+        np.testing.assert_allclose(model(batch), np.stack([expected] * 2), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "message"),
+    [
+        (3, r"shape \[T\] or \[B, T\], got an array of int64 of shape \[\]"),
+        (np.zeros((1, 1, 2), int), r"shape \[T\] or \[B, T\], got an array of int64 of shape \[1, 1, 2\]"),
+        ([], r"shape \[T\] or \[B, T\], got an array of float64 of shape \[0\]"),
+        ([[1], [2, 3]], r"shape \[T\] or \[B, T\], got \[\[1\], \[2, 3\]\]"),
+        ([1.0], "must be integers"),
+        ([True], "must be integers"),
+        ("text", "must be integers"),
+        (None, "must be integers"),
+        ([1, 101], "token id 101 is outside the vocabulary of 101"),
+        ([-1, 1], "token id -1 is outside the vocabulary of 101"),
+        ([2**40], f"token id {2**40} is outside the vocabulary of 101"),
+    ],
+)
+def test_other_token_ids_are_refused_with_the_shape_that_is_wanted(
+    model: Decoder, token_ids: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        model(token_ids)

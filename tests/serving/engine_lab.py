@@ -92,6 +92,10 @@ class Lab:
     frontend: Frontend
     energy: Meter = NO_ENERGY
 
+    def close(self) -> None:
+        """Stop the engine thread, as an engine's own `close` does."""
+        self.frontend.close()
+
 
 LIMITS = EngineLimits(max_model_len=2048, vocab_size=tiny_tokenizer().vocab_size, num_pages=512, page_size=16)
 

@@ -1,0 +1,136 @@
+"""Prompts, conversations and sampling parameters from the many forms that callers of the Python API bring.
+
+A prompt is a text, token ids (a list, tuple, NumPy or JAX array), the messages of a chat, or one of these
+in a dictionary as vLLM has it. Several prompts are a list, tuple, iterator or rows of an array. Anything
+else is refused by a ValueError that names the argument, its value and the form that is wanted.
+"""
+
+from collections.abc import Mapping
+from typing import TypeGuard, cast
+
+import numpy as np
+
+from albireo_jax.core import checks
+from albireo_jax.core.types import SamplingParams
+from albireo_jax.engine.frontend import Message, Prompt
+
+_KEYS = ("prompt", "prompt_token_ids", "messages")
+"""Keys of a dictionary that stands for a prompt; it has one of them."""
+
+_PROMPT = "a text, token ids, chat messages, or a dict with one of " + ", ".join(map(repr, _KEYS))
+_CONVERSATION = "a list of messages with role and content"
+
+
+def read_prompts(prompts: object) -> list[Prompt]:
+    """The prompts in order, from one prompt or from several. Raises ValueError."""
+    if isinstance(prompts, str | Mapping):
+        return [_prompt("prompts", cast("object", prompts))]
+    if not checks.is_ordered(prompts):
+        raise ValueError(f"prompts must be {_PROMPT}, or a list of such prompts, got {prompts!r:.200}")
+    elements = checks.ordered("prompts", prompts, of="prompts")
+    if elements and (_is_scalar(elements[0]) or _is_message(elements[0])):
+        return [_prompt("prompts", elements)]
+    return [_prompt(f"prompts[{i}]", element) for i, element in enumerate(elements)]
+
+
+def read_conversations(messages: object) -> list[list[Message]]:
+    """The conversations in order, from one or from several; a text is what a user says. Raises ValueError."""
+    if isinstance(messages, str):
+        return [[{"role": "user", "content": messages}]]
+    if isinstance(messages, Mapping) and "messages" in messages:
+        return [_conversation("messages", cast("object", messages))]
+    if isinstance(messages, Mapping | checks.ArrayLike) or not checks.is_ordered(messages):
+        raise ValueError(
+            f"messages must be {_CONVERSATION}, a list of such conversations, or one user's text, "
+            f"got {messages!r:.200}"
+        )
+    elements = checks.ordered("messages", messages, of="messages")
+    if elements and isinstance(elements[0], Mapping) and "messages" not in elements[0]:
+        return [_conversation("messages", elements)]
+    return [_conversation(f"messages[{i}]", element) for i, element in enumerate(elements)]
+
+
+def read_params(params: object, num_prompts: int) -> list[SamplingParams]:
+    """Parameters of each prompt, from those of all or from a list with as many. Raises ValueError."""
+    if params is None:
+        return [SamplingParams()] * num_prompts
+    if isinstance(params, SamplingParams):
+        return [params] * num_prompts
+    wanted = "params must be a SamplingParams, or a list with one for each prompt"
+    if isinstance(params, Mapping):
+        raise ValueError(f"{wanted}, got a dict; write SamplingParams(**{params!r:.200})")
+    if not checks.is_ordered(params):
+        raise ValueError(f"{wanted}, got {params!r:.200}")
+    each = checks.ordered("params", params, of="sampling parameters")
+    for i, one in enumerate(each):
+        if not isinstance(one, SamplingParams):
+            raise ValueError(f"{wanted}, params[{i}] is {one!r:.200}")
+    if len(each) != num_prompts:
+        raise ValueError(f"{num_prompts} prompts but {len(each)} sampling parameters")
+    return each
+
+
+def _prompt(where: str, value: object) -> Prompt:
+    """One prompt, which the caller finds at `where`."""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Mapping):
+        return _from_dict(where, cast("Mapping[object, object]", value))
+    if not checks.is_ordered(value):
+        raise ValueError(f"{where} must be {_PROMPT}, got {value!r:.200}")
+    if isinstance(value, checks.ArrayLike):
+        array = np.asarray(value)
+        if array.ndim != 1:
+            raise ValueError(
+                f"{where} is an array of shape {array.shape}, token ids of a prompt have one axis"
+            )
+        if array.dtype.kind not in "iuO":
+            raise ValueError(f"{where} is an array of {array.dtype}, token ids are integers")
+        value = array.tolist()
+    elements = checks.ordered(where, value, of="token ids")
+    if elements and _is_message(elements[0]):
+        return _conversation(where, elements)
+    return checks.token_ids(f"a token id of {where}", elements)
+
+
+def _from_dict(where: str, value: Mapping[object, object]) -> Prompt:
+    given = {key: item for key, item in value.items() if item is not None}
+    if "role" in given:
+        raise ValueError(f"{where} is a single message, a prompt of messages is a list of them")
+    unknown = [key for key in given if key not in _KEYS]
+    if unknown:
+        raise ValueError(f"{where} has {unknown[0]!r}, a prompt has one of {list(_KEYS)}")
+    if len(given) != 1:
+        raise ValueError(f"{where} has {list(given) or 'none'} of {list(_KEYS)}, a prompt has one of them")
+    [(key, item)] = given.items()
+    if key == "messages":
+        return _conversation(where, value)
+    if key == "prompt_token_ids" and isinstance(item, str | Mapping):
+        raise ValueError(f"{where}['prompt_token_ids'] must be token ids, got {item!r:.200}")
+    return _prompt(f"{where}[{key!r}]", item)
+
+
+def _conversation(where: str, value: object) -> list[Message]:
+    """The messages of one conversation, each a mapping; the chat template checks what is in them."""
+    if isinstance(value, Mapping) and "messages" in value:
+        others = [key for key, item in value.items() if key != "messages" and item is not None]
+        if others:
+            raise ValueError(f"{where} has {others[0]!r} beside 'messages', which is not supported")
+        where, value = f"{where}['messages']", cast("object", value["messages"])
+    if isinstance(value, Mapping) or not checks.is_ordered(value):
+        raise ValueError(f"{where} must be {_CONVERSATION}, got {value!r:.200}")
+    messages = checks.ordered(where, value, of="messages")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise ValueError(f"{where}[{i}] must be a message with role and content, got {message!r:.200}")
+    if not messages:
+        raise ValueError(f"{where} is empty, at least 1 message is needed")
+    return messages
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(checks.plain(value), bool | int | float)
+
+
+def _is_message(value: object) -> TypeGuard[Message]:
+    return isinstance(value, Mapping) and "role" in value
