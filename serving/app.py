@@ -4,6 +4,7 @@ import time
 
 from fastapi import FastAPI
 
+from albireo_jax.engine.pools import BoundedPool
 from albireo_jax.engine.tool_formats import ReasoningFormat, ToolFormat, answer_format
 from albireo_jax.serving import chat, completions, metrics, models, tokenization
 from albireo_jax.serving.auth import ApiKeyMiddleware, check_api_key
@@ -36,6 +37,7 @@ def create_app(
     )
     app.state.created = int(time.time())
     app.state.max_body_bytes = max_body_bytes
+    app.state.body_pool = BoundedPool("reading of bodies", threads=1, max_queued=64)
     for routes in (completions, chat, models, tokenization, metrics):
         app.include_router(routes.router)
     install_error_handlers(app)

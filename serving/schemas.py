@@ -10,7 +10,6 @@ from albireo_jax.serving.foreign_fields import FOREIGN, INSTEAD
 from albireo_jax.serving.schemas_structured import StructuredBody
 from albireo_jax.serving.wire import Refused, Whole, WholeNumbers, Wire, one_message
 
-MAX_STOP_STRINGS = 32
 MAX_CACHE_SALT = 256
 """Characters of a `cache_salt`."""
 
@@ -114,8 +113,6 @@ class SamplingBody(StructuredBody):
 
     def sampling_params(self, default_max_tokens: int | None) -> SamplingParams:
         """How to choose tokens; raises ValueError for values out of range."""
-        if isinstance(self.stop, list) and len(self.stop) > MAX_STOP_STRINGS:
-            raise ValueError(f"stop has {len(self.stop)} strings, the limit is {MAX_STOP_STRINGS}")
         given: dict[str, Any] = {"max_tokens": default_max_tokens}
         given |= {name: value for name, value in self if name in _SAMPLING_FIELDS and value is not None}
         if not self.stop:

@@ -13,8 +13,6 @@ from albireo_jax.serving.schemas import REFUSED, SamplingBody
 from albireo_jax.serving.schemas_structured import json_schema
 from albireo_jax.serving.wire import Refused, Whole, Wire, one_message
 
-MAX_TOOLS = 128
-
 _REFUSED_CHAT: Refused = {
     **REFUSED,
     "functions": ([],),
@@ -174,7 +172,7 @@ class ChatBody(SamplingBody):
     max_completion_tokens: Whole | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    tools: Annotated[list[ToolBody], Field(max_length=MAX_TOOLS)] | None = None
+    tools: list[ToolBody] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -19,6 +19,9 @@ from albireo_jax.serving.wire import Wire
 _LONG_PROMPT_CHARACTERS = 4096
 """A longer text is encoded by another thread, so that streams go on meanwhile."""
 
+_SHOWN_CHARACTERS = 500
+"""Of a text that an error quotes."""
+
 _Result = TypeVar("_Result")
 
 
@@ -76,7 +79,7 @@ def check_model(asked: str | None, served_name: str) -> None:
     if asked is not None and asked != served_name:
         raise ApiError(
             HTTPStatus.NOT_FOUND,
-            f"the model {asked!r} does not exist; this server serves {served_name!r}",
+            f"the model {asked[:_SHOWN_CHARACTERS]!r} does not exist; this server serves {served_name!r}",
             param="model",
             code="model_not_found",
         )

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     ValidationError,
@@ -19,6 +18,8 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
+
+from albireo_jax.serving.list_limits import BoundedModel
 
 Refused = Mapping[str, tuple[object, ...]]
 """Field -> values that ask for nothing, besides null."""
@@ -52,7 +53,7 @@ WholeNumbers = Annotated[list[int], BeforeValidator(_all_whole)]
 """A list of integers."""
 
 
-class Wire(BaseModel):
+class Wire(BoundedModel):
     """A JSON object from a client: no type is coerced, unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
@@ -81,8 +82,9 @@ class Wire(BaseModel):
     @classmethod
     def _refuse_unknown(cls, value: dict[str, Any]) -> None:
         known = {field.alias or name for name, field in cls.model_fields.items()}
+        allowed = known | cls.harmless | {*cls.refused}
         for name, given in value.items():
-            if given is not None and name not in known | cls.harmless | {*cls.refused}:
+            if given is not None and name not in allowed:
                 raise ValueError(f"{name!r:.80} is not a field here; known are {', '.join(sorted(known))}")
 
     @classmethod
