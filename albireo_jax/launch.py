@@ -17,6 +17,7 @@ from albireo_jax.core.plan import CopyCosts
 from albireo_jax.core.sizes import EngineSizes, engine_sizes
 from albireo_jax.engine.energy import Meter, open_meter
 from albireo_jax.engine.frontend import Frontend
+from albireo_jax.engine.interpreter import release_interpreter, settle_interpreter
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.service import EngineService
 from albireo_jax.engine.timeline import Timeline
@@ -87,6 +88,7 @@ class Engine:
     def close(self) -> None:
         """Stop the engine thread; open requests end as aborted."""
         self.frontend.close()
+        release_interpreter()
 
 
 def launch(
@@ -98,6 +100,8 @@ def launch(
     ready = prepare(config, progress=progress, measure_sampling=measure_sampling)
     service = EngineService(ready.loop, ready.limits)
     eos_token_ids = tuple(dict.fromkeys((*tokenizer.eos_token_ids, *ready.model_config.eos_token_ids)))
+    frontend = Frontend(service, tokenizer, limits=ready.limits, eos_token_ids=eos_token_ids)
+    settle_interpreter()
     return Engine(
         config=config,
         model_config=ready.model_config,
@@ -110,7 +114,7 @@ def launch(
         timeline=ready.timeline,
         energy=ready.energy,
         service=service,
-        frontend=Frontend(service, tokenizer, limits=ready.limits, eos_token_ids=eos_token_ids),
+        frontend=frontend,
     )
 
 

@@ -1,22 +1,38 @@
-"""Run an app with uvicorn until a signal says stop."""
+"""Run an app with uvicorn until a signal says stop or the engine dies."""
 
 import logging
+import os
 import signal
 import socket
+import threading
+import time
+from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from albireo_jax.engine.service import EngineService, ServiceState
+
 _logger = logging.getLogger(__name__)
+
+_BACKLOG = 2048
+"""Connections that wait to be accepted."""
 
 _GRACE_S = 5
 """Time that open answers get to end after a first signal; then they are cut off."""
 
+_DEAD_S = 2.0
+"""Time in which the server of a dead engine still answers, so that probes and open streams are told."""
+
+_LAST_S = 9.0
+"""Time after which a process whose engine is dead ends, whatever holds it up."""
+
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at an address, port 0 for any that is free; not listening yet.
+    """A listening socket at an address, port 0 for any that is free.
 
-    Binding before a model is loaded tells at once that a port is taken. Raises ValueError.
+    Listening before a model is loaded tells at once that a port is taken, and takes it. Raises ValueError.
     """
     if not 0 <= port <= 65535:
         raise ValueError(f"port must be between 0 and 65535, got {port}")
@@ -24,12 +40,13 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise ValueError(f"cannot listen at {host} port {port}: {error}") from error
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(_BACKLOG)
     except OSError as error:
         bound.close()
         raise ValueError(f"cannot listen at {host} port {port}: {error}") from error
@@ -42,26 +59,77 @@ def address_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(app: ASGIApp, bound: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM, then let open answers end for a few seconds; main thread only."""
+def serve(app: FastAPI, bound: socket.socket) -> None:
+    """Serve an app of `create_app` until SIGINT, SIGTERM or the death of its engine; main thread only.
+
+    After the first signal open answers get a few seconds to end; any later one ends the process at once.
+    Raises EngineDeadError when the engine dies: for two seconds everybody is told so, then the server stops.
+    A process that is still there nine seconds after that death ends with exit code 1.
+    """
+    service: EngineService = app.state.engine.service
     # uvicorn raises the signal again once it has shut down; the caller still has an engine to close.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    server = _WatchingServer(_config(app), service)
     try:
-        make_server(app).run(sockets=[bound])
+        server.run(sockets=[bound])
     except KeyboardInterrupt:
         _logger.info("stopped by a signal")
     finally:
+        server.forget_death()
         signal.signal(signal.SIGTERM, previous)
+        if server.was_stopped:
+            _leave_signals_to_the_system()
+    if service.state is ServiceState.DEAD:
+        service.check_running()
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
     """A uvicorn server for `app`, on uvloop if it is installed; it logs warnings but no requests."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            access_log=False,
-            log_level="warning",
-            timeout_graceful_shutdown=_GRACE_S,
-            server_header=False,
-        )
+    return uvicorn.Server(_config(app))
+
+
+def _config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=_GRACE_S,
+        server_header=False,
+        backlog=_BACKLOG,
     )
+
+
+class _WatchingServer(uvicorn.Server):
+    """Stops when the engine is dead, and leaves a second signal to the system, which ends the process."""
+
+    def __init__(self, config: uvicorn.Config, service: EngineService) -> None:
+        super().__init__(config)
+        self.was_stopped = False
+        self._service = service
+        self._died_s: float | None = None
+        self._last = threading.Timer(_LAST_S, os._exit, (1,))
+        self._last.daemon = True
+
+    def forget_death(self) -> None:
+        """Let the process live on although the engine died."""
+        self._last.cancel()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop; called ten times a second."""
+        if self._died_s is None and self._service.state is ServiceState.DEAD:
+            self._died_s = time.monotonic()
+            self._last.start()
+        is_over = self._died_s is not None and time.monotonic() - self._died_s >= _DEAD_S
+        return await super().on_tick(counter) or is_over
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take the first signal: stop gracefully."""
+        super().handle_exit(sig, frame)
+        self.was_stopped = True
+        _leave_signals_to_the_system()
+
+
+def _leave_signals_to_the_system() -> None:
+    """Let the next signal end the process at once: it is ending already."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

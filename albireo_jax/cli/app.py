@@ -1,7 +1,10 @@
 """The `albireo` command: each command calls one function, and none imports JAX before it must."""
 
+import logging
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Annotated
@@ -15,8 +18,9 @@ from albireo_jax.cli.options import EngineFlags, with_engine_flags
 from albireo_jax.cli.plan import plan
 from albireo_jax.cli.report import report
 from albireo_jax.cli.sweep import sweep
-from albireo_jax.core.errors import AlbireoError
+from albireo_jax.core.errors import AlbireoError, EngineDeadError
 from albireo_jax.core.types import SamplingParams
+from albireo_jax.engine.interpreter import settle_interpreter
 
 _CALLER_ERROR, _ENGINE_ERROR, _INTERRUPTED = 2, 1, 130
 
@@ -48,6 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _fail(error: Exception, code: int) -> None:
     typer.echo(f"albireo: {error}", err=True)
     raise SystemExit(code) from error
+
+
+def _leave(error: EngineDeadError) -> None:
+    """End the process as `_fail` does, but without waiting for threads, which may hang with the device."""
+    typer.echo(f"albireo: {error}", err=True)
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(_ENGINE_ERROR)
 
 
 def _show_version(asked: bool) -> None:
@@ -100,13 +112,16 @@ def serve(
     """
     with needs_extra("serve"):
         from albireo_jax.serving import app as http
-        from albireo_jax.serving import server
+        from albireo_jax.serving import loading, server
         from albireo_jax.serving.auth import check_api_key
 
     if api_key is not None:
         check_api_key(api_key)  # before the model loads
     config = engine.engine_config(model)
-    with server.bind(host, port) as bound, launched(config, measure_sampling=True) as running:
+    with ExitStack() as stack:
+        bound = stack.enter_context(server.bind(host, port))
+        with loading.answers_loading(bound):
+            running = stack.enter_context(launched(config, measure_sampling=True))
         served = replace(running, served_name=served_model_name or running.served_name)
         limits = served.limits
         typer.echo(
@@ -117,7 +132,11 @@ def serve(
         app = http.create_app(
             served, api_key=api_key, tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser
         )
-        server.serve(app, bound)
+        settle_interpreter()
+        try:
+            server.serve(app, bound)
+        except EngineDeadError as error:
+            _leave(error)
 
 
 @app.command()

@@ -4,11 +4,16 @@ from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
+import typer
+
 from albireo_jax.core.config import EngineConfig
 from albireo_jax.core.model_files import find_model
 
 if TYPE_CHECKING:
     from albireo_jax.launch import Engine, Prepared
+
+_LINES = 10
+"""Lines that tell of the progress where there is no terminal."""
 
 
 @contextmanager
@@ -48,13 +53,20 @@ def needs_extra(extra: str) -> Generator[None, None, None]:
 
 @contextmanager
 def _progress(config: EngineConfig) -> Generator[Callable[[int, int], None], None, None]:
-    """A bar on standard error; gives what to call with the steps that are compiled and those in all."""
+    """A bar on standard error; gives what to call with the steps that are compiled and those in all.
+
+    Without a terminal, lines: the beginning, then about every tenth of the steps.
+    """
     find_model(config.model)  # tells of a wrong name at once
     # Imported here, since JAX takes seconds to import and `albireo --help` should not wait for it.
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _progress_lines(config)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -62,7 +74,6 @@ def _progress(config: EngineConfig) -> Generator[Callable[[int, int], None], Non
         TimeElapsedColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
     )
     with bar:
         task = bar.add_task(f"loading {config.model}", total=None)
@@ -71,3 +82,14 @@ def _progress(config: EngineConfig) -> Generator[Callable[[int, int], None], Non
             bar.update(task, description="compiling steps", completed=done, total=total)
 
         yield show
+
+
+def _progress_lines(config: EngineConfig) -> Callable[[int, int], None]:
+    """What to call instead of a bar: it writes a line now and then."""
+    typer.echo(f"loading {config.model}", err=True)
+
+    def show(done: int, total: int) -> None:
+        if done * _LINES // total > (done - 1) * _LINES // total:
+            typer.echo(f"compiling steps: {done} of {total}", err=True)
+
+    return show

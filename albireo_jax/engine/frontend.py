@@ -1,17 +1,20 @@
 """Text in, text out: prompts and sampling parameters become requests, and their outputs become text.
 
-Any thread may call a `Frontend`, and any number of event loops. What is shared is the tuple of doors
-(see `turns`), replaced whole under a lock and read by the engine thread without one. A turn's choices are
-in their door, and the door in the tuple, before the requests are submitted: no output can come too early.
+Any thread may call a `Frontend`, and any number of event loops. The threads share the *routes*, a dict from
+request id to the door where its outputs are read (see `turns`): the engine thread posts to each door only
+the outputs of its own requests, and drops a route with the last output of its request. A turn's choices are
+in their door, and their routes are known, before the requests are submitted: no output can come too early.
 One that comes too late, because its turn was closed, finds no choice and is dropped. Since the service
 ends every request that it accepted with an output, a turn that is read to its end or closed leaves nothing
 behind, neither here nor in the engine.
 """
 
 import asyncio
+import logging
 import operator
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -33,6 +36,8 @@ from albireo_jax.engine.turns import (
     SyncTurn,
     collect,
 )
+
+_logger = logging.getLogger(__name__)
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -61,6 +66,7 @@ class Frontend:
         self._clock = clock
         self._lock = threading.Lock()  # guards the replacing of _doors
         self._doors: tuple[Door, ...] = ()
+        self._routes: dict[str, Door] = {}  # by request id; single operations only, they need no lock
         service.start(self._deliver)
 
     @property
@@ -160,9 +166,12 @@ class Frontend:
             return
         door.enter(turn)
         self._add_door(door)
+        self._routes |= dict.fromkeys(turn.open, door)
         try:
             self._service.submit(*(choice.request for choice in choices))
         except (ValueError, EngineDeadError):
+            for request_id in turn.open:
+                self._routes.pop(request_id)
             door.leave(turn)
             raise
 
@@ -184,10 +193,21 @@ class Frontend:
             self._doors = tuple(other for other in self._doors if other is not door)
 
     def _deliver(self, outputs: list[RequestOutput]) -> None:
-        """Post a step's outputs to every door; on the engine thread."""
+        """Post a step's outputs to the doors of their requests; on the engine thread."""
         delivered_s = self._clock()
-        for door in self._doors:
-            door.post(outputs, delivered_s)
+        by_door = defaultdict[Door, list[RequestOutput]](list)
+        routes = self._routes
+        for output in outputs:
+            ended = output.finish_reason is not None
+            door = routes.pop(output.request_id, None) if ended else routes.get(output.request_id)
+            if door is not None:
+                by_door[door].append(output)
+        for door, own in by_door.items():
+            try:
+                door.post(own, delivered_s)
+            except Exception:  # the other doors' outputs must not be lost with this one's
+                _logger.exception("outputs of %d requests cannot be passed on", len(own))
+                self._service.abort(*(output.request_id for output in own))
 
 
 def _is_chat(prompt: Sequence[int] | Sequence[Message]) -> TypeGuard[Sequence[Message]]:

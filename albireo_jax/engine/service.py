@@ -7,6 +7,11 @@ Who runs what::
                      forget_prefixes() -----------------+
     engine thread:   take the inbox -> scheduler.add / abort / forget_prefixes -> loop.step() -> publish
 
+An error that one request caused, while it is added or aborted, ends that request alone. Any other end of
+the thread, by an error, a panic of an extension module or a request to exit, ends all requests: the
+service is DEAD from then on. Callers are told that much and no more, since the error's text may hold
+another caller's; the log has it whole, and Python callers find it chained.
+
 Messages and outputs are plain data (`Message`, `RequestOutput`, `SchedulerStats`), so the same
 protocol can cross a process border. The scheduler is touched by the engine thread only. One condition
 guards the inbox, the open requests and the state; it is never held while the loop steps or while
@@ -16,6 +21,7 @@ outputs are delivered.
 import atexit
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -27,7 +33,10 @@ from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.sched.stats import SchedulerStats
 
 Deliver = Callable[[list[RequestOutput]], None]
-"""Takes one step's outputs on the engine thread; must return at once and never raise."""
+"""Takes one step's outputs on the engine thread; must return at once. The engine dies of what it raises."""
+
+MAX_MESSAGES = 256
+"""Messages that are passed on before one step; the others wait, so that a burst does not delay the step."""
 
 _logger = logging.getLogger(__name__)
 
@@ -61,8 +70,9 @@ Message = Request | Abort | ForgetPrefixes
 class EngineService:
     """Runs an engine loop on one thread; `submit` and `abort` may be called from any thread.
 
-    Every request that `submit` accepted ends with exactly one output that has a finish reason,
-    whatever happens: ABORT when it was aborted or the service stopped, ERROR when the loop raised.
+    Every request that `submit` accepted ends with exactly one output that has a finish reason, whatever
+    happens: ABORT when it was aborted or the service stopped, ERROR when it could not be added or the
+    engine thread ended.
     """
 
     def __init__(self, loop: EngineLoop, limits: EngineLimits) -> None:
@@ -72,9 +82,9 @@ class EngineService:
         self._stats = loop.scheduler.stats()  # replaced whole by the engine thread, read by any
         self._changed = threading.Condition()  # guards the four below
         self._state = ServiceState.NEW
-        self._inbox: list[Message] = []
+        self._inbox: deque[Message] = deque()
         self._open: dict[str, None] = {}  # accepted and not ended, oldest first
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
 
     @property
     def state(self) -> ServiceState:
@@ -82,8 +92,8 @@ class EngineService:
         return self._state
 
     @property
-    def failure(self) -> Exception | None:
-        """What the loop raised, if it did."""
+    def failure(self) -> BaseException | None:
+        """The error that ended the engine thread, if one did."""
         return self._failure
 
     def stats(self) -> SchedulerStats:
@@ -91,9 +101,9 @@ class EngineService:
         return self._stats
 
     def check_running(self) -> None:
-        """Raise EngineDeadError, the loop's error chained, unless requests are taken."""
+        """Raise EngineDeadError, the cause chained, unless requests are taken."""
         if self._state is ServiceState.DEAD:
-            raise EngineDeadError(f"the engine died: {self._failure!r}") from self._failure
+            raise EngineDeadError("the engine stopped on an internal error") from self._failure
         if self._state is not ServiceState.RUNNING:
             raise EngineDeadError(f"the engine is {self._state}")
 
@@ -131,12 +141,11 @@ class EngineService:
             self._inbox += requests
             self._changed.notify_all()
 
-    def abort(self, request_id: str) -> None:
-        """End a request early and free what it holds; one that already ended is left alone."""
+    def abort(self, *request_ids: str) -> None:
+        """End requests early and free what they hold; one that already ended is left alone."""
         with self._changed:
-            if request_id in self._open:
-                self._inbox.append(Abort(request_id=request_id))
-                self._changed.notify_all()
+            self._inbox += [Abort(request_id=each) for each in request_ids if each in self._open]
+            self._changed.notify_all()
 
     def forget_prefixes(self) -> None:
         """Let requests that are submitted from now on find no cached page of earlier ones.
@@ -174,33 +183,39 @@ class EngineService:
     # The engine thread.
 
     def _run(self, deliver: Deliver) -> None:
-        clock = self._loop.timeline.clock
         try:
-            while (messages := self._take()) is not None:
-                outputs = self._apply(messages)
-                outputs += self._loop.step()
-                self._stats = self._loop.scheduler.stats()  # first: who sees an end sees its pages freed
-                if outputs:
-                    begin_s = clock()
-                    deliver(outputs)
-                    self._close(outputs)
-                    self._loop.timeline.record_delivery(begin_s, clock())
-                if not self._loop.has_work:
-                    self._loop.scheduler.check_idle()
-        except Exception as error:
-            _logger.exception("the engine stopped on an error")
-            deliver(self._die(error))
+            self._serve(deliver)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, who waits for an answer must be told
+            outputs = self._die(error)
+            try:
+                deliver(outputs)
+            finally:
+                _logger.critical("the engine stopped on an error", exc_info=error)
+
+    def _serve(self, deliver: Deliver) -> None:
+        """Step until the service is stopped; raises what a step or the delivery of its outputs raises."""
+        clock = self._loop.timeline.clock
+        while (messages := self._take()) is not None:
+            outputs = self._apply(messages)
+            outputs += self._loop.step()
+            self._stats = self._loop.scheduler.stats()  # first: who sees an end sees its pages freed
+            if outputs:
+                begin_s = clock()
+                deliver(outputs)
+                self._close(outputs)
+                self._loop.timeline.record_delivery(begin_s, clock())
+            if not self._loop.has_work:
+                self._loop.scheduler.check_idle()
 
     def _take(self) -> list[Message] | None:
-        """The inbox, after a wait if there is nothing to compute; None when the service ends."""
+        """The oldest messages, after a wait if there is nothing to compute; None when the service ends."""
         with self._changed:
             while not (self._inbox or self._loop.has_work):
                 if self._state is not ServiceState.RUNNING:
                     self._state = ServiceState.STOPPED
                     return None
                 self._changed.wait()
-            messages, self._inbox = self._inbox, []
-            return messages
+            return [self._inbox.popleft() for _ in range(min(len(self._inbox), MAX_MESSAGES))]
 
     def _apply(self, messages: list[Message]) -> list[RequestOutput]:
         """Pass messages on to the scheduler; the outputs of requests that end by it."""
@@ -209,7 +224,7 @@ class EngineService:
         for message in messages:
             match message:
                 case Request():
-                    output = scheduler.add(message)
+                    output = self._add(message)
                 case Abort():
                     output = scheduler.abort(message.request_id)
                 case ForgetPrefixes():
@@ -217,6 +232,16 @@ class EngineService:
             if output is not None:
                 outputs.append(output)
         return outputs
+
+    def _add(self, request: Request) -> RequestOutput | None:
+        """Add a request to the scheduler; one that cannot be added ends, and the others go on."""
+        scheduler = self._loop.scheduler
+        try:
+            return scheduler.add(request)
+        except Exception:
+            _logger.exception("request %s cannot be added", request.request_id)
+            scheduler.abort(request.request_id)
+            return RequestOutput(request.request_id, None, FinishReason.ERROR)
 
     def _close(self, outputs: list[RequestOutput]) -> None:
         """Forget the requests that ended."""
@@ -227,7 +252,7 @@ class EngineService:
                     del self._open[request_id]
                 self._changed.notify_all()
 
-    def _die(self, error: Exception) -> list[RequestOutput]:
+    def _die(self, error: BaseException) -> list[RequestOutput]:
         """Refuse everything from now on; the outputs that end what was open."""
         with self._changed:
             self._state = ServiceState.DEAD

@@ -2,7 +2,7 @@
 
 A *turn* is one call, its prompts times n; each of its *choices* is a request of its own. A *door* is
 where turns are read: all turns of one asyncio event loop share a door, and each synchronous call has its
-own. The engine thread posts the outputs of a step to every door, whole; a door picks its own::
+own. The engine thread posts to each door the outputs of its requests, once a step::
 
     engine thread                     the door's thread
     door.post(outputs, when)  ----->  door.read: choice by request id -> detokenizer -> turn.deltas
@@ -182,7 +182,7 @@ class Door(ABC):
 
     @abstractmethod
     def post(self, outputs: list[RequestOutput], delivered_s: float) -> None:
-        """Pass a step's outputs on to the door's thread; called by the engine thread, returns at once."""
+        """Pass a step's outputs for this door to its thread; called by the engine thread, returns at once."""
 
     def enter(self, turn: Turn) -> None:
         """Expect outputs for a turn's choices, which are about to be submitted."""
@@ -199,8 +199,7 @@ class Door(ABC):
         """End a turn's open choices early."""
         if turn.open:
             self._metrics.record(Tally(finished=[FinishReason.ABORT] * len(turn.open)))
-            for request_id in turn.open:
-                self.service.abort(request_id)
+            self.service.abort(*turn.open)
             self.leave(turn)
 
     def read(self, outputs: list[RequestOutput], delivered_s: float) -> None:
@@ -210,7 +209,7 @@ class Door(ABC):
         for output in outputs:
             entry = self._open.get(output.request_id)
             if entry is None:
-                continue  # it belongs to another door, or its turn was closed
+                continue  # its turn was closed
             choice, turn = entry
             if output.token_id is not None:
                 _count_token(choice, delivered_s, tally)
@@ -236,15 +235,15 @@ class Door(ABC):
                 self.service.check_running()
             token_ids = () if output.token_id is None else (output.token_id,)
             delta = choice.detokenizer.push(token_ids, output.finish_reason)
+            choice_delta = ChoiceDelta(choice.index, *delta, cached_tokens=output.cached_tokens)
+            if output.scores is not None:
+                choice_delta = _scored(choice_delta, output.scores, choice.request)
         except Exception as error:
             if not isinstance(error, EngineDeadError):
                 _logger.exception("the text of request %s cannot be read", output.request_id)
             turn.fail(error)
             self.service.abort(output.request_id)
             return FinishReason.ERROR
-        choice_delta = ChoiceDelta(choice.index, *delta, cached_tokens=output.cached_tokens)
-        if output.scores is not None:
-            choice_delta = _scored(choice_delta, output.scores, choice.request)
         turn.put(choice_delta)
         if output.finish_reason is None and delta.finish_reason is not None:
             self.service.abort(output.request_id)

@@ -11,9 +11,9 @@ import pytest
 from engine_lab import LIMITS, sim_loop, tokens_alone
 
 from albireo_jax.core.errors import ConstraintError, EngineDeadError
-from albireo_jax.core.plan import Int32s
+from albireo_jax.core.plan import Executor, Int32s, SampledTokens, StepHandle, StepPlan
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
-from albireo_jax.engine.service import EngineService, ServiceState
+from albireo_jax.engine.service import MAX_MESSAGES, EngineService, ServiceState
 
 LONG = 1500
 
@@ -216,7 +216,7 @@ def test_a_loop_that_raises_ends_every_request_with_an_error(fail_at: int) -> No
         accepted.append(request.request_id)
     collector.wait_for_end(len(accepted))
     assert collector.ends() == dict.fromkeys(accepted, FinishReason.ERROR)
-    with pytest.raises(EngineDeadError, match="on fire") as caught:
+    with pytest.raises(EngineDeadError, match="stopped on an internal error") as caught:
         service.submit(_request("late"))
     assert isinstance(caught.value.__cause__, RuntimeError)
     with pytest.raises(EngineDeadError):
@@ -225,6 +225,123 @@ def test_a_loop_that_raises_ends_every_request_with_an_error(fail_at: int) -> No
         service.check_running()
     service.stop()
     assert service.state is ServiceState.DEAD
+
+
+class _Panic(BaseException):
+    """What a panic of an extension module is to Python: no Exception."""
+
+
+class _Raising:
+    """An executor that raises at a step: as it dispatches, or as its result is waited for."""
+
+    def __init__(self, inner: Executor, error: BaseException, *, in_wait: bool) -> None:
+        self._inner = inner
+        self._error = error
+        self._in_wait = in_wait
+
+    def dispatch(self, plan: StepPlan) -> StepHandle:
+        handle = self._inner.dispatch(plan)
+        if plan.step < 5:
+            return handle
+        if self._in_wait:
+            return self
+        raise self._error
+
+    def wait(self) -> SampledTokens:
+        raise self._error
+
+
+@pytest.mark.parametrize("place", ["dispatch", "wait", "plan", "check_idle", "deliver"])
+@pytest.mark.parametrize("kind", [RuntimeError, _Panic, SystemExit, KeyboardInterrupt, MemoryError])
+def test_any_end_of_the_engine_thread_ends_every_request(
+    kind: type[BaseException], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = kind("secret of another caller")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    in_executor = place in ("dispatch", "wait")
+    loop = sim_loop(
+        wrap=(lambda inner: _Raising(inner, error, in_wait=place == "wait")) if in_executor else None
+    )
+    service, collector = EngineService(loop, LIMITS), _Collector()
+    deliver_step = collector.deliver
+
+    def deliver(outputs: list[RequestOutput]) -> None:
+        if place == "deliver" and service.state is ServiceState.RUNNING:
+            fail()
+        deliver_step(outputs)
+
+    service.start(deliver)
+    if place in ("plan", "check_idle"):
+        service.submit(_request("first", max_tokens=1))
+        collector.wait_for_end(1)
+        assert service.drain(60)
+        monkeypatch.setattr(loop.scheduler, place, fail)
+    requests = [_request(f"e{i}", max_tokens=LONG if place != "check_idle" else 3) for i in range(20)]
+    service.submit(*requests)
+    collector.wait_for_end(len(requests))
+    service._thread.join(60)  # type: ignore[union-attr]
+    assert service.state is ServiceState.DEAD
+    assert service.failure is error
+    if place != "check_idle":
+        reasons = [collector.ends()[request.request_id] for request in requests]
+        assert reasons == [FinishReason.ERROR] * len(requests)
+    for refused in (service.check_running, lambda: service.submit(_request("late")), service.drain):
+        with pytest.raises(EngineDeadError) as caught:
+            refused()
+        assert "secret" not in str(caught.value)
+        assert caught.value.__cause__ is error
+    service.stop()
+
+
+def test_a_request_that_cannot_be_added_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = sim_loop()
+    add = loop.scheduler.add
+
+    def add_all_but_one(request: Request) -> RequestOutput | None:
+        ended = add(request)
+        if request.request_id == "bad":
+            raise TypeError("no such request was foreseen")
+        return ended
+
+    monkeypatch.setattr(loop.scheduler, "add", add_all_but_one)
+    service, collector = EngineService(loop, LIMITS), _Collector()
+    service.start(collector.deliver)
+    service.submit(_request("good"), _request("bad"), _request("other"))
+    collector.wait_for_end(3)
+    assert service.drain(60)
+    assert collector.ends() == {
+        "good": FinishReason.LENGTH,
+        "bad": FinishReason.ERROR,
+        "other": FinishReason.LENGTH,
+    }
+    service.stop()
+    assert service.state is ServiceState.STOPPED
+    assert service.stats().pages_in_use == 0
+
+
+def test_many_requests_at_once_are_added_a_part_before_each_step() -> None:
+    seen: list[int] = []
+    loop = sim_loop()
+    step = loop.step
+
+    def counting_step() -> list[RequestOutput]:
+        stats = loop.scheduler.stats()
+        seen.append(stats.waiting + stats.running + stats.finishing)
+        return step()
+
+    loop.step = counting_step  # type: ignore[method-assign]
+    service, collector = EngineService(loop, LIMITS), _Collector()
+    service.start(collector.deliver)
+    requests = [_request(f"m{i}", max_tokens=1) for i in range(3 * MAX_MESSAGES)]
+    service.submit(*requests)
+    service.abort(*(request.request_id for request in requests[::2]))
+    assert service.drain(60)
+    service.stop()
+    assert seen[0] <= MAX_MESSAGES
+    assert set(collector.ends()) == {request.request_id for request in requests}
 
 
 def test_a_group_is_taken_whole_or_not_at_all() -> None:
