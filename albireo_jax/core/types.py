@@ -39,6 +39,8 @@ class StructureKind(StrEnum):
     REGEX = "regex"
     CHOICE = "choice"
     GRAMMAR = "grammar"
+    ARGUMENTS = "arguments"
+    COMPOSED = "composed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +48,15 @@ class StructuredOutput:
     """What a whole output must match.
 
     `text` is the schema as JSON, the regular expression (matched from end to end), or the grammar in Lark's
-    notation; empty for JSON_OBJECT, and for CHOICE, which has `choices` instead.
+    notation; empty for JSON_OBJECT, and for CHOICE, which has `choices` instead. ARGUMENTS are those of a
+    function: an object, as the schema describes it. COMPOSED is a grammar of our own around `parts`, each of
+    which means there what it means alone (see `engine.grammar_notation`).
     """
 
     kind: StructureKind
     text: str = ""
     choices: tuple[str, ...] = ()
+    parts: tuple["StructuredOutput", ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Structured output: from a schema, a regular expression or a grammar to the tokens that may come next.
 
-A grammar is written in llguidance's notation (Lark's, with `%json {…}`), tried in a process of its own
+A grammar is written in llguidance's notation (see `grammar_notation`), tried in a process of its own
 (see `grammar_trial`), compiled here, and kept; each request then gets a constraint that starts from a
 copy. All of that happens in the thread of the caller. What is left to the engine's thread is a mask per
 token, some 10 µs.
@@ -9,11 +9,10 @@ The mask allows what the bytes of the tokens allow, however the text is cut into
 allowed only where a grammar names them, the end-of-sequence ids where the answer may end.
 """
 
-import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import llguidance
@@ -21,16 +20,15 @@ import numpy as np
 
 from albireo_jax.core.errors import ConstraintError
 from albireo_jax.core.plan import Int32s
-from albireo_jax.core.types import StructuredOutput, StructureKind
+from albireo_jax.core.types import StructuredOutput
+from albireo_jax.engine.grammar_notation import MAX_TEXT_BYTES, library_grammar, size_of, wish_name
 from albireo_jax.engine.grammar_trial import GrammarTrial, Vocabulary, compile_grammar, next_mask
 from albireo_jax.engine.tokenizer import Tokenizer
 
-MAX_TEXT_BYTES = 2**17
-"""Bytes of a schema, an expression, a grammar, or of all choices."""
+__all__ = ["MAX_TEXT_BYTES", "Grammar", "GrammarCompiler", "GrammarConstraint"]
 
 _MAX_KEPT = 64
 _MAX_MESSAGE = 500
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # a model must not be able to write spaces for ever
 
 
 class GrammarCompiler:
@@ -58,7 +56,7 @@ class GrammarCompiler:
         Raises ValueError, saying what is wrong and where, for what is malformed, not supported, or too
         complex.
         """
-        _check_size(structured)
+        size_of(structured)
         with self._lock:
             kept = self._kept.get(structured)
             if kept is not None:
@@ -140,89 +138,17 @@ class _Workshop:
 
 def _compiled(structured: StructuredOutput, workshop: _Workshop) -> Grammar | ValueError:
     """The grammar, or the error that says what is wrong with it."""
-    name = _NAMES[structured.kind]
     try:
-        lark = _NOTATIONS[structured.kind](structured)
+        text = library_grammar(structured)
     except ValueError as error:
-        return ValueError(f"{name}: {error}")
-    text = json.dumps({"grammars": [{"lark_grammar": lark + _OPTIONS}]})
+        return error
     error = workshop.trial.check(text)
     if error is not None:
-        return ValueError(f"{name}: {_message(error)}")
+        return ValueError(f"{wish_name(structured)}: {_message(error)}")
     matcher = compile_grammar(workshop.trie, text)
     if matcher.is_error():
-        return ValueError(f"{name}: {_message(matcher.get_error())}")
+        return ValueError(f"{wish_name(structured)}: {_message(matcher.get_error())}")
     return Grammar(matcher, known=workshop.known, eos=workshop.eos)
-
-
-_OPTIONS = '\n%llguidance {"no_forcing": true}\n'
-"""Comes last, so that the lines of a caller's grammar keep their numbers."""
-
-_NAMES = {
-    StructureKind.JSON_OBJECT: "JSON object",
-    StructureKind.JSON_SCHEMA: "JSON schema",
-    StructureKind.REGEX: "regular expression",
-    StructureKind.CHOICE: "choices",
-    StructureKind.GRAMMAR: "grammar",
-}
-
-
-def _check_size(structured: StructuredOutput) -> None:
-    name = _NAMES[structured.kind]
-    try:
-        num_bytes = sum(len(text.encode()) for text in (structured.text, *structured.choices))
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name}: half a surrogate pair at {error.start}, which is no character") from error
-    if num_bytes > MAX_TEXT_BYTES:
-        raise ValueError(f"{name}: {num_bytes} bytes, the limit is {MAX_TEXT_BYTES}")
-
-
-def _json_object(_: StructuredOutput) -> str:
-    return _json_rule({"type": "object"})
-
-
-def _json_schema(structured: StructuredOutput) -> str:
-    try:
-        schema = json.loads(structured.text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON, or nested too deeply: {error}") from error
-    if not isinstance(schema, dict | bool):
-        raise ValueError(f"an object is expected, got {structured.text!r:.80}")
-    return _json_rule(schema)
-
-
-def _json_rule(schema: dict[str, object] | bool) -> str:
-    if isinstance(schema, dict):
-        schema = {"x-guidance": {"whitespace_pattern": _WHITESPACE}} | schema
-    return f"start: %json {json.dumps(schema)}"
-
-
-def _regex(structured: StructuredOutput) -> str:
-    """The expression, `\\d` in it being the ten digits of ASCII."""
-    if not structured.text:
-        raise ValueError("it is empty")
-    return f"start: /{llguidance.regex_to_lark(structured.text, 'd')}/"
-
-
-def _choice(structured: StructuredOutput) -> str:
-    if not all(structured.choices) or not structured.choices:
-        raise ValueError(f"at least one is needed and none may be empty, got {structured.choices!r:.80}")
-    return f"start: CHOICE\nCHOICE: {' | '.join(map(json.dumps, structured.choices))}"
-
-
-def _lark(structured: StructuredOutput) -> str:
-    if not structured.text.strip():
-        raise ValueError("it is empty")
-    return structured.text
-
-
-_NOTATIONS: dict[StructureKind, Callable[[StructuredOutput], str]] = {
-    StructureKind.JSON_OBJECT: _json_object,
-    StructureKind.JSON_SCHEMA: _json_schema,
-    StructureKind.REGEX: _regex,
-    StructureKind.CHOICE: _choice,
-    StructureKind.GRAMMAR: _lark,
-}
 
 
 def _message(error: str) -> str:

@@ -11,6 +11,7 @@ from engine_lab import END
 from script_lab import CHAT_TEMPLATE, SPECIAL, TIME, WEATHER, asked_for, chat_template, script_tokenizer
 
 from albireo_jax.core.types import StructuredOutput, StructureKind
+from albireo_jax.engine.grammar_notation import library_grammar
 from albireo_jax.engine.tool_formats import ToolFormat
 from albireo_jax.serving.body import parse_body
 from albireo_jax.serving.schemas import CompletionBody
@@ -19,9 +20,9 @@ from albireo_jax.serving.schemas import CompletionBody
 def _allows(structured: StructuredOutput | None, text: str) -> bool:
     """Whether a constraint allows a whole text, spelled in characters and special tokens."""
     assert structured is not None
-    assert structured.kind is StructureKind.GRAMMAR
-    assert llguidance.LLMatcher.validate_grammar(structured.text, _matching_tokenizer()) == ""
-    matcher = llguidance.LLMatcher(_matching_tokenizer(), structured.text)
+    grammar = library_grammar(structured)
+    assert llguidance.LLMatcher.validate_grammar(grammar, _matching_tokenizer()) == ""
+    matcher = llguidance.LLMatcher(_matching_tokenizer(), grammar)
     token_ids = script_tokenizer("").encode(text)
     return matcher.try_consume_tokens(token_ids) == len(token_ids) and matcher.is_accepting()
 
