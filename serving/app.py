@@ -1,6 +1,7 @@
 """The HTTP app: OpenAI's routes over a running engine."""
 
 import time
+from collections.abc import Sequence
 
 from fastapi import FastAPI
 
@@ -8,7 +9,10 @@ from albireo_jax.engine.pools import BoundedPool
 from albireo_jax.engine.tool_formats import ReasoningFormat, ToolFormat, answer_format
 from albireo_jax.serving import chat, completions, metrics, models, tokenization
 from albireo_jax.serving.auth import ApiKeyMiddleware, check_api_key
+from albireo_jax.serving.cors import ALL_ORIGINS, add_cors
 from albireo_jax.serving.errors import install_error_handlers
+from albireo_jax.serving.lenient_paths import LenientPathsMiddleware
+from albireo_jax.serving.request_id import RequestIdMiddleware
 from albireo_jax.serving.served import ServedEngine
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -21,12 +25,15 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     tool_call_parser: ToolFormat | None = None,
     reasoning_parser: ReasoningFormat | None = None,
+    allow_origins: Sequence[str] = ALL_ORIGINS,
 ) -> FastAPI:
     """An app that serves `engine`, which stays the caller's to close.
 
-    With an `api_key` every route but /health and /metrics asks for it. Bodies beyond `max_body_bytes`
-    are refused. How the model writes tool calls and reasoning is told by its chat template, unless given.
-    Raises ValueError for a key that no client could send.
+    With an `api_key` every route asks for it but those of probes and scrapers (`auth.OPEN_PATHS`). Bodies
+    beyond `max_body_bytes` are refused. How the model writes tool calls and reasoning is told by its chat
+    template, unless given.
+    Pages of `allow_origins` in a browser may read the answers, by default all.
+    Raises ValueError for a key that no client could send, and for what is no origin.
     """
     if api_key is not None:
         check_api_key(api_key)  # the middleware is not made before the first request
@@ -43,4 +50,7 @@ def create_app(
     install_error_handlers(app)
     if api_key is not None:
         app.add_middleware(ApiKeyMiddleware, api_key=api_key)
+    app.add_middleware(LenientPathsMiddleware)
+    app.add_middleware(RequestIdMiddleware)
+    add_cors(app, allow_origins)
     return app

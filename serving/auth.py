@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from albireo_jax.serving.errors import ApiError
 
-OPEN_PATHS = ("/health", "/metrics")
+OPEN_PATHS = ("/health", "/ping", "/load", "/metrics")
 """Served without a key: probes and scrapers have none."""
 
 

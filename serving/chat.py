@@ -29,6 +29,7 @@ from albireo_jax.serving.events import (
     turn_events,
 )
 from albireo_jax.serving.logprobs import ChatLogprobs, prompt_logprobs
+from albireo_jax.serving.request_id import request_id
 from albireo_jax.serving.schemas_chat import ChatBody
 from albireo_jax.serving.served import Engine, Format
 from albireo_jax.serving.turns import Heading, Usage, callers_fault, check_model, prepare
@@ -48,7 +49,7 @@ async def create_chat_completion(
 ) -> Response:
     """Answer a conversation n times; without max_tokens an answer may fill the context."""
     check_model(body.model, engine.served_name)
-    heading = Heading.new("chatcmpl", engine.served_name)
+    heading = Heading.new("chatcmpl", engine.served_name, request_id=request_id(request, body.request_id))
     with callers_fault(ChatBody):
         asked = await ask(engine.tokenizer, format, body)
         await prepare(engine.frontend, asked.params)

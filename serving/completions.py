@@ -21,6 +21,7 @@ from albireo_jax.serving.events import (
     turn_events,
 )
 from albireo_jax.serving.logprobs import CompletionLogprobs, prompt_logprobs
+from albireo_jax.serving.request_id import request_id
 from albireo_jax.serving.schemas import CompletionBody
 from albireo_jax.serving.served import Engine
 from albireo_jax.serving.turns import Heading, Usage, callers_fault, check_model, encode_all, prepare
@@ -38,7 +39,7 @@ async def create_completion(
 ) -> Response:
     """Continue each prompt n times; choice p * n + i is sample i of prompt p."""
     check_model(body.model, engine.served_name)
-    heading = Heading.new("cmpl", engine.served_name)
+    heading = Heading.new("cmpl", engine.served_name, request_id=request_id(request, body.request_id))
     with callers_fault(CompletionBody):
         params = body.sampling_params(DEFAULT_MAX_TOKENS)
         prompts = body.prompts()

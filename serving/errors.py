@@ -150,7 +150,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def answer_bug(request: Request, error: Exception) -> JSONResponse:
-        _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        name = request.scope.get("state", {}).get("request_id")
+        _log.error("request %s, %s %s, failed", name, request.method, request.url.path, exc_info=error)
         return internal_error().response()
 
 

@@ -1,4 +1,6 @@
-"""GET /v1/models and /health: what is served, and whether it still is."""
+"""GET /v1/models, /version, /health, /ping and /load: the model that is served, and how it does."""
+
+from importlib.metadata import version
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
@@ -22,6 +24,21 @@ async def retrieve_model(model: str, request: Request, engine: Engine) -> Respon
     return JSONResponse(_model(request, engine))
 
 
+@router.get("/version")
+async def show_version() -> Response:
+    """The version of this server."""
+    return JSONResponse({"version": version("albireo-jax")})
+
+
+@router.get("/load")
+async def load(engine: Engine) -> Response:
+    """Requests that are open, running or waiting; for load balancers."""
+    stats = engine.service.stats()
+    return JSONResponse({"server_load": stats.running + stats.finishing + stats.waiting})
+
+
+@router.post("/ping", include_in_schema=False)
+@router.get("/ping")
 @router.get("/health")
 async def health(engine: Engine) -> Response:
     """200 while requests are taken; 503 with the reason when the engine is dead or stopped."""

@@ -34,9 +34,9 @@ class Heading:
     model: str
 
     @classmethod
-    def new(cls, prefix: str, model: str) -> "Heading":
-        """The heading of an answer made now, under an id of its own."""
-        return cls(id=f"{prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=model)
+    def new(cls, prefix: str, model: str, *, request_id: str | None = None) -> "Heading":
+        """The heading of an answer made now, under the id of its request, or else one of its own."""
+        return cls(id=f"{prefix}-{request_id or uuid.uuid4().hex}", created=int(time.time()), model=model)
 
     def object(self, kind: str, **fields: Any) -> dict[str, Any]:
         """An OpenAI object of `kind`."""

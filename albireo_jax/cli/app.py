@@ -99,6 +99,7 @@ def serve(
     host: flags.Host = "127.0.0.1",
     port: flags.Port = 8000,
     api_key: flags.ApiKey = None,
+    allow_origin: flags.AllowOrigin = None,
     tool_call_parser: flags.ToolCallParser = None,
     reasoning_parser: flags.ReasoningParser = None,
     engine: EngineFlags,
@@ -114,9 +115,11 @@ def serve(
         from albireo_jax.serving import app as http
         from albireo_jax.serving import loading, server
         from albireo_jax.serving.auth import check_api_key
+        from albireo_jax.serving.cors import origins_of
 
     if api_key is not None:
         check_api_key(api_key)  # before the model loads
+    origins = origins_of(allow_origin)
     config = engine.engine_config(model)
     with ExitStack() as stack:
         bound = stack.enter_context(server.bind(host, port))
@@ -130,7 +133,11 @@ def serve(
             err=True,
         )
         app = http.create_app(
-            served, api_key=api_key, tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser
+            served,
+            api_key=api_key,
+            tool_call_parser=tool_call_parser,
+            reasoning_parser=reasoning_parser,
+            allow_origins=origins,
         )
         settle_interpreter()
         try:

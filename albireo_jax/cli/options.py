@@ -253,6 +253,14 @@ ApiKey = Annotated[
     str | None,
     _optional("--api-key", metavar="KEY", help="Refuse requests without `Authorization: Bearer KEY`."),
 ]
+AllowOrigin = Annotated[
+    list[str] | None,
+    _optional(
+        "--allow-origin",
+        metavar="ORIGIN",
+        help="Origin whose pages may call from a browser; may be repeated; none for none. Default: all.",
+    ),
+]
 ToolCallParser = Annotated[
     ToolFormat | None,
     _optional(
