@@ -180,7 +180,7 @@ def test_flags_from_a_file_and_the_command_line_wins(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("max_row: 5", "unknown key 'max_row'; known are api-key, "),
+        ("max_row: 5", "unknown key 'max_row'; known are allow-origin, "),
         ("config: other.yaml", "unknown key 'config'"),
         ("tp: two", "--tp"),
         ("tp: 2.5", "--tp"),

@@ -19,6 +19,7 @@ from albireo_jax.cli.plan import plan
 from albireo_jax.cli.report import report
 from albireo_jax.cli.sweep import sweep
 from albireo_jax.core.errors import AlbireoError, EngineDeadError
+from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import SamplingParams
 from albireo_jax.engine.interpreter import settle_interpreter
 
@@ -113,25 +114,18 @@ def serve(
     """
     with needs_extra("serve"):
         from albireo_jax.serving import app as http
-        from albireo_jax.serving import loading, server
-        from albireo_jax.serving.auth import check_api_key
-        from albireo_jax.serving.cors import origins_of
+        from albireo_jax.serving import auth, cors, loading, server
 
     if api_key is not None:
-        check_api_key(api_key)  # before the model loads
-    origins = origins_of(allow_origin)
+        auth.check_api_key(api_key)  # before the model loads
+    origins = cors.origins_of(allow_origin)
     config = engine.engine_config(model)
     with ExitStack() as stack:
         bound = stack.enter_context(server.bind(host, port))
         with loading.answers_loading(bound):
             running = stack.enter_context(launched(config, measure_sampling=True))
         served = replace(running, served_name=served_model_name or running.served_name)
-        limits = served.limits
-        typer.echo(
-            f"serving {served.served_name} at {server.address_of(bound)}: sequences of up to "
-            f"{limits.max_sequence_len} tokens, {limits.num_pages} pages of {limits.page_size}",
-            err=True,
-        )
+        _tell(served.served_name, server.address_of(bound), served.limits)
         app = http.create_app(
             served,
             api_key=api_key,
@@ -144,6 +138,14 @@ def serve(
             server.serve(app, bound)
         except EngineDeadError as error:
             _leave(error)
+
+
+def _tell(name: str, address: str, limits: EngineLimits) -> None:
+    typer.echo(
+        f"serving {name} at {address}: sequences of up to "
+        f"{limits.max_sequence_len} tokens, {limits.num_pages} pages of {limits.page_size}",
+        err=True,
+    )
 
 
 @app.command()
