@@ -272,7 +272,7 @@ def kernel_row(result: KernelResult) -> str:
     return (
         f"{result.case + ' ' + result.role:62} registers {found.registers:3}  "
         f"blocks a core {result.blocks:2}  spilled {found.spill_bytes}  stack {found.stack_bytes}  "
-        f"shared {found.shared_bytes}"
+        f"shared {found.shared_bytes}  loop {found.loop.instructions if found.loop else '-'}"
     )
 
 
@@ -286,6 +286,8 @@ def kernel_series(result: KernelResult) -> list[Series]:
         ("shared memory", "bytes"): found.shared_bytes,
         ("gates broken", "gates"): len(result.broken),
     }
+    if found.loop is not None:
+        numbers[("loop over cached tokens", "instructions")] = found.loop.instructions
     return [
         Series(
             subject=f"kernel of {result.role}",

@@ -8,7 +8,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from albireo_jax.core.config import Dtype, KvDtype, ModelConfig
+from albireo_jax.experiments.gpu_code import Loop, product_loop
 from albireo_jax.experiments.gpu_programs import (
     MAX_LEN,
     MIXED,
@@ -61,18 +62,36 @@ _ROLES: Mapping[str, int] = MappingProxyType({"decode rows": 3, "chunks": 2, "me
 The attention kernels' grids are made for so many: with fewer, the last blocks wait for the first.
 """
 
+_LOOP_INSTRUCTIONS: Mapping[tuple[str, str, int], int] = MappingProxyType(
+    {
+        ("decode rows", "bfloat16", 64): 360,
+        ("decode rows", "bfloat16", 128): 515,
+        ("decode rows", "one byte", 64): 610,
+        ("decode rows", "one byte", 128): 940,
+        ("chunks", "bfloat16", 64): 950,
+        ("chunks", "bfloat16", 128): 1200,
+        ("chunks", "one byte", 64): 1720,
+        ("chunks", "one byte", 128): 2850,
+    }
+)
+"""Most instructions of the loop over cached tokens, by role, kind of pages and width of a head.
+
+A turn of a decode kernel's loop takes 16 tokens, one of the other's 64.
+"""
+
 _PROPERTIES = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS, _SHARED = re.compile(r"Used (\d+) registers"), re.compile(r"(\d+) bytes smem")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembled:
-    """What the assembler tells of a kernel: registers of a thread, the rest in bytes."""
+    """Figures of a kernel from the assembler: registers of a thread, bytes, and the loop of its products."""
 
     registers: int
     stack_bytes: int
     spill_bytes: int
     shared_bytes: int
+    loop: Loop | None = None
 
     def blocks(self, threads: int) -> int:
         """Blocks of so many threads that the registers of a core suffice for."""
@@ -144,10 +163,11 @@ def assemble(text: str, architecture: str) -> Assembled:
             str(source),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = done.stdout + done.stderr
-    if done.returncode:
-        raise RuntimeError(f"ptxas refuses a kernel for {architecture}: {said}")
-    return read_assembler(said)
+        said = done.stdout + done.stderr
+        if done.returncode:
+            raise RuntimeError(f"ptxas refuses a kernel for {architecture}: {said}")
+        cubin = source.with_suffix(".cubin").read_bytes()
+    return replace(read_assembler(said), loop=product_loop(cubin, architecture))
 
 
 def read_assembler(said: str) -> Assembled:
@@ -165,14 +185,25 @@ def read_assembler(said: str) -> Assembled:
 
 
 def kernel_breaches(role: str, kernel: Kernel, found: Assembled) -> list[str]:
-    """What of an assembled kernel is not as it must be, a line each."""
+    """The ways in which an assembled kernel is not as it must be, a line each."""
     said: list[str] = []
     if found.spill_bytes or found.stack_bytes:
         said.append(f"{found.spill_bytes} bytes of spilled registers, {found.stack_bytes} bytes of stack")
     blocks = found.blocks(kernel.threads)
     if blocks < _ROLES[role]:
         said.append(f"{found.registers} registers leave room for {blocks} blocks a core, not {_ROLES[role]}")
+    limit = _loop_limit(role, kernel)
+    if limit is not None and found.loop is None:
+        said.append("no loop holds the matrix products")
+    if limit is not None and found.loop is not None and found.loop.instructions > limit:
+        said.append(f"the loop over cached tokens has {found.loop.instructions} instructions, not {limit}")
     return said
+
+
+def _loop_limit(role: str, kernel: Kernel) -> int | None:
+    macros = dict(kernel.macros)
+    pages = "bfloat16" if macros["KV_KIND"] == "0" else "one byte"
+    return _LOOP_INSTRUCTIONS.get((role, pages, int(macros["HEAD_DIM"])))
 
 
 def assembled(kernel: Kernel, architecture: str) -> Assembled:

@@ -12,6 +12,7 @@ import pytest
 
 from albireo_jax.core.config import Dtype, KvDtype
 from albireo_jax.core.memory import page_bytes, weight_bytes
+from albireo_jax.experiments.gpu_code import Loop
 from albireo_jax.experiments.gpu_figures import LaunchOrder, figures, launch_order
 from albireo_jax.experiments.gpu_gates import breaches, depth_breaches, temp_limit
 from albireo_jax.experiments.gpu_kernels import (
@@ -291,11 +292,19 @@ def test_what_the_assembler_tells_is_read():
         read_assembler("ptxas info    : 0 bytes gmem")
 
 
-def test_spills_a_stack_and_too_many_registers_break_the_gates_of_kernels():
+def test_spills_a_stack_too_many_registers_and_a_long_loop_break_the_gates_of_kernels():
     kernel = kernels(KERNEL_MODELS["smollm2"], tp=1, kv_dtype=KvDtype.INT8)["decode rows"]
-    good = Assembled(registers=168, stack_bytes=0, spill_bytes=0, shared_bytes=49152)
+    loop = Loop(instructions=600, products=16)
+    good = Assembled(registers=168, stack_bytes=0, spill_bytes=0, shared_bytes=49152, loop=loop)
     assert kernel_breaches("decode rows", kernel, good) == []
-    for fault in ({"spill_bytes": 4}, {"stack_bytes": 8}, {"registers": 176}):
+    longer = replace(loop, instructions=611)
+    for fault in (
+        {"spill_bytes": 4},
+        {"stack_bytes": 8},
+        {"registers": 176},
+        {"loop": None},
+        {"loop": longer},
+    ):
         assert len(kernel_breaches("decode rows", kernel, replace(good, **fault))) == 1
 
 

@@ -11,7 +11,7 @@ from albireo_jax.ops import attention_cuda
 from albireo_jax.ops.attention import paged_attention
 from albireo_jax.ops.attention_cuda import check_shape
 from albireo_jax.ops.attention_ref import reference_attention
-from albireo_jax.ops.kv_cache import FP8_BITS, dequantise
+from albireo_jax.ops.kv_cache import FP8_BITS, KvCache, decode, dequantise
 
 SCALE = 0.3
 LATE, EARLY = Order(0, is_eager=False), Order(1, is_eager=True)
@@ -81,6 +81,31 @@ def test_equals_reference_on_decode_steps():
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_every_code_is_widened_exactly(dtype):
+    """A query that sees one token has its value: with a scale of 1, what the 256 codes stand for."""
+    codes = np.arange(256, dtype=np.uint8).reshape(1, 1, 1, 1, 256)
+    codes[codes & 0x7F == 0x7F] = 0  # of an fp8: not a number
+    shape = (1, 2, 1, 1, 256)
+    pages = jnp.zeros(shape, dtype).at[:, 1].set(jnp.asarray(codes[:, 0].view(dtype)))
+    ones = jnp.ones(shape[:-1], jnp.bfloat16)
+    cache = KvCache(pages, pages, ones, ones)
+    got = paged_attention(
+        jnp.zeros((1, 1, 1, 256), jnp.bfloat16),
+        cache,
+        layer=0,
+        scale=SCALE,
+        sliding_window=None,
+        soft_cap=None,
+        row_start_R1=jnp.array([0, 1], jnp.int32),
+        context_R=jnp.array([1], jnp.int32),
+        page_table_RM=jnp.array([[1]], jnp.int32),
+        launch=launch_on_cpu(LATE),
+    )
+    np.testing.assert_array_equal(np.asarray(got, np.float32).ravel(), decode(pages[0, 1].ravel()))
+
+
+@needs_compiler
 @pytest.mark.usefixtures("long_pieces")
 def test_the_order_of_threads_and_copies_changes_nothing():
     counts = [1, 60, 1, 5]
@@ -97,8 +122,21 @@ def test_the_order_of_threads_and_copies_changes_nothing():
         ("    sync_group();\n    keep_item", "    keep_item", EARLY),
         ("at <= query &&", "at < query &&", LATE),
         ("is_cached ? 16 : 0", "16", LATE),
+        ("PAGE_SIZE < TOKENS ? PAGE_SIZE : TOKENS", "TOKENS", LATE),
+        (
+            "first + begin < end ? cached_vector(cache, first + begin) : cache.head",
+            "cached_vector(cache, first)",
+            LATE,
+        ),
     ],
-    ids=["copies that are read too soon", "no barrier", "masked diagonal", "no zeros past the end"],
+    ids=[
+        "copies that are read too soon",
+        "no barrier",
+        "masked diagonal",
+        "no zeros past the end",
+        "a page that is longer than it is",
+        "one page for a whole stage",
+    ],
 )
 def test_a_fault_in_the_kernel_is_seen(right, wrong, order):
     with pytest.raises(AssertionError):

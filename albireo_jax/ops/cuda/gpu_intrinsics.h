@@ -39,6 +39,13 @@ __device__ __forceinline__ u32 pack_bf16(float low, float high) {
   return packed;
 }
 
+// a b + c for two numbers in bfloat16, rounded once; subnormal numbers are kept.
+__device__ __forceinline__ u32 fma_bf16x2(u32 a, u32 b, u32 c) {
+  u32 out;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+  return out;
+}
+
 // c += a b for a warp's 16 x 16 by 16 x 8 matrices of bfloat16 (PTX ISA, mma.m16n8k16).
 __device__ __forceinline__ void mma(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "

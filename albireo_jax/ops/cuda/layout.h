@@ -22,6 +22,11 @@ enum {
   GROUP_THREADS = 32 * GROUP_WARPS,
   GROUPS = WARPS / GROUP_WARPS,
   TOKENS = 16 * GROUP_WARPS,  // of a stage
+  // A group copies in passes. Where it divides into whole tokens, a thread has the same channels in each pass,
+  // and where passes also divide a page, a page is looked up once for all passes over its tokens.
+  PASS_TOKENS = GROUP_THREADS / CHUNKS,
+  PAGE_TOKENS = PAGE_SIZE < TOKENS ? PAGE_SIZE : TOKENS,  // of one page in a stage
+  COPIES_BY_PAGE = GROUP_THREADS % CHUNKS == 0 && PAGE_TOKENS % (PASS_TOKENS > 0 ? PASS_TOKENS : 1) == 0,
   SCALE_BYTES = KV_KIND == 0 ? 0 : 8 * TOKENS,
   STAGE_BYTES = TOKENS * ROW_BYTES + SCALE_BYTES,
   RING_FITS = 49152 / (GROUPS * STAGE_BYTES),

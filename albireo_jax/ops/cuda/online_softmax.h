@@ -11,8 +11,8 @@ struct Softmax {
   float out[SPANS][4][4];
 };
 
-__device__ __forceinline__ u32 low_halves(u32 first, u32 second) { return (first & 0xffffu) | second << 16; }
-__device__ __forceinline__ u32 high_halves(u32 first, u32 second) { return first >> 16 | (second & 0xffff0000u); }
+__device__ __forceinline__ u32 low_halves(u32 first, u32 second) { return __byte_perm(first, second, 0x5410); }
+__device__ __forceinline__ u32 high_halves(u32 first, u32 second) { return __byte_perm(first, second, 0x7632); }
 
 __device__ __forceinline__ float over_quad_max(float x) {
   x = fmaxf(x, shuffle_xor(x, 1));
@@ -35,6 +35,9 @@ __device__ __forceinline__ void add_keys(Softmax &state, u32 (&weights)[TOKENS /
                                          bool is_seen_whole, int lane) {
   float score[TOKENS / 8][4];
   const float *scales = (const float *)(stage + TOKENS * ROW_BYTES);
+  int key[SPANS];
+#pragma unroll
+  for (int span = 0; span < SPANS; span++) key[span] = first_k(lane, span);
 #pragma unroll
   for (int n = 0; n < TOKENS / 8; n++) {
 #pragma unroll
@@ -42,7 +45,7 @@ __device__ __forceinline__ void add_keys(Softmax &state, u32 (&weights)[TOKENS /
 #pragma unroll
     for (int span = 0; span < SPANS; span++) {
       u32 b[4];
-      read_k(b, stage, 8 * n + lane / 4, span, lane % 4);
+      read_k(b, stage + key[span] + 8 * n * ROW_BYTES);
       mma(score[n], q[span][0], q[span][1], q[span][2], q[span][3], b[0], b[1]);
       mma(score[n], q[span][4], q[span][5], q[span][6], q[span][7], b[2], b[3]);
     }
@@ -85,14 +88,17 @@ __device__ __forceinline__ void add_keys(Softmax &state, u32 (&weights)[TOKENS /
 
 __device__ __forceinline__ void add_values(Softmax &state, const u32 (&weights)[TOKENS / 16][4], const u8 *stage,
                                            int lane) {
+  int value[SPANS];
+#pragma unroll
+  for (int span = 0; span < SPANS; span++) value[span] = first_v(lane, span);
 #pragma unroll
   for (int k = 0; k < TOKENS / 16; k++) {
     const u32(&a)[4] = weights[k];
-    int token = 16 * k + lane % 4 * 2;
 #pragma unroll
     for (int span = 0; span < SPANS; span++) {
-      uint2 v0 = read_v(stage, token, span, lane / 4), v1 = read_v(stage, token + 1, span, lane / 4);
-      uint2 v8 = read_v(stage, token + 8, span, lane / 4), v9 = read_v(stage, token + 9, span, lane / 4);
+      const u8 *at = stage + value[span] + 16 * k * ROW_BYTES;
+      uint2 v0 = read_v(at), v1 = read_v(at + ROW_BYTES);
+      uint2 v8 = read_v(at + 8 * ROW_BYTES), v9 = read_v(at + 9 * ROW_BYTES);
       mma(state.out[span][0], a[0], a[1], a[2], a[3], low_halves(v0.x, v1.x), low_halves(v8.x, v9.x));
       mma(state.out[span][1], a[0], a[1], a[2], a[3], high_halves(v0.x, v1.x), high_halves(v8.x, v9.x));
       mma(state.out[span][2], a[0], a[1], a[2], a[3], low_halves(v0.y, v1.y), low_halves(v8.y, v9.y));

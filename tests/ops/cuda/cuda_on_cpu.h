@@ -35,6 +35,12 @@ inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 using std::min;
 
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
+  uint64_t bytes = (uint64_t)y << 32 | x, picked = 0;
+  for (int i = 0; i < 4; i++) picked |= (bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return (uint32_t)picked;
+}
+
 struct Index { int x = 0, y = 0, z = 0; };
 
 struct Copy { void *to; const void *from; int bytes; };
@@ -115,6 +121,18 @@ inline uint32_t rounded_bf16(float x) {
 }
 
 inline uint32_t pack_bf16(float low, float high) { return rounded_bf16(low) | rounded_bf16(high) << 16; }
+
+// By hand, because threads of XLA take subnormal numbers for zeros.
+inline double from_bf16(uint32_t bits) {
+  int exponent = bits >> 7 & 0xff, mantissa = bits & 0x7f;
+  double size = exponent ? std::ldexp(128 + mantissa, exponent - 134) : std::ldexp(mantissa, -133);
+  return bits & 0x8000 ? -size : size;
+}
+
+inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  auto half = [&](int at) { return (float)(from_bf16(a >> at) * from_bf16(b >> at) + from_bf16(c >> at)); };
+  return pack_bf16(half(0), half(16));
+}
 
 inline void land(const std::vector<Copy> &copies) {
   for (const Copy &copy : copies) {
