@@ -223,6 +223,7 @@ class RequestOutput(NamedTuple):
     A named tuple, not a dataclass: a step of 512 rows makes 512 of them on the engine thread.
     `token_id` is None when the request ended without one (abort, error). `scores` come if the request
     asked for log probabilities. The first token brings how many tokens of the prompt were in the cache.
+    `is_text` is False for a token that only ended the request, one of its stop ids.
     """
 
     request_id: str
@@ -230,6 +231,7 @@ class RequestOutput(NamedTuple):
     finish_reason: FinishReason | None
     scores: RequestScores | None = None
     cached_tokens: int = 0
+    is_text: bool = True
 
 
 def _optional(name: str, value: object, *, low: int, high: int) -> int | None:

@@ -64,16 +64,24 @@ class Detokenizer:
         """Whether the text has ended, by a stop string or by the engine's reason."""
         return self._finished
 
-    def push(self, token_ids: Sequence[int], finish_reason: FinishReason | None = None) -> TextDelta:
+    def push(
+        self,
+        token_ids: Sequence[int],
+        finish_reason: FinishReason | None = None,
+        *,
+        ends_with_text: bool = False,
+    ) -> TextDelta:
         """Take in sampled tokens, and the engine's reason if it ended the request with the last of them.
 
-        An end by STOP leaves the last token out of the text (unless `include_stop_str_in_output`). A stop
-        string ends the text whatever the engine says: `finish_reason` is STOP then, and tokens after the
-        one that completed it are left out. What is pushed after the end gives an empty delta.
+        An end by STOP leaves the last token out of the text unless `ends_with_text`, because nothing could
+        follow it, or `include_stop_str_in_output`. A stop string ends the text whatever the engine says:
+        `finish_reason` is STOP then, and tokens after the one that completed it are left out. What is pushed
+        after the end gives an empty delta.
         """
         if self._finished:
             return TextDelta("", (), None, None)
-        stop_id = token_ids[-1] if finish_reason is FinishReason.STOP and token_ids else None
+        stops = finish_reason is FinishReason.STOP and not ends_with_text
+        stop_id = token_ids[-1] if stops and token_ids else None
         hides_last = stop_id is not None and not self._params.include_stop_str_in_output
         text = ""
         for count, token_id in enumerate(token_ids[:-1] if hides_last else token_ids, start=1):

@@ -93,31 +93,48 @@ class Grammar:
         self._matcher = matcher
         self._known = known
         self._eos = eos
+        self._first = next_mask(matcher, 32 * len(known))
 
     def constraint(self, *, ignore_eos: bool = False) -> "GrammarConstraint":
         """A constraint at the beginning of an answer.
 
         With `ignore_eos` end-of-sequence ids are never allowed: the answer goes on as long as it can.
         """
-        allowed = self._known & ~self._eos if ignore_eos else self._known
-        return GrammarConstraint(self._matcher.deep_copy(), allowed=allowed)
+        allowed = self._allowed(ignore_eos=ignore_eos)
+        return GrammarConstraint(self._matcher.deep_copy(), allowed=allowed, first=self._first)
+
+    def first_token_ids(self, *, ignore_eos: bool = False) -> Int32s:
+        """The tokens that an answer may begin with."""
+        words = self._first & self._allowed(ignore_eos=ignore_eos)
+        bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+        return np.flatnonzero(bits).astype(np.int32)
+
+    def _allowed(self, *, ignore_eos: bool) -> Int32s:
+        return self._known & ~self._eos if ignore_eos else self._known
 
 
 class GrammarConstraint:
-    """A `TokenConstraint`: how far one answer has come in its grammar."""
+    """A `TokenConstraint`: how far one answer has come in its grammar.
 
-    def __init__(self, matcher: llguidance.LLMatcher, *, allowed: Int32s) -> None:
+    The mask of its first token is `first`, made when the grammar was compiled.
+    """
+
+    def __init__(self, matcher: llguidance.LLMatcher, *, allowed: Int32s, first: Int32s) -> None:
         self._matcher = matcher
         self._allowed = allowed
+        self._first: Int32s | None = first
 
     def mask(self) -> Int32s:
         """Fresh words of the tokens that may come next; raises ConstraintError if that is too complex."""
+        if self._first is not None:
+            return self._first & self._allowed
         words = next_mask(self._matcher, 32 * len(self._allowed))
         self._check()
         return words & self._allowed
 
     def advance(self, token_id: int) -> None:
         """Take in a token that the mask allowed; raises ConstraintError if that is too complex."""
+        self._first = None
         self._matcher.consume_token(token_id)
         self._check()
 

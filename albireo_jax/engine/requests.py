@@ -4,6 +4,8 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.rules import NO_RULES, TokenRules
 from albireo_jax.core.token_ids import token_array
@@ -58,6 +60,7 @@ class RequestWriter:
         arrived_s = self._clock()
         prompt = token_array("the prompt", token_ids)  # one for all samples
         grammar, rules = self._grammar(params), self._rules(params)
+        self._check_first_token(params, stop_ids, rules=rules or NO_RULES, grammar=grammar)
         return [
             Request(
                 request_id=f"r{next(self._next_id)}",
@@ -99,6 +102,31 @@ class RequestWriter:
             bad_words=tuple(dict.fromkeys(words)),
         )
         return None if rules == NO_RULES else rules
+
+    def _check_first_token(
+        self,
+        params: SamplingParams,
+        stop_ids: Sequence[int],
+        *,
+        rules: TokenRules,
+        grammar: Grammar | None,
+    ) -> None:
+        """Raise ValueError if the rules of a request leave no token that its answer could begin with."""
+        banned = [word[0] for word in rules.bad_words if len(word) == 1]
+        banned += stop_ids if params.min_tokens else ()
+        if len(rules.allowed_token_ids):
+            name, allowed = "allowed_token_ids", rules.allowed_token_ids
+        elif grammar is not None:
+            name, allowed = "structured output", grammar.first_token_ids(ignore_eos=params.ignore_eos)
+        elif len(banned) >= self._limits.vocab_size:
+            name, allowed = "bad_words", np.arange(self._limits.vocab_size, dtype=np.int32)
+        else:
+            return
+        if np.isin(allowed, banned).all():
+            raise ValueError(
+                f"{name} leaves no token to begin an answer with: the {len(allowed)} that are allowed are "
+                f"banned by bad_words, or end it before min_tokens {params.min_tokens}"
+            )
 
     def _spellings(self, word: str) -> list[tuple[int, ...]]:
         """Token ids of a word at the beginning of a text, and behind a space."""

@@ -234,7 +234,7 @@ class Door(ABC):
             if output.finish_reason is FinishReason.ERROR:
                 self.service.check_running()
             token_ids = () if output.token_id is None else (output.token_id,)
-            delta = choice.detokenizer.push(token_ids, output.finish_reason)
+            delta = choice.detokenizer.push(token_ids, output.finish_reason, ends_with_text=output.is_text)
             choice_delta = ChoiceDelta(choice.index, *delta, cached_tokens=output.cached_tokens)
             if output.scores is not None:
                 choice_delta = _scored(choice_delta, output.scores, choice.request)

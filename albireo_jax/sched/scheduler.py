@@ -217,6 +217,7 @@ class Scheduler:
 
         token_ids: list[int | None] = sampled.ids.tolist()
         reasons: list[FinishReason | None] = [None] * plan.num_rows
+        are_text = [True] * plan.num_rows
         to_check = plan.samples & ~advanced  # no longer in the slot: finishing, preempted or gone
         to_check[advanced] = self._may_end[ids]
         if self._num_constrained:
@@ -238,14 +239,17 @@ class Scheduler:
                         sequence, int(sampled.ids[row]), ended=reasons[row] is not None
                     )
             if reasons[row] is not None:
+                are_text[row] = token_ids[row] not in sequence.request.stop_ids
                 self._forget(plan.request_ids[row])
                 if sequence.slot is not None:
                     ended.append(sequence.slot)
         if ended:
             self._release(np.array(ended, np.int32))
-        rows = zip(plan.request_ids, token_ids, reasons, advanced.tolist(), strict=True)
+        rows = zip(plan.request_ids, token_ids, reasons, are_text, advanced.tolist(), strict=True)
         outputs = [
-            RequestOutput(request_id, token, reason) for request_id, token, reason, kept in rows if kept
+            RequestOutput(request_id, token, reason, is_text=is_text)
+            for request_id, token, reason, is_text, kept in rows
+            if kept
         ]
         self._dropped += int(plan.samples.sum()) - len(outputs)
         if scores:

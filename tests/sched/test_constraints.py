@@ -109,6 +109,20 @@ def test_a_request_ends_with_the_token_after_which_nothing_may_follow() -> None:
     assert not engine.has_work
 
 
+def test_an_output_says_whether_its_token_is_text() -> None:
+    engine = scheduler()
+    engine.add(request("complete", Script((5,), ()), stop_ids=()))
+    engine.add(request("stopped", Script((6, EOS))))
+    engine.add(request("free"))
+    sampled = SampledTokens(ids=np.array([5, EOS, 7], np.int32), finished_s=0.0)
+    outputs = engine.commit(planned(engine), sampled)
+    assert [(output.finish_reason, output.is_text) for output in outputs] == [
+        (FinishReason.STOP, True),
+        (FinishReason.STOP, False),
+        (None, True),
+    ]
+
+
 def test_stop_tokens_are_no_part_of_the_mask_before_min_tokens() -> None:
     engine = scheduler()
     engine.add(request("bound", Script((5, EOS), (6, EOS), (7, EOS)), min_tokens=2))
