@@ -21,7 +21,8 @@ Digest = bytes
 class Node:
     """A full page: its number on the device and on the host, NULL_PAGE where it is not.
 
-    `device_children` of its `children` are on the device. A node without a digest is in no tree.
+    `device_children` of its `children` are on the device. A node without a digest is in no tree. `idle_since`
+    counts when its page became idle; 0 if it is owned, or not on the device.
     """
 
     digest: Digest = b""
@@ -30,6 +31,7 @@ class Node:
     host_page: int = NULL_PAGE
     children: dict[Digest, "Node"] = field(default_factory=dict["bytes", "Node"])
     device_children: int = 0
+    idle_since: int = 0
 
     @property
     def is_behind_device_pages(self) -> bool:
@@ -99,7 +101,8 @@ class PrefixTree:
             node.parent.device_children -= node.page != NULL_PAGE
         gone = [node]
         for above in gone:  # grows while it is read
-            gone += above.children.values()
+            if above.children:
+                gone += above.children.values()
         for each in gone:
             del self._nodes[each.digest]
             each.digest, each.parent, each.children, each.device_children = b"", None, {}, 0

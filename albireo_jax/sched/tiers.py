@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from albireo_jax.core.plan import NULL_PAGE, Int32s, PageCopies
+from albireo_jax.sched.eviction import IdlePages
 from albireo_jax.sched.pages import PagePool
 from albireo_jax.sched.prefix import Digest, Node, PrefixTree
 
@@ -52,8 +53,10 @@ class PageTiers:
         self._device = PagePool(num_pages)
         self._host = PagePool(num_host_pages)
         self._tree = PrefixTree()
-        self._idle: OrderedDict[int, Node] = OrderedDict()  # by device page, the one left longest ago first
-        self._on_host: OrderedDict[int, Node] = OrderedDict()  # by host page, likewise
+        self._idle = IdlePages()
+        self._on_host: OrderedDict[int, Node] = (
+            OrderedDict()
+        )  # by host page, the one copied longest ago first
         self._node_of: dict[int, Node] = {}  # by device page, those in the tree
         self._to_host: dict[int, int] = {}  # device page by host page
         self._to_device: list[tuple[int, int]] = []
@@ -85,8 +88,8 @@ class PageTiers:
     def take(self, count: int) -> Int32s:
         """`count` pages, each with one owner; idle ones are evicted as far as free ones do not suffice."""
         assert count <= self.num_available, f"{count} pages wanted, {self.num_available} available"
-        while self._device.num_free < count:
-            self._evict()
+        if self._device.num_free < count:
+            self._evict(count - self._device.num_free)
         return self._device.take(count)
 
     def release(self, pages: Int32s, *, pending: Sequence[Node] = ()) -> None:
@@ -97,7 +100,7 @@ class PageTiers:
         waiting = {node.page: node for node in pending}
         unowned = self._device.release(pages[::-1])  # the ends of prefixes first: they are evicted first
         nodes = [self._node_of.get(page) or waiting.get(page) for page in unowned.tolist()]
-        self._idle.update((node.page, node) for node in nodes if node is not None)
+        self._idle.extend(node for node in nodes if node is not None)
         self._device.give_back(unowned[[node is None for node in nodes]])
 
     def find(self, digests: Sequence[Digest]) -> list[Node]:
@@ -106,13 +109,13 @@ class PageTiers:
 
     def num_idle(self, chain: Sequence[Node]) -> int:
         """How many pages of a chain are idle: to own them takes them from those available."""
-        return sum(node.page in self._idle for node in chain)
+        return sum(node.idle_since > 0 for node in chain)
 
     def share(self, chain: Sequence[Node]) -> None:
         """Own the pages of a chain that is on the device."""
         pages = np.array([node.page for node in chain], np.int32)
         for page in self._device.share(pages).tolist():
-            del self._idle[page]
+            self._idle.remove(self._node_of[page])
 
     def restore(self, chain: Sequence[Node]) -> None:
         """Own the pages of a chain after copying to the device those that are on the host only.
@@ -141,8 +144,7 @@ class PageTiers:
             self._leave_host(known)
             self._tree.move(known, page=node.page, host_page=NULL_PAGE)
             self._node_of[node.page] = known
-            if node.page in self._idle:
-                self._idle[node.page] = known
+            self._idle.replace(node, by=known)
         elif self._tree.insert(node, digest, parent=parent):
             self._node_of[node.page] = node
 
@@ -169,7 +171,7 @@ class PageTiers:
 
     def check_invariants(self, held: Int32s) -> None:
         """Raise AssertionError if pages and tree contradict each other; `held` lists all owned pages."""
-        idle = np.array(list(self._idle), np.int32)
+        idle = np.array([node.page for node in self._idle.nodes()], np.int32)
         owners = np.bincount(held, minlength=self._device.num_pages + 1)
         assert np.array_equal(owners, self._device.owners), "owners differ from those of the page tables"
         pages = np.sort(np.concatenate((np.unique(held), idle, self._device.free_pages)))
@@ -190,33 +192,56 @@ class PageTiers:
             assert node.device_children == sum(child.page != NULL_PAGE for child in node.children.values())
             assert node.page != NULL_PAGE or not node.device_children, "a page left before one behind it"
             assert node.parent is None or node.parent.children[node.digest] is node
+        self._idle.check_invariants()
+        age = {host_page: age for age, host_page in enumerate(self._on_host)}
+        for node in self._on_host.values():
+            behind = [age[child.host_page] for child in node.children.values()]
+            assert max(behind, default=-1) < age[node.host_page], (
+                "the host would give up a page before one behind it"
+            )
 
-    def _evict(self) -> None:
-        """Free the idle page that was left longest ago and has none of the device's behind it."""
-        leaves = (node for node in self._idle.values() if not node.device_children)
-        node = next(leaves, None) or next(iter(self._idle.values()))  # else those behind it are owned
-        page = np.array([node.page], np.int32)
-        del self._idle[node.page]
-        if not node.digest:
-            node.page = NULL_PAGE
-        elif not node.device_children and (host_page := self._take_host_page()):
-            del self._node_of[node.page]
-            self._to_host[host_page] = node.page
-            self._on_host[host_page] = node
-            self._tree.move(node, page=NULL_PAGE, host_page=host_page)
-            self._copied_out += 1
-        else:
-            self._drop(node)
-        self._device.give_back(page)
+    def _evict(self, count: int) -> None:
+        """Free `count` idle pages; more if others are lost with them."""
+        freed: list[int] = []
+        has_host = self._host.num_pages > 0
+        while len(freed) < count:
+            node = self._idle.pop()
+            page = node.page
+            if not node.digest:
+                node.page = NULL_PAGE
+            elif has_host and not node.device_children and (host_page := self._take_host_page()):
+                self._move_to_host(node, host_page)
+            else:
+                freed += self._drop(node)
+            freed.append(page)
+        self._device.give_back(np.array(freed, np.int32))
+
+    def _move_to_host(self, node: Node, host_page: int) -> None:
+        """Have the page of a leaf copied to the host."""
+        del self._node_of[node.page]
+        self._to_host[host_page] = node.page
+        self._on_host[host_page] = node
+        self._tree.move(node, page=NULL_PAGE, host_page=host_page)
+        self._idle.offer(node.parent)
+        self._copied_out += 1
 
     def _take_host_page(self) -> int:
-        """A free page of the host, or one that it gives up; NULL_PAGE if it has none to give."""
-        if not self._host.num_free:
-            leaf = next((node for node in self._on_host.values() if not node.children), None)
-            if leaf is None:
-                return NULL_PAGE
-            self._drop(leaf)
-        return int(self._host.take(1)[0])
+        """A free page of the host, or the one that it gives up; NULL_PAGE if it has none.
+
+        The page that was copied longest ago has none behind it: those were copied before it.
+        """
+        if self._host.num_free:
+            return int(self._host.take(1)[0])
+        leaf = next(iter(self._on_host.values()), None)
+        if leaf is None:
+            return NULL_PAGE
+        host_page = leaf.host_page
+        del self._on_host[host_page]
+        self._to_host.pop(host_page, None)
+        self._tree.remove(leaf)
+        leaf.host_page = NULL_PAGE
+        self._lost += 1
+        return host_page
 
     def _leave_host(self, node: Node) -> None:
         """Free the host page of a node."""
@@ -224,14 +249,18 @@ class PageTiers:
         self._to_host.pop(node.host_page, None)
         self._host.give_back(self._host.release(np.array([node.host_page], np.int32)))
 
-    def _drop(self, node: Node) -> None:
-        """Let a page and those behind it be found no more; what nobody owns of it is free."""
+    def _drop(self, node: Node) -> list[int]:
+        """Let a page and those behind it be found no more; gives those of the device that nobody owns."""
+        parent, unowned = node.parent, list[int]()
         for gone in self._tree.remove(node):
             if gone.host_page != NULL_PAGE:
                 self._leave_host(gone)
             else:
                 del self._node_of[gone.page]
-                if self._idle.pop(gone.page, None) is not None:
-                    self._device.give_back(np.array([gone.page], np.int32))
+                if gone.idle_since:
+                    self._idle.remove(gone)
+                    unowned.append(gone.page)
             gone.page = gone.host_page = NULL_PAGE
             self._lost += 1
+        self._idle.offer(parent)
+        return unowned

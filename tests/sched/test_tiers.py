@@ -1,11 +1,14 @@
 """Pages of two tiers under random use: none is lost, prefixes leave from their ends, and copies add up."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from albireo_jax.core.plan import NULL_PAGE
+from albireo_jax.sched.eviction import IdlePages
 from albireo_jax.sched.prefix import Digest, Node, extend_digests, root_digest
 from albireo_jax.sched.tiers import PageTiers
 
@@ -18,11 +21,23 @@ def digests_of(text: tuple[int, ...]) -> list[Digest]:
     return digests
 
 
+class ScannedPages(IdlePages):
+    """Idle pages of which the next to evict is looked for among all of them as well."""
+
+    def pop(self) -> Node:
+        nodes = self.nodes()
+        leaves = [node for node in nodes if not any(child.page for child in node.children.values())]
+        expected = (leaves or nodes)[0]
+        assert super().pop() is expected
+        return expected
+
+
 class Model:
     """Both tiers as what is written in them, told by the copies; and who owns what."""
 
     def __init__(self, num_pages: int, num_host_pages: int) -> None:
         self.tiers = PageTiers(num_pages, num_host_pages=num_host_pages)
+        self.tiers._idle = ScannedPages()
         self.device: dict[int, bytes] = {}
         self.host: dict[int, bytes] = {}
         self.held: list[np.ndarray] = []
@@ -47,14 +62,25 @@ class Model:
         self.held.append(found)
         self.settle()
         assert [self.device[page] for page in found.tolist()] == digests[: len(chain)]
-        new = self.tiers.take(wanted)
-        self.held[-1] = np.concatenate((found, new))
+        self.compute(digests, first=len(chain))
+        return len(chain)
+
+    def run_beside(self, text: tuple[int, ...]) -> None:
+        """A request that computes all of `text`, as one does whose like is computed in the same step."""
+        digests = digests_of(text)
+        if len(digests) <= self.tiers.num_available:
+            self.held.append(np.zeros(0, np.int32))
+            self.compute(digests, first=0)
+
+    def compute(self, digests: list[Digest], *, first: int) -> None:
+        """The last request has the pages from place `first` on computed."""
+        new = self.tiers.take(len(digests) - first)
+        self.held[-1] = np.concatenate((self.held[-1], new))
         self.settle()
-        for place, page in enumerate(new.tolist(), start=len(chain)):
+        for place, page in enumerate(new.tolist(), start=first):
             self.device[page] = digests[place]
             self.tiers.insert(Node(page=page), digests[place], parent=digests[place - 1] if place else None)
         self.settle()
-        return len(chain)
 
     def end(self, index: int) -> None:
         """One of the requests ends."""
@@ -69,13 +95,15 @@ texts = st.lists(st.integers(0, 1), max_size=12).map(tuple)
 @given(
     num_pages=st.integers(1, 9),
     num_host_pages=st.integers(0, 6),
-    calls=st.lists(st.one_of(texts, st.integers(0, 9)), max_size=40),
+    calls=st.lists(st.one_of(texts, texts.map(list), st.integers(0, 9)), max_size=40),
 )
 def test_what_is_found_is_what_was_written(num_pages: int, num_host_pages: int, calls: list) -> None:
     model = Model(num_pages, num_host_pages)
     for call in calls:
         if isinstance(call, tuple):
             model.run(call)
+        elif isinstance(call, list):
+            model.run_beside(tuple(call))
         elif model.held:
             model.end(call)
     while model.held:
@@ -147,3 +175,67 @@ def test_pages_that_somebody_owns_or_nobody_has_are_missed_when_idle() -> None:
     tiers._device._owners[:] = 0
     with pytest.raises(AssertionError, match="1 pages are lost"):
         tiers.check_unowned()
+
+
+def test_a_page_whose_last_page_behind_it_left_is_evicted_in_its_turn() -> None:
+    """One request's chain is idle, and the only page behind it is another's, which had computed the same."""
+    model = Model(num_pages=7, num_host_pages=0)
+    model.run((0, 0, 0, 0))
+    model.run_beside((0, 0, 0, 0, 1, 1))  # its third page is behind the second of the first
+    model.end(0)
+    model.run((1, 1))
+    model.end(1)
+    assert model.tiers.stats().idle == 3
+    model.end(0)  # the third page becomes idle as the last
+    assert model.tiers.stats().idle == 4
+    model.run((1, 0, 1, 0, 1, 0, 1, 0, 1, 0))  # three free pages and two idle ones
+    assert [len(model.tiers.find(digests_of(text))) for text in ((1, 1), (0, 0, 0, 0, 1, 1))] == [0, 2]
+
+
+def test_idle_pages_that_are_shared_again_and_again_leave_no_trace() -> None:
+    model = Model(num_pages=8, num_host_pages=0)
+    for _ in range(500):
+        model.run((0, 1, 0, 1, 0, 0))
+        model.end(0)
+    assert len(model.tiers._idle._leaves) < 100
+
+
+def test_a_leaf_that_would_never_be_evicted_is_missed() -> None:
+    model = Model(num_pages=4, num_host_pages=0)
+    model.run((0, 1, 0, 1))
+    model.end(0)
+    del model.tiers._idle._leaves[:]
+    with pytest.raises(AssertionError, match="leaves are not to be evicted"):
+        model.settle()
+
+
+def test_a_host_page_that_would_leave_before_one_behind_it_is_missed() -> None:
+    model = Model(num_pages=2, num_host_pages=2)
+    model.run((0, 1, 0, 1))
+    model.end(0)
+    model.run((1, 1, 1, 1))
+    assert model.tiers.stats().host_in_use == 2
+    model.tiers._on_host.move_to_end(next(iter(model.tiers._on_host)))
+    with pytest.raises(AssertionError, match="would give up a page before one behind it"):
+        model.settle()
+
+
+def test_eviction_takes_time_in_proportion_to_the_pages_that_it_frees() -> None:
+    """Also of a chain whose pages have others behind them, one after the other until the last has left."""
+
+    def seconds(num_pages: int) -> float:
+        tiers = PageTiers(3 * num_pages, num_host_pages=0)
+        digests = digests_of((0,) * (PAGE_SIZE * (num_pages + 1)))
+        pages, behind = tiers.take(num_pages), tiers.take(1)
+        for place, page in enumerate([*pages.tolist(), *behind.tolist()]):
+            tiers.insert(Node(page=page), digests[place], parent=digests[place - 1] if place else None)
+        tiers.release(pages)
+        other = tiers.take(num_pages)
+        tiers.release(other, pending=[Node(page=page) for page in other.tolist()])
+        tiers.take(num_pages)  # what was free, and some of the others
+        begin_s = time.process_time()
+        tiers.take(num_pages)
+        return time.process_time() - begin_s
+
+    short, long = (min(seconds(num_pages) for _ in range(5)) for num_pages in (500, 4_000))
+    assert long < 5 * 8 * short
