@@ -1,5 +1,6 @@
 """Run an app with uvicorn until a signal says stop or the engine dies."""
 
+import asyncio
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from albireo_jax.engine.service import EngineService, ServiceState
+from albireo_jax.serving.protocol import KEEP_ALIVE_S, HttpProtocol
 
 _logger = logging.getLogger(__name__)
 
@@ -20,7 +22,10 @@ _BACKLOG = 2048
 """Connections that wait to be accepted."""
 
 _GRACE_S = 5
-"""Time that open answers get to end after a first signal; then they are cut off."""
+"""Time that open answers get to end after a first signal; then the engine ends them with an error."""
+
+_CUT_S = 3
+"""Time in which clients can be told so; then connections are closed, whatever they wait for."""
 
 _DEAD_S = 2.0
 """Time in which the server of a dead engine still answers, so that probes and open streams are told."""
@@ -93,7 +98,10 @@ def _config(app: ASGIApp) -> uvicorn.Config:
         app,
         access_log=False,
         log_level="warning",
-        timeout_graceful_shutdown=_GRACE_S,
+        http=HttpProtocol,
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_GRACE_S + _CUT_S,
         server_header=False,
         backlog=_BACKLOG,
     )
@@ -121,6 +129,13 @@ class _WatchingServer(uvicorn.Server):
             self._last.start()
         is_over = self._died_s is not None and time.monotonic() - self._died_s >= _DEAD_S
         return await super().on_tick(counter) or is_over
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let open answers end, and have the engine end those that take too long."""
+        event_loop = asyncio.get_running_loop()
+        cut = event_loop.call_later(_GRACE_S, event_loop.run_in_executor, None, self._service.stop)
+        await super().shutdown(sockets)
+        cut.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take the first signal: stop gracefully."""
