@@ -11,6 +11,7 @@ from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
 from albireo_jax.engine.pools import BoundedPool
+from albireo_jax.serving.body_text import Writing
 from albireo_jax.serving.errors import ApiError, bad_request
 from albireo_jax.serving.json_size import check_json_size
 from albireo_jax.serving.wire import Wire
@@ -25,21 +26,18 @@ def json_body(schema: type[Schema]) -> Callable[[Request], Awaitable[Schema]]:
     """A dependency that gives the request's body as a `schema`.
 
     Not FastAPI's own body parameter: that accepts NaN and answers 422. Raises ApiError 413 beyond the
-    app's `max_body_bytes`, 415 for another content type, 400 for what is not as the schema says.
+    app's `max_body_bytes`, 415 for another content type or an unknown encoding, 400 for what is not as the
+    schema says.
     """
 
     async def read(request: Request) -> Schema:
-        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type != "application/json":
-            raise ApiError(
-                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-                f"the content type must be application/json, got {content_type or 'none'}",
-            )
-        body = await _read_bytes(request, request.app.state.max_body_bytes)
-        if len(body) <= _SHORT_BODY_BYTES:
-            return parse_body(body, schema)
+        max_bytes: int = request.app.state.max_body_bytes
+        written = Writing.of(request.headers)
+        body = await _read_bytes(request, max_bytes)
+        if len(body) <= _SHORT_BODY_BYTES and not written.encodings:
+            return parse_body(written.json_text(body, max_bytes=max_bytes), schema)
         pool: BoundedPool = request.app.state.body_pool
-        return await pool.run(lambda: parse_body(body, schema))
+        return await pool.run(lambda: parse_body(written.json_text(body, max_bytes=max_bytes), schema))
 
     return read
 

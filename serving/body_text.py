@@ -3,8 +3,11 @@
 import json
 import re
 import zlib
+from dataclasses import dataclass
 from email.message import Message
 from http import HTTPStatus
+
+from starlette.datastructures import Headers
 
 from albireo_jax.serving.errors import ApiError, bad_request
 
@@ -21,23 +24,39 @@ _MAX_MEMBERS = 64
 _CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii", "utf-16", "utf-16le", "utf-16be", "utf-32", "iso-8859-1")
 
 
-def json_text(body: bytes, *, content_type: str, content_encoding: str, max_bytes: int) -> bytes:
-    """The JSON text of a body, whose headers say how it was written.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """How a body is written: its compressions, outermost last, and the encoding of its characters if told."""
 
-    Raises ApiError 415 for a header that is not understood, 413 if the text exceeds `max_bytes`, 400 for a
-    body that is not as its headers say.
-    """
-    charset = check_content_type(content_type)
-    names = [name.strip().lower() for name in content_encoding.split(",")]
-    encodings = [name for name in names if name not in ("", "identity")]
-    if len(encodings) > _MAX_LAYERS:
-        raise _unsupported(f"{len(encodings)} content encodings, the limit is {_MAX_LAYERS}")
-    for encoding in reversed(encodings):
-        body = _decompressed(body, encoding, max_bytes=max_bytes)
-    return _in_utf8(body, charset)
+    encodings: tuple[str, ...]
+    charset: str
+
+    @classmethod
+    def of(cls, headers: Headers) -> "Writing":
+        """The writing that headers tell; raises ApiError 415 for one that is not understood, or no JSON."""
+        names = [name.strip().lower() for name in headers.get("content-encoding", "").split(",")]
+        encodings = tuple(name for name in names if name not in ("", "identity"))
+        if len(encodings) > _MAX_LAYERS:
+            raise _unsupported(f"{len(encodings)} content encodings, the limit is {_MAX_LAYERS}")
+        for encoding in encodings:
+            if encoding not in _COMPRESSIONS:
+                raise _unsupported(
+                    f"the content encoding must be one of {', '.join(_COMPRESSIONS)}, got {encoding}",
+                    headers={"Accept-Encoding": ", ".join(_COMPRESSIONS)},
+                )
+        return cls(encodings=encodings, charset=_charset(headers.get("content-type", "")))
+
+    def json_text(self, body: bytes, *, max_bytes: int) -> bytes:
+        """The JSON text of a body in UTF-8.
+
+        Raises ApiError 413 if it exceeds `max_bytes`, 400 for a body that is not written so.
+        """
+        for encoding in reversed(self.encodings):
+            body = _decompressed(body, encoding, max_bytes=max_bytes)
+        return _in_utf8(body, self.charset)
 
 
-def check_content_type(content_type: str) -> str:
+def _charset(content_type: str) -> str:
     """The charset of a JSON content type, empty if none is told; raises ApiError 415 for another type."""
     header = Message()
     header["content-type"] = content_type
@@ -51,11 +70,6 @@ def check_content_type(content_type: str) -> str:
 
 
 def _decompressed(body: bytes, encoding: str, *, max_bytes: int) -> bytes:
-    if encoding not in _COMPRESSIONS:
-        raise _unsupported(
-            f"the content encoding must be one of {', '.join(_COMPRESSIONS)}, got {encoding}",
-            headers={"Accept-Encoding": ", ".join(_COMPRESSIONS)},
-        )
     bits = _COMPRESSIONS[encoding]
     if encoding == "deflate" and not _has_zlib_header(body):
         bits = -zlib.MAX_WBITS  # some clients leave the header out

@@ -1,5 +1,6 @@
 """POST /v1/chat/completions: the assistant's next message, with its reasoning and its tool calls."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -19,6 +20,7 @@ from albireo_jax.engine.turns import ChoiceDelta, Completion
 from albireo_jax.serving.asking import Asked, ask
 from albireo_jax.serving.auth import cache_salt
 from albireo_jax.serving.body import body_docs, json_body
+from albireo_jax.serving.chunks import Chunks
 from albireo_jax.serving.events import (
     ChoiceEvents,
     DeltaEvents,
@@ -30,11 +32,10 @@ from albireo_jax.serving.events import (
 )
 from albireo_jax.serving.logprobs import ChatLogprobs, prompt_logprobs
 from albireo_jax.serving.request_id import request_id
+from albireo_jax.serving.schemas import num_top
 from albireo_jax.serving.schemas_chat import ChatBody
 from albireo_jax.serving.served import Engine, Format
 from albireo_jax.serving.turns import Heading, Usage, callers_fault, check_model, prepare
-
-_CHUNK = "chat.completion.chunk"
 
 router = APIRouter()
 
@@ -54,26 +55,27 @@ async def create_chat_completion(
         asked = await ask(engine.tokenizer, format, body)
         await prepare(engine.frontend, asked.params)
         samples = range(asked.params.n)
-        events = [_choice_events(heading, index, asked) for index in samples] if body.stream else []
         usage = Usage(len(asked.prompt_ids), n=asked.params.n)
+        chunks = Chunks(heading, "chat.completion.chunk", usage=usage, options=body.stream_options)
+        shows_ids = bool(body.return_token_ids)
+        events = [
+            _choice_events(chunks, index, asked, shows_ids=shows_ids) for index in samples if body.stream
+        ]
         salt = cache_salt(request.headers, body.cache_salt)
         # Last, since nothing that fails behind it would close it.
         turn = engine.frontend.stream_async([asked.prompt_ids], asked.params, cache_salt=salt)
 
-    def last_event() -> bytes:
-        if not body.wants_usage:
-            return b""
-        return event(heading.object(_CHUNK, choices=[], usage=usage.object()))
-
     if body.stream:
-        return EventStream(turn, turn_events(turn, events, usage=usage, last_event=last_event))
+        return EventStream(turn, turn_events(turn, events, usage=usage, last_event=chunks.last_event))
     done = await read_to_end(turn, request.receive)
     usage.count(done)
-    choices = [_answered(completion, asked) for completion in done]
+    choices = [_answered(completion, asked, shows_ids=shows_ids) for completion in done]
     answer = heading.object("chat.completion", choices=choices, usage=usage.object())
+    if shows_ids:
+        answer["prompt_token_ids"] = list(asked.prompt_ids)
     if body.prompt_logprobs is not None and done:
         answer["prompt_logprobs"] = prompt_logprobs(
-            engine.tokenizer, done[0].prompt_logprobs, num_top=body.prompt_logprobs
+            engine.tokenizer, done[0].prompt_logprobs, num_top=num_top(body.prompt_logprobs)
         )
     return JSONResponse(answer)
 
@@ -82,25 +84,33 @@ class _MessageEvents:
     """Events of a choice whose answer is read for reasoning and calls."""
 
     def __init__(
-        self, heading: Heading, opening: bytes, reader: AnswerReader, *, logprobs: ChatLogprobs
+        self,
+        chunks: Chunks,
+        opening: Callable[[], bytes],
+        reader: AnswerReader,
+        *,
+        logprobs: ChatLogprobs,
+        shows_ids: bool,
     ) -> None:
-        self._heading = heading
+        self._chunks = chunks
         self._opening = opening
         self._reader = reader
         self._has_called = False
         self._logprobs = logprobs
+        self._shows_ids = shows_ids
         self._unsaid: tuple[TokenLogprob, ...] = ()
+        self._unsaid_ids: tuple[int, ...] = ()
 
     def encode(self, delta: ChoiceDelta) -> bytes:
         """The events of a delta; none while its text waits.
 
-        Log probabilities go with the first chunk after their tokens.
+        Token ids and log probabilities go with the first chunk after their tokens.
         """
         read = self._reader.push(delta.text) if delta.text else []
         if delta.finish_reason is not None:
             read += self._reader.finish()
         self._has_called |= any(isinstance(part, CallBegun) for part in read)
-        opening, self._opening = self._opening, b""
+        opening, self._opening = self._opening(), bytes
         middle = delta._replace(finish_reason=None, stop_reason=None)
         choices = [
             _choice(middle, delta=content) for content in map(_delta_content, read) if content is not None
@@ -108,13 +118,13 @@ class _MessageEvents:
         if delta.finish_reason is not None:
             choices.append(_choice(delta, has_called=self._has_called, delta={}))
         self._unsaid += delta.logprobs
+        self._unsaid_ids += delta.token_ids
         if choices:
             choices[0]["logprobs"] = self._logprobs.write(self._unsaid)
-            self._unsaid = ()
-        return opening + b"".join(map(self._chunk, choices))
-
-    def _chunk(self, choice: dict[str, Any]) -> bytes:
-        return event(self._heading.object(_CHUNK, choices=[choice]))
+            if self._shows_ids:
+                choices[0]["token_ids"] = list(self._unsaid_ids)
+            self._unsaid, self._unsaid_ids = (), ()
+        return opening + b"".join(event(self._chunks.object(choice)) for choice in choices)
 
 
 def _delta_content(part: AnswerEvent) -> dict[str, Any] | None:
@@ -138,38 +148,48 @@ def _reasoning(text: str | None) -> dict[str, str | None]:
     return {"reasoning_content": text, "reasoning": text}
 
 
-def _choice_events(heading: Heading, index: int, asked: Asked) -> DeltaEvents:
+def _choice_events(chunks: Chunks, index: int, asked: Asked, *, shows_ids: bool) -> DeltaEvents:
     """The events of a choice: who speaks, then what."""
 
     def chunk(delta: ChoiceDelta) -> dict[str, Any]:
         content = {"content": delta.text} if delta.text else {}
         choice = _choice(delta, delta=content)
         choice["logprobs"] = asked.logprobs.write(delta.logprobs)
-        return heading.object(_CHUNK, choices=[choice])
+        if shows_ids:
+            choice["token_ids"] = list(delta.token_ids)
+        return chunks.object(choice)
 
-    role = _choice(ChoiceDelta(index, "", (), None, None), delta={"role": "assistant", "content": ""})
-    opening = event(heading.object(_CHUNK, choices=[role]))
+    speaker = {"role": "assistant", "content": "", "refusal": None}
+    role = _choice(ChoiceDelta(index, "", (), None, None), delta=speaker)
+    prompt = {"prompt_token_ids": list(asked.prompt_ids)} if shows_ids else {}
+
+    def opening() -> bytes:
+        return event(chunks.object(role, **prompt))
+
     reader = asked.reader()
     if reader is not None:
-        return _MessageEvents(heading, opening, reader, logprobs=asked.logprobs)
-    if asked.params.logprobs is not None:
+        return _MessageEvents(chunks, opening, reader, logprobs=asked.logprobs, shows_ids=shows_ids)
+    if asked.params.logprobs is not None or shows_ids or chunks.is_counted:
         return EachDelta(chunk, opening=opening)
-    return ChoiceEvents(index, chunk, opening=opening)
+    return ChoiceEvents(index, chunk, opening=opening())
 
 
-def _answered(completion: Completion, asked: Asked) -> dict[str, Any]:
+def _answered(completion: Completion, asked: Asked, *, shows_ids: bool) -> dict[str, Any]:
     reader = asked.reader()
     if reader is None:
-        choice = _choice(completion, message={"role": "assistant", "content": completion.text})
+        message = {"role": "assistant", "content": completion.text, "refusal": None}
+        choice = _choice(completion, message=message)
     else:
         answer = reader.read(completion.text)
         choice = _choice(completion, has_called=bool(answer.calls), message=_message(answer, asked))
     choice["logprobs"] = asked.logprobs.write(completion.logprobs)
+    if shows_ids:
+        choice["token_ids"] = list(completion.token_ids)
     return choice
 
 
 def _message(answer: Answer, asked: Asked) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": answer.content}
+    message: dict[str, Any] = {"role": "assistant", "content": answer.content, "refusal": None}
     if not answer.content and (answer.calls or answer.reasoning):
         message["content"] = None
     if asked.thinking is not Thinking.OVER:

@@ -11,6 +11,7 @@ from albireo_jax.engine.tokenizer import Tokenizer
 from albireo_jax.engine.turns import ChoiceDelta
 from albireo_jax.serving.auth import cache_salt
 from albireo_jax.serving.body import body_docs, json_body
+from albireo_jax.serving.chunks import Chunks
 from albireo_jax.serving.events import (
     ChoiceEvents,
     DeltaEvents,
@@ -22,7 +23,7 @@ from albireo_jax.serving.events import (
 )
 from albireo_jax.serving.logprobs import CompletionLogprobs, prompt_logprobs
 from albireo_jax.serving.request_id import request_id
-from albireo_jax.serving.schemas import CompletionBody
+from albireo_jax.serving.schemas import CompletionBody, num_top
 from albireo_jax.serving.served import Engine
 from albireo_jax.serving.turns import Heading, Usage, callers_fault, check_model, encode_all, prepare
 
@@ -51,19 +52,15 @@ async def create_completion(
             for prompt, ids in zip(prompts, prompt_ids, strict=True)
             for _ in range(params.n)
         ]
-        choices = [writer.events(heading, i) for i, writer in enumerate(writers)] if body.stream else []
         usage = Usage(sum(map(len, prompt_ids)), n=params.n, shown=body.generates)
+        chunks = Chunks(heading, "text_completion", usage=usage, options=body.stream_options)
+        choices = [writer.events(chunks, i) for i, writer in enumerate(writers)] if body.stream else []
         salt = cache_salt(request.headers, body.cache_salt)
         # Last, since nothing that fails behind it would close it.
         turn = engine.frontend.stream_async(prompt_ids, params, cache_salt=salt)
 
-    def last_event() -> bytes:
-        if not body.wants_usage:
-            return b""
-        return event(heading.object("text_completion", choices=[], usage=usage.object()))
-
     if body.stream:
-        return EventStream(turn, turn_events(turn, choices, usage=usage, last_event=last_event))
+        return EventStream(turn, turn_events(turn, choices, usage=usage, last_event=chunks.last_event))
     done = await read_to_end(turn, request.receive)
     written = [writers[completion.choice].write(completion.as_delta()) for completion in done]
     usage.count(done)
@@ -85,11 +82,12 @@ class _ChoiceWriter:
         self._body = body
         self._prompt_ids = prompt_ids
         self._echo = ""
+        self._unsaid_prompt_ids = list(prompt_ids)
         if body.echo:
             is_text = isinstance(prompt, str)
             self._echo = prompt if is_text else tokenizer.decode(prompt_ids, skip_special_tokens=False)
         self._logprobs = CompletionLogprobs(
-            tokenizer, num_top=body.logprobs or 0, as_ids=bool(body.return_tokens_as_token_ids)
+            tokenizer, num_top=num_top(body.logprobs), as_ids=bool(body.return_tokens_as_token_ids)
         )
 
     def write(self, delta: ChoiceDelta) -> dict[str, Any]:
@@ -106,6 +104,9 @@ class _ChoiceWriter:
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
         }
+        if body.return_token_ids:
+            choice["token_ids"] = list(delta.token_ids)
+            choice["prompt_token_ids"], self._unsaid_prompt_ids = self._unsaid_prompt_ids or None, []
         if body.logprobs is not None:
             echoed_ids = self._prompt_ids if body.echo and delta.prompt_logprobs else ()
             echoed_logprobs = delta.prompt_logprobs if body.echo else ()
@@ -114,17 +115,18 @@ class _ChoiceWriter:
             )
         if body.prompt_logprobs is not None:
             choice["prompt_logprobs"] = prompt_logprobs(
-                self._tokenizer, delta.prompt_logprobs, num_top=body.prompt_logprobs
+                self._tokenizer, delta.prompt_logprobs, num_top=num_top(body.prompt_logprobs)
             )
         return choice
 
-    def events(self, heading: Heading, index: int) -> DeltaEvents:
+    def events(self, chunks: Chunks, index: int) -> DeltaEvents:
         """Turns the deltas into events."""
+        body = self._body
 
         def chunk(delta: ChoiceDelta) -> dict[str, Any]:
-            return heading.object("text_completion", choices=[self.write(delta)])
+            return chunks.object(self.write(delta))
 
-        if self._body.logprobs is not None or not self._body.generates:
+        if body.logprobs is not None or body.return_token_ids or chunks.is_counted or not body.generates:
             return EachDelta(chunk)
         opening = event(chunk(ChoiceDelta(index, "", (), None, None))) if self._echo else b""
         return ChoiceEvents(index, chunk, opening=opening)

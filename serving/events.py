@@ -65,15 +65,15 @@ class ChoiceEvents:
 
 
 class EachDelta:
-    """Events of one choice, `opening` and then one for each delta, with or without text."""
+    """Events of one choice, those of `opening` and then one for each delta, with or without text."""
 
-    def __init__(self, chunk: Chunk, *, opening: bytes = b"") -> None:
+    def __init__(self, chunk: Chunk, *, opening: Callable[[], bytes] = bytes) -> None:
         self._chunk = chunk
         self._opening = opening
 
     def encode(self, delta: ChoiceDelta) -> bytes:
         """The event of a delta."""
-        opening, self._opening = self._opening, b""
+        opening, self._opening = self._opening(), bytes
         return opening + event(self._chunk(delta))
 
 

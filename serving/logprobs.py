@@ -17,7 +17,7 @@ class CompletionLogprobs:
     token is written `token_id:N`, which tells tokens of the same text apart.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, num_top: int, as_ids: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, num_top: int | None, as_ids: bool = False) -> None:
         self._spelling = _Spelling(tokenizer, as_ids=as_ids)
         self._num_top = num_top
         self._offset = 0
@@ -69,7 +69,7 @@ class ChatLogprobs:
 
 
 def prompt_logprobs(
-    tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob | None], *, num_top: int
+    tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob | None], *, num_top: int | None
 ) -> list[dict[str, dict[str, Any]] | None]:
     """Of each token of a prompt but the first, by id: its own and the likeliest ones', as vLLM gives them."""
     spelling = _Spelling(tokenizer, as_ids=False)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from albireo_jax.core.types import SamplingParams
+from albireo_jax.core.types import ALL_LOGPROBS, SamplingParams
 from albireo_jax.serving.foreign_fields import FOREIGN, INSTEAD
 from albireo_jax.serving.schemas_structured import StructuredBody
 from albireo_jax.serving.wire import Refused, Whole, WholeNumbers, Wire, one_message
@@ -90,6 +90,7 @@ class SamplingBody(StructuredBody):
     skip_special_tokens: bool | None = None
     prompt_logprobs: Whole | None = None
     return_tokens_as_token_ids: bool | None = None
+    return_token_ids: bool | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_CACHE_SALT)] | None = None
 
     @model_validator(mode="after")
@@ -173,7 +174,8 @@ class CompletionBody(SamplingBody):
         body = self if self.generates else self.model_copy(update={"max_tokens": 1})
         params = super(CompletionBody, body).sampling_params(default_max_tokens)
         of_prompt = [self.prompt_logprobs, self.logprobs if self.echo else None]
-        wanted = max((count for count in of_prompt if count is not None), default=None)
+        counts = [count for count in of_prompt if count is not None]
+        wanted = ALL_LOGPROBS if ALL_LOGPROBS in counts else max(counts, default=None)
         return replace(params, logprobs=self.logprobs, prompt_logprobs=wanted)
 
     def prompts(self) -> list[str] | list[list[int]]:
@@ -197,6 +199,11 @@ class DetokenizeBody(Wire):
 
     model: str | None = None
     tokens: list[int]
+
+
+def num_top(asked: int | None) -> int | None:
+    """Likeliest tokens to show in each place; None for all that come."""
+    return None if asked == ALL_LOGPROBS else asked or 0
 
 
 def _token_id(key: str) -> int:

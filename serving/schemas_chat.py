@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from albireo_jax.core.config import MAX_LOGPROBS
-from albireo_jax.core.types import SamplingParams
+from albireo_jax.core.types import ALL_LOGPROBS, SamplingParams
 from albireo_jax.engine.tool_calls import is_function_name
 from albireo_jax.engine.tool_grammar import Function
 from albireo_jax.serving.schemas import REFUSED, SamplingBody
@@ -171,7 +171,7 @@ class ChatBody(SamplingBody):
     messages: Annotated[list[MessageBody], Field(min_length=1)]
     max_completion_tokens: Whole | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: Annotated[Whole, Field(ge=ALL_LOGPROBS, le=MAX_LOGPROBS)] | None = None
     tools: list[ToolBody] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None

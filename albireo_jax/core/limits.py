@@ -7,7 +7,7 @@ import numpy as np
 from albireo_jax.core.config import MAX_LOGPROBS
 from albireo_jax.core.errors import ContextLengthError
 from albireo_jax.core.plan import Int32s
-from albireo_jax.core.types import Request
+from albireo_jax.core.types import ALL_LOGPROBS, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,20 @@ class EngineLimits:
         """
         self._check_prompt_len(num_prompt_tokens)
         return self.max_sequence_len - num_prompt_tokens if max_tokens is None else max_tokens
+
+    def resolve_logprobs(self, name: str, wanted: int | None) -> int | None:
+        """Likeliest tokens to give in each place: what is asked for, or the vocabulary for ALL_LOGPROBS.
+
+        Raises ValueError, with the vocabulary and the limit, if that is more than this engine gives.
+        """
+        if wanted != ALL_LOGPROBS:
+            return wanted
+        if self.vocab_size > self.max_logprobs:
+            raise ValueError(
+                f"{name} {ALL_LOGPROBS} asks for all {self.vocab_size} tokens of the vocabulary, "
+                f"the limit is {self.max_logprobs}"
+            )
+        return self.vocab_size
 
     def check(self, request: Request) -> None:
         """Raise ValueError, with the value and the limit, if the engine could never finish `request`.

@@ -18,6 +18,12 @@ MAX_STOP_IDS = 32
 
 MAX_SEED = 2**63 - 1
 
+LEAST_TEMPERATURE = 1e-5
+"""A lower temperature is greedy: logits divided by it would leave the range of float32."""
+
+ALL_LOGPROBS = -1
+"""Asks for the log probability of every token of the vocabulary."""
+
 MAX_SAMPLES = 128
 """Answers to one prompt that a call can ask for."""
 
@@ -63,12 +69,14 @@ class StructuredOutput:
 class SamplingParams:
     """How the tokens of a request are chosen and when it ends.
 
-    temperature 0 is greedy; top_k 0 and -1 mean the whole vocabulary; top_p 1 and min_p 0 filter nothing.
+    temperature 0 is greedy, and so are temperatures below `LEAST_TEMPERATURE` and top_p 0; top_k 0 and -1
+    mean the whole vocabulary; top_p 1 and min_p 0 filter nothing.
     The penalties, `logit_bias` (token id to what is added to its logit), `allowed_token_ids` and `bad_words`
     are those of `core.rules`. `max_tokens` None generates until the model's length limit. A request without
-    a seed gets one at the door, so that its tokens still do not depend on batch, depth or preemption.
+    a seed, which -1 also says, gets one at the door, so that its tokens still do not depend on batch, depth
+    or preemption.
     `logprobs` and `prompt_logprobs` ask for log probabilities of the answer's and the prompt's tokens, and of
-    so many of the likeliest in the place of each; None asks for none.
+    so many of the likeliest in the place of each, -1 for all of the vocabulary; None asks for none.
     `shown_tokens` are special tokens whose text is given although `skip_special_tokens` hides the others.
     Raises ValueError naming the value and the limit.
     """
@@ -101,6 +109,9 @@ class SamplingParams:
         """Refuse what no sampler can do."""
         for name, value in self._checked().items():
             object.__setattr__(self, name, value)
+        if self.temperature < LEAST_TEMPERATURE or self.top_p == 0:
+            object.__setattr__(self, "temperature", 0.0)
+            object.__setattr__(self, "top_p", self.top_p or 1.0)
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise ValueError("allowed_token_ids is empty, at least 1 token must be allowed")
         if self.allowed_token_ids is not None and self.structured is not None:
@@ -122,7 +133,7 @@ class SamplingParams:
             "min_tokens": checks.integer("min_tokens", self.min_tokens, low=0),
             "temperature": number("temperature", self.temperature, high=100.0),
             "top_k": _top_k(self.top_k),
-            "top_p": number("top_p", self.top_p, open_low=True),
+            "top_p": number("top_p", self.top_p),
             "min_p": number("min_p", self.min_p),
             "repetition_penalty": number(
                 "repetition_penalty", self.repetition_penalty, high=100.0, open_low=True
@@ -132,9 +143,11 @@ class SamplingParams:
             "logit_bias": _biases(self.logit_bias),
             "allowed_token_ids": None if allowed is None else checks.token_ids("allowed_token_ids", allowed),
             "bad_words": checks.strings("bad_words", self.bad_words),
-            "seed": _optional("seed", self.seed, low=0, high=MAX_SEED),
-            "logprobs": _optional("logprobs", self.logprobs, low=0, high=MAX_LOGPROBS),
-            "prompt_logprobs": _optional("prompt_logprobs", self.prompt_logprobs, low=0, high=MAX_LOGPROBS),
+            "seed": _none_if_minus_1(_optional("seed", self.seed, low=-1, high=MAX_SEED)),
+            "logprobs": _optional("logprobs", self.logprobs, low=ALL_LOGPROBS, high=MAX_LOGPROBS),
+            "prompt_logprobs": _optional(
+                "prompt_logprobs", self.prompt_logprobs, low=ALL_LOGPROBS, high=MAX_LOGPROBS
+            ),
             "stop": checks.strings("stop", self.stop),
             "stop_token_ids": _token_ids("stop_token_ids", self.stop_token_ids),
             "include_stop_str_in_output": checks.flag(
@@ -236,6 +249,11 @@ class RequestOutput(NamedTuple):
 
 def _optional(name: str, value: object, *, low: int, high: int) -> int | None:
     return None if value is None else checks.integer(name, value, low=low, high=high)
+
+
+def _none_if_minus_1(seed: int | None) -> int | None:
+    """Other servers take -1 for no seed."""
+    return None if seed == -1 else seed
 
 
 def _top_k(value: object) -> int:

@@ -61,6 +61,8 @@ class RequestWriter:
         prompt = token_array("the prompt", token_ids)  # one for all samples
         grammar, rules = self._grammar(params), self._rules(params)
         self._check_first_token(params, stop_ids, rules=rules or NO_RULES, grammar=grammar)
+        logprobs = self._limits.resolve_logprobs("logprobs", params.logprobs)
+        prompt_logprobs = self._limits.resolve_logprobs("prompt_logprobs", params.prompt_logprobs)
         return [
             Request(
                 request_id=f"r{next(self._next_id)}",
@@ -75,8 +77,8 @@ class RequestWriter:
                 stop_ids=tuple(dict.fromkeys(stop_ids)),
                 rules=rules,
                 constraint=None if grammar is None else grammar.constraint(ignore_eos=params.ignore_eos),
-                logprobs=params.logprobs,
-                prompt_logprobs=params.prompt_logprobs,
+                logprobs=logprobs,
+                prompt_logprobs=prompt_logprobs,
                 cache_salt=cache_salt,
                 arrived_s=arrived_s,
             )

@@ -31,16 +31,16 @@ LIMITS = EngineLimits(max_model_len=100, vocab_size=512, num_pages=4, page_size=
         ("temperature", math.nan, "temperature must be a finite number, got nan"),
         ("temperature", math.inf, "temperature must be a finite number, got inf"),
         ("temperature", "1", "temperature must be a finite number, got '1'"),
-        ("top_p", 0.0, r"top_p must be in \(0, 1\], got 0.0"),
-        ("top_p", 1.5, r"top_p must be in \(0, 1\], got 1.5"),
+        ("top_p", -0.1, r"top_p must be in \[0, 1\], got -0.1"),
+        ("top_p", 1.5, r"top_p must be in \[0, 1\], got 1.5"),
         ("min_p", -1, r"min_p must be in \[0, 1\], got -1"),
         ("top_k", -2, "top_k must be at least 0, got -2"),
         ("top_k", 1.5, "top_k must be an integer, got 1.5"),
         ("top_k", True, "top_k must be an integer, got True"),
         ("max_tokens", 0, "max_tokens must be at least 1, got 0"),
         ("min_tokens", 17, "min_tokens 17 exceeds max_tokens 16"),
-        ("seed", -1, "seed must be between 0 and"),
-        ("seed", 2**63, "seed must be between 0 and"),
+        ("seed", -2, "seed must be between -1 and"),
+        ("seed", 2**63, "seed must be between -1 and"),
         ("n", 0, "n must be between 1 and 128, got 0"),
         ("stop", ("",), "stop must hold non-empty strings"),
         ("stop_token_ids", tuple(range(33)), "33 ids, the limit is 32"),
@@ -72,6 +72,25 @@ LIMITS = EngineLimits(max_model_len=100, vocab_size=512, num_pages=4, page_size=
 def test_bad_parameters_are_refused(field: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamplingParams(**{field: value})
+
+
+@pytest.mark.parametrize(
+    "given", [{"top_p": 0}, {"temperature": 5e-324}, {"temperature": 9e-6}, {"temperature": 0, "top_p": 0.5}]
+)
+def test_no_mass_and_almost_no_temperature_are_greedy(given: dict[str, Any]) -> None:
+    params = SamplingParams(**given)
+    assert params.temperature == 0
+    assert params.top_p > 0
+    assert SamplingParams(temperature=1e-5).temperature == 1e-5
+
+
+def test_minus_1_is_no_seed_and_every_log_probability() -> None:
+    assert SamplingParams(seed=-1).seed is None
+    assert LIMITS.resolve_logprobs("logprobs", 7) == 7
+    assert LIMITS.resolve_logprobs("logprobs", None) is None
+    with pytest.raises(ValueError, match=r"logprobs -1 asks for all 512 tokens .* the limit is 20"):
+        LIMITS.resolve_logprobs("logprobs", SamplingParams(logprobs=-1).logprobs)
+    assert replace(LIMITS, vocab_size=12).resolve_logprobs("logprobs", -1) == 12
 
 
 def test_a_single_stop_string_and_lists_are_taken() -> None:
