@@ -41,8 +41,9 @@ from albireo_jax.core.plan import (
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched import policy
 from albireo_jax.sched.caching import PrefixCache
-from albireo_jax.sched.constraints import NO_MASKS, ConstrainedAnswer, Masks
+from albireo_jax.sched.constraints import NO_MASKS, ConstrainedAnswer
 from albireo_jax.sched.line import WaitingLine
+from albireo_jax.sched.masks import masks_of
 from albireo_jax.sched.prefix import Node
 from albireo_jax.sched.repeating import check_ends, missing_pages, single_steps, steps_of
 from albireo_jax.sched.scoring import give_scores, scored_tokens, take_scores
@@ -171,7 +172,7 @@ class Scheduler:
         ends = starts + counts
         samples = ends == table.length[rows]
         updates = join_pages(new_pages)
-        masks = self._masks(rows[samples]) if self._num_constrained else NO_MASKS
+        masks = masks_of(rows[samples], table, self._live) if self._num_constrained else NO_MASKS
         step_plan = StepPlan(
             step=self._steps,
             request_ids=tuple(table.request_id[rows].tolist()),
@@ -246,11 +247,7 @@ class Scheduler:
         if ended:
             self._release(np.array(ended, np.int32))
         rows = zip(plan.request_ids, token_ids, reasons, are_text, advanced.tolist(), strict=True)
-        outputs = [
-            RequestOutput(request_id, token, reason, is_text=is_text)
-            for request_id, token, reason, is_text, kept in rows
-            if kept
-        ]
+        outputs = [RequestOutput(*row, is_text=is_text) for *row, is_text, kept in rows if kept]
         self._dropped += int(plan.samples.sum()) - len(outputs)
         if scores:
             give_scores(outputs, scores)
@@ -292,13 +289,6 @@ class Scheduler:
         if not self._num_constrained:
             return rows
         return rows[~table.constrained[rows] | (table.committed[rows] == table.length[rows])]
-
-    def _masks(self, sampling: Int32s) -> Masks:
-        """The masks of those of the `sampling` rows that have a constraint."""
-        slots = sampling[self._table.constrained[sampling]]
-        answers = [self._live[request_id].answer for request_id in self._table.request_id[slots].tolist()]
-        words = [answer.mask for answer in answers if answer is not None]
-        return Masks(slots, np.stack(words)) if words else NO_MASKS
 
     def _give_decode_pages(self) -> NewPages:
         """A page for each decoding row whose last one is full; preempts until there are enough."""

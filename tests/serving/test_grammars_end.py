@@ -68,10 +68,7 @@ def test_rules_that_leave_no_token_are_refused_at_the_door() -> None:
     with lab() as engine:
         for fields, name in (
             ({"allowed_token_ids": (end,), "min_tokens": 1}, "allowed_token_ids"),
-            (
-                {"allowed_token_ids": (letter,), "stop_token_ids": (letter,), "min_tokens": 1},
-                "allowed_token_ids",
-            ),
+            (stops, "allowed_token_ids"),
             ({"allowed_token_ids": (letter,), "bad_words": ("a",)}, "allowed_token_ids"),
             ({"structured": only_a, "bad_words": ("a",)}, "structured output"),
             ({"structured": nothing, "ignore_eos": True}, "structured output"),
