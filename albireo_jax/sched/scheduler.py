@@ -247,7 +247,7 @@ class Scheduler:
         if ended:
             self._release(np.array(ended, np.int32))
         rows = zip(plan.request_ids, token_ids, reasons, are_text, advanced.tolist(), strict=True)
-        outputs = [RequestOutput(*row, is_text=is_text) for *row, is_text, kept in rows if kept]
+        outputs = [RequestOutput(id, token, why, is_text=text) for id, token, why, text, kept in rows if kept]
         self._dropped += int(plan.samples.sum()) - len(outputs)
         if scores:
             give_scores(outputs, scores)
