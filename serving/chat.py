@@ -15,7 +15,7 @@ from albireo_jax.engine.answers import (
 )
 from albireo_jax.engine.logprobs import TokenLogprob
 from albireo_jax.engine.reasoning import Thinking
-from albireo_jax.engine.tool_calls import ArgumentsText, CallBegun, ContentText
+from albireo_jax.engine.tool_calls import ArgumentsText, CallBegun, CallEnded, ContentText
 from albireo_jax.engine.turns import ChoiceDelta, Completion
 from albireo_jax.serving.asking import Asked, ask
 from albireo_jax.serving.auth import cache_salt
@@ -95,7 +95,7 @@ class _MessageEvents:
         self._chunks = chunks
         self._opening = opening
         self._reader = reader
-        self._has_called = False
+        self._has_called = self._has_broken = False
         self._logprobs = logprobs
         self._shows_ids = shows_ids
         self._unsaid: tuple[TokenLogprob, ...] = ()
@@ -110,13 +110,15 @@ class _MessageEvents:
         if delta.finish_reason is not None:
             read += self._reader.finish()
         self._has_called |= any(isinstance(part, CallBegun) for part in read)
+        self._has_broken |= any(isinstance(part, CallEnded) and part.broken != "" for part in read)
         opening, self._opening = self._opening(), bytes
         middle = delta._replace(finish_reason=None, stop_reason=None)
         choices = [
             _choice(middle, delta=content) for content in map(_delta_content, read) if content is not None
         ]
         if delta.finish_reason is not None:
-            choices.append(_choice(delta, has_called=self._has_called, delta={}))
+            has_called = self._has_called and not self._has_broken  # or a client would read what is no JSON
+            choices.append(_choice(delta, has_called=has_called, delta={}))
         self._unsaid += delta.logprobs
         self._unsaid_ids += delta.token_ids
         if choices:
@@ -180,7 +182,8 @@ def _answered(completion: Completion, asked: Asked, *, shows_ids: bool) -> dict[
         message = {"role": "assistant", "content": completion.text, "refusal": None}
         choice = _choice(completion, message=message)
     else:
-        answer = reader.read(completion.text)
+        cut_off = completion.finish_reason is FinishReason.LENGTH
+        answer = reader.read(completion.text, cut_off=cut_off)
         choice = _choice(completion, has_called=bool(answer.calls), message=_message(answer, asked))
     choice["logprobs"] = asked.logprobs.write(completion.logprobs)
     if shows_ids:

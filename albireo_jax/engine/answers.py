@@ -11,6 +11,7 @@ from albireo_jax.engine.reasoning import ReasoningDelta, ReasoningSplitter, Thin
 from albireo_jax.engine.tool_calls import (
     ArgumentsText,
     CallBegun,
+    CallEnded,
     ContentText,
     ToolCallParser,
     ToolEvent,
@@ -52,6 +53,7 @@ class AnswerReader:
 
     def __init__(self, tools: ToolFormat, thinking: Thinking, *, parallel: bool = True) -> None:
         self._parallel = parallel
+        self._num_broken = 0
         is_over = thinking is Thinking.OVER
         self._splitter = None if is_over else ReasoningSplitter(inside=thinking is Thinking.BEGUN)
         self._parser = ToolCallParser(tools, new_id=lambda: new_call_id(tools))
@@ -67,42 +69,52 @@ class AnswerReader:
         events = self._answered(self._splitter.finish()) if self._splitter is not None else []
         return events + self._wanted(self._parser.finish())
 
-    def read(self, text: str) -> Answer:
-        """A whole answer."""
-        return collect_answer(self.push(text) + self.finish())
+    def read(self, text: str, *, cut_off: bool = False) -> Answer:
+        """A whole answer; see `collect_answer`."""
+        return collect_answer(self.push(text) + self.finish(), cut_off=cut_off)
 
     def _answered(self, delta: ReasoningDelta) -> list[AnswerEvent]:
         events: list[AnswerEvent] = [ReasoningText(delta.reasoning)] if delta.reasoning else []
         return events + self._wanted(self._parser.push(delta.content)) if delta.content else events
 
     def _wanted(self, events: list[ToolEvent]) -> list[AnswerEvent]:
-        return [
-            event for event in events if self._parallel or isinstance(event, ContentText) or event.call == 0
-        ]
+        """All events, or without the calls after the first that is whole."""
+        wanted: list[AnswerEvent] = []
+        for event in events:
+            if self._parallel or isinstance(event, ContentText) or event.call <= self._num_broken:
+                wanted.append(event)
+                self._num_broken += isinstance(event, CallEnded) and bool(event.broken)
+        return wanted
 
 
-def collect_answer(events: Iterable[AnswerEvent]) -> Answer:
-    """The events of a whole answer, put together."""
+def collect_answer(events: Iterable[AnswerEvent], *, cut_off: bool = False) -> Answer:
+    """The events of a whole answer, put together.
+
+    A call whose arguments are no JSON object is content, as it was written; only an answer that was `cut_off`
+    by its length ends with a call that is cut off too.
+    """
     reasoning: list[str] = []
     content: list[str] = []
-    begun: list[CallBegun] = []
-    arguments: list[list[str]] = []
+    begun: dict[int, CallBegun] = {}
+    arguments: dict[int, list[str]] = {}
     for event in events:
         match event:
             case ReasoningText(text):
                 reasoning.append(text)
             case ContentText(text):
                 content.append(text)
-            case CallBegun():
-                begun.append(event)
-                arguments.append([])
+            case CallBegun(call):
+                begun[call] = event
+                arguments[call] = []
             case ArgumentsText(call, text):
                 arguments[call].append(text)
-            case _:
-                continue
+            case CallEnded(call, broken, is_last):
+                if broken and not (is_last and cut_off):
+                    content.append(broken)
+                    del begun[call]
     calls = (
-        ToolCall(id=call.id, name=call.name, arguments="".join(pieces))
-        for call, pieces in zip(begun, arguments, strict=True)
+        ToolCall(id=event.id, name=event.name, arguments="".join(arguments[call]))
+        for call, event in begun.items()
     )
     return Answer(reasoning="".join(reasoning), content="".join(content), calls=tuple(calls))
 

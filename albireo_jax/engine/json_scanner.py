@@ -7,7 +7,7 @@ MAX_DEPTH = 64
 """Objects and arrays inside one another; deeper ones are refused."""
 
 
-class _State(IntEnum):
+class State(IntEnum):
     """What may come next; the last four are no states but events."""
 
     VALUE = 0
@@ -53,18 +53,18 @@ class _State(IntEnum):
     VALUE_END = auto()
 
 
-_S = _State
-_Row = dict[str, _State]
-_NUMBER_ENDS = frozenset((_S.ZERO, _S.DIGITS, _S.FRACTION, _S.EXPONENT))
-_STRINGS = frozenset((_S.STRING, _S.KEY_STRING))
+_S = State
+_Row = dict[str, State]
+NUMBER_ENDS = frozenset((_S.ZERO, _S.DIGITS, _S.FRACTION, _S.EXPONENT))
+STRINGS = frozenset((_S.STRING, _S.KEY_STRING))
 _STRING_RUN = re.compile(r'[^"\\\x00-\x1f]*+')
 
 
-def _to(characters: str, state: _State) -> _Row:
+def _to(characters: str, state: State) -> _Row:
     return dict.fromkeys(characters, state)
 
 
-def _word(word: str, *states: _State) -> dict[_State, _Row]:
+def _word(word: str, *states: State) -> dict[State, _Row]:
     """Rows for the rest of `true`, `false` or `null`, whose first character led to the first state."""
     return {
         state: {letter: after}
@@ -72,7 +72,7 @@ def _word(word: str, *states: _State) -> dict[_State, _Row]:
     }
 
 
-def _string(body: _State, escape: _State, hex_digits: tuple[_State, ...], end: _State) -> dict[_State, _Row]:
+def _string(body: State, escape: State, hex_digits: tuple[State, ...], end: State) -> dict[State, _Row]:
     rows = {
         body: {'"': end, "\\": escape},
         escape: _to('"\\/bfnrt', body) | {"u": hex_digits[0]},
@@ -108,7 +108,7 @@ def _rows() -> list[_Row]:
         _S.E_SIGN: _to(digits, _S.EXPONENT),
         _S.EXPONENT: _to(digits, _S.EXPONENT),
     }
-    for state in list(_State)[: _S.MINUS]:  # those between tokens
+    for state in list(State)[: _S.MINUS]:  # those between tokens
         rows[state] |= _to(" \t\n\r", state)
     rows |= _word("true", _S.T, _S.TR, _S.TRU)
     rows |= _word("false", _S.F, _S.FA, _S.FAL, _S.FALS)
@@ -116,10 +116,10 @@ def _rows() -> list[_Row]:
     rows |= _string(_S.STRING, _S.ESCAPE, (_S.U1, _S.U2, _S.U3, _S.U4), _S.VALUE_END)
     keys = (_S.KEY_U1, _S.KEY_U2, _S.KEY_U3, _S.KEY_U4)
     rows |= _string(_S.KEY_STRING, _S.KEY_ESCAPE, keys, _S.COLON)
-    return [rows[state] for state in _State if state < _S.OPEN_ARRAY]
+    return [rows[state] for state in State if state < _S.OPEN_ARRAY]
 
 
-_ROWS = _rows()
+ROWS = _rows()
 
 
 class JsonScanner:
@@ -131,14 +131,14 @@ class JsonScanner:
     def __init__(self) -> None:
         self.done = False
         self.failed = False
-        self._state: _State = _S.VALUE
-        self._open: list[_State] = []  # for each open object or array, the state after a value in it
+        self._state: State = _S.VALUE
+        self._open: list[State] = []  # for each open object or array, the state after a value in it
 
     def scan(self, text: str, start: int) -> int:
         """Where the value, begun in earlier texts or at `start`, ends; the text's end if it goes on."""
-        at, end, state, rows = start, len(text), self._state, _ROWS
+        at, end, state, rows = start, len(text), self._state, ROWS
         while at < end:
-            if state in _STRINGS:
+            if state in STRINGS:
                 match = _STRING_RUN.match(text, at)
                 assert match is not None
                 at = match.end()
@@ -146,7 +146,7 @@ class JsonScanner:
                     break
             after = rows[state].get(text[at])
             if after is None:
-                if state not in _NUMBER_ENDS:
+                if state not in NUMBER_ENDS:
                     self.failed = True
                     return at
                 after = _S.VALUE_END  # a number ends before the character that cannot belong to it
@@ -160,7 +160,7 @@ class JsonScanner:
         self._state = state
         return at
 
-    def _turn(self, event: _State) -> _State:
+    def _turn(self, event: State) -> State:
         """Open or close, and the state after it."""
         if event is _S.OPEN_ARRAY or event is _S.OPEN_OBJECT:
             self.failed = len(self._open) == MAX_DEPTH

@@ -10,7 +10,7 @@ what is looked at again when more comes is shorter than a marker.
 import re
 from collections.abc import Callable, Generator
 
-from albireo_jax.engine.json_scanner import JsonScanner
+from albireo_jax.engine.json_mender import JsonMender
 
 Reading = Generator[None, None, bool]
 """A step of a parser: yields while it waits for text, and returns whether it read what it was to read."""
@@ -27,6 +27,7 @@ class TextReader:
         self._at = 0
         self._final = False
         self._held: list[str] = []
+        self._begins_line = True  # only white space was read since the last line's end
 
     @property
     def ended(self) -> bool:
@@ -46,13 +47,16 @@ class TextReader:
 
     def release(self) -> None:
         """Say what is held: it was no syntax."""
+        self._begins_line = False
         if self._held:
             held, self._held = self._held, []
             self.say("".join(held))
 
-    def drop(self) -> None:
-        """Forget what is held: it was syntax."""
+    def drop(self) -> str:
+        """Forget what is held, and return it: it was syntax."""
+        held = "".join(self._held)
         self._held.clear()
+        return held
 
     def next_is(self, characters: str) -> Reading:
         """Whether one of `characters` comes next; reads nothing."""
@@ -87,33 +91,66 @@ class TextReader:
         self._at += len(wanted)
         return True
 
-    def value(self, take: Callable[[str], None]) -> Reading:
-        """Read a JSON value, piece by piece; False where it stops being one, which is left unread."""
-        scanner = JsonScanner()
-        while True:
-            end = scanner.scan(self._text, self._at)
-            if end > self._at:
-                take(self._text[self._at : end])
-            self._at = end
-            if scanner.done:
-                return True
-            if scanner.failed or self._final:
-                return False
-            yield
+    def value(self, take: Callable[[str, str], None]) -> Reading:
+        """Read a JSON value, piece by piece; False where it stops being one, which is left unread.
 
-    def until(self, marker: str) -> Reading:
+        `take` gets each piece as it was written, and the strict JSON that is made of it.
+        """
+        mender = JsonMender()
+        while True:
+            end = mender.mend(self._text, self._at)
+            if end > self._at:
+                take(self._text[self._at : end], mender.take())
+            self._at = end
+            if mender.done:
+                return True
+            if mender.failed or self._final:
+                break
+            yield
+        if not mender.failed and self._at < len(self._text):  # an escape that the text's end cuts off
+            take(self._text[self._at :], "")
+            self._at = len(self._text)
+        return False
+
+    def until(self, *markers: str) -> Generator[None, None, str]:
         """Say what comes before a marker, then hold the white space in front of it and the marker.
 
-        False at the text's end, where only white space is held.
+        Returns the marker; at the text's end "", and only white space is held.
         """
         while True:
-            found = self._text.find(marker, self._at)
-            self._say_trimmed(found if found >= 0 else self._without_beginning_of(marker))
-            if found >= 0:
-                return (yield from self.literal(marker))
+            found = [(at, marker) for marker in markers if (at := self._text.find(marker, self._at)) >= 0]
+            at, marker = min(found, default=(self._before_beginning_of(markers), ""))
+            self._say_trimmed(at)
+            if marker:
+                self.hold(marker)
+                self._at += len(marker)
+                return marker
             if self._final:
-                return False
+                return ""
             yield
+
+    def until_line(self, beginnings: str, marker: str) -> Generator[None, None, str]:
+        """As `until`, but a line that begins with one of `beginnings` counts as a marker too.
+
+        For such a line its first character is returned, which is left unread.
+        """
+        line = re.compile(rf"\n[ \t]*+(?=[{re.escape(beginnings)}])|{re.escape(marker)}")
+        while True:
+            if self._begins_line:
+                yield from self.spaces()
+                if (yield from self.next_is(beginnings)):
+                    return self._text[self._at]
+            match = line.search(self._text, self._at)
+            if match is None:
+                self._say_trimmed(self._before_beginning_of((marker,)))
+                if self._final:
+                    return ""
+                yield
+            elif match.group() == marker:
+                self._say_trimmed(match.start())
+                return (yield from self.until(marker))
+            else:
+                self._say_trimmed(match.end())
 
     def rest(self) -> Reading:
         """Say all that is held or comes."""
@@ -136,15 +173,22 @@ class TextReader:
         if shown:
             self.release()
             self.say(shown)
+            self._begins_line = False
         self.hold(body[len(shown) :])
+        self._begins_line |= "\n" in body[len(shown) :]
         self._at = end
 
-    def _without_beginning_of(self, marker: str) -> int:
+    def _before_beginning_of(self, markers: tuple[str, ...]) -> int:
         """Where the text's end may begin a marker; the end itself if it cannot."""
-        text = self._text
+        text, end = self._text, len(self._text)
         if self._final:
-            return len(text)
-        longest = min(len(marker) - 1, len(text) - self._at)
+            return end
+        longest = min(max(map(len, markers)) - 1, end - self._at)
         return next(
-            (len(text) - size for size in range(longest, 0, -1) if text.endswith(marker[:size])), len(text)
+            (
+                end - size
+                for size in range(longest, 0, -1)
+                if any(size < len(marker) and text.endswith(marker[:size]) for marker in markers)
+            ),
+            end,
         )

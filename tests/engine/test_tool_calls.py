@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,11 +68,18 @@ def _parse(format: ToolFormat, pieces: Sequence[str], *, max_calls: int = MAX_CA
                 assert text
                 assert call == len(names) - 1 == num_ended
                 arguments[call] += text
-            case CallEnded(call):
+            case CallEnded(call, broken, cut_off):
                 assert call == len(names) - 1 == num_ended
+                assert bool(broken) == (not _is_object(arguments[call]))
+                assert cut_off <= (broken != "")
                 num_ended += 1
     assert num_ended == len(names)
     return Found(content, list(zip(names, arguments, strict=True)))
+
+
+def _is_object(text: str) -> bool:
+    scanner = JsonScanner()
+    return text.startswith("{") and scanner.scan(text, 0) == len(text) and scanner.done
 
 
 def _cut(text: str, cuts: Sequence[int]) -> list[str]:
@@ -92,7 +100,7 @@ def test_what_is_found_does_not_depend_on_where_the_text_is_cut(
 @given(st.sampled_from(FORMATS), TEXTS)
 def test_text_without_a_marker_comes_back_unchanged(format: ToolFormat, text: str) -> None:
     found = _parse(format, [text])
-    begins_json = format is ToolFormat.LLAMA3_JSON and text.lstrip(" \t\n\r").startswith("{")
+    begins_json = format is ToolFormat.LLAMA3_JSON and re.search(r"^[ \t\r]*[{\[`]", text, re.MULTILINE)
     if MARKERS[format] not in text and not begins_json:
         assert found == Found(text, [])
     assert _parse(ToolFormat.NONE, [text]) == Found(text, [])
@@ -103,10 +111,8 @@ def test_nothing_is_lost(format: ToolFormat, text: str) -> None:
     found = _parse(format, [text])
     if not found.calls:
         assert found.content == text
-    rest = iter(text)  # content and arguments are made of the text's characters, in their order
+    rest = iter(text)  # content is made of the text's characters, in their order
     assert all(character in rest for character in found.content)
-    for _, arguments in found.calls:
-        assert arguments in text
 
 
 @given(st.sampled_from(FORMATS), TEXTS)
@@ -178,7 +184,7 @@ ONE = [("f", '{"x": 1}')]
         ),
         ("hermes", '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>\nDone', "\nDone", ONE),
         ("llama3_json", ' <|python_tag|> {"name": "f", "parameters": {"x": 1}} ', "", ONE),
-        ("llama3_json", 'Now <|python_tag|>{"name": "f", "parameters": {"x": 1}} ;', "Now ;", ONE),
+        ("llama3_json", 'Now <|python_tag|>{"name": "f", "parameters": {"x": 1}} ;', "Now", ONE),
         ("mistral", 'I [TOOL_CALLS] [{"name": "f", "arguments": {"x": 1}}] ', "I", ONE),
         ("mistral", '[TOOL_CALLS]f[CALL_ID]abcdefghi[ARGS]{"x": 1}', "", ONE),
         ("mistral", '[TOOL_CALLS]f{"x": 1}', "", ONE),
@@ -204,17 +210,10 @@ ONE = [("f", '{"x": 1}')]
         ("hermes", '<tool_call>{"name": "f", "arguments": {"x": 1}, oh}', ", oh}", ONE),
         # No calls.
         ("hermes", "<tool_call>\nf(1)\n</tool_call>", "<tool_call>\nf(1)\n</tool_call>", []),
-        ("hermes", '<tool_call>{"name": "f"}</tool_call>', '<tool_call>{"name": "f"}</tool_call>', []),
         (
             "hermes",
             '<tool_call>{"name": "", "arguments": {}}',
             '<tool_call>{"name": "", "arguments": {}}',
-            [],
-        ),
-        (
-            "hermes",
-            '<tool_call>{"name": "f", "arguments": "{}"}',
-            '<tool_call>{"name": "f", "arguments": "{}"}',
             [],
         ),
         (

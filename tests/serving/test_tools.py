@@ -107,6 +107,35 @@ def test_a_call_that_is_cut_off_ends_by_length() -> None:
         assert (message["tool_calls"][0]["function"]["arguments"], end) == ('{"city": "Ro', "length")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "mended"),
+    [
+        ('{"city": "New\nYork"}', '{"city": "New\\nYork"}'),
+        ('{"city": True,}', '{"city": true}'),
+        ('{"city": oh}', None),
+        ('{"city": "He said "hi""}', None),
+        ('{"city": "STOP"}', None),
+    ],
+)
+def test_a_call_that_breaks_is_none(arguments: str, mended: str | None) -> None:
+    """Whole it is content; a stream has announced it, and does not end for calls."""
+    answer = f'<tool_call>{{"name": "weather", "arguments": {arguments}}}</tool_call>'
+    with script_client(chat_template(ToolFormat.HERMES), answer) as client:
+        options = {"model": "tiny", "messages": HELLO, "tools": [WEATHER], "seed": 0, "stop": ["STOP"]}
+        (choice,) = client.chat.completions.create(**options).choices
+        streamed, end = _streamed(client.chat.completions.create(stream=True, **options))
+    if mended is None:
+        assert (choice.message.content, choice.finish_reason) == (answer.partition("STOP")[0], "stop")
+        assert choice.message.tool_calls is None
+        assert end == "stop"
+        assert len(streamed["tool_calls"]) == 1
+    else:
+        assert choice.message.tool_calls is not None
+        assert choice.message.tool_calls[0].function.arguments == mended
+        assert streamed["tool_calls"][0]["function"]["arguments"] == mended
+        assert choice.finish_reason == end == "tool_calls"
+
+
 def test_what_is_no_call_is_content() -> None:
     for answer in ("No.", " <tool_call>weather</tool_call> ", "<tool_call>"):
         with script_client(chat_template(ToolFormat.HERMES), answer) as client:
