@@ -328,13 +328,17 @@ def test_a_hostile_megabyte_takes_less_than_a_second(format: ToolFormat) -> None
     ]
     texts += [BEGIN[format][:-5] + " " * size, BEGIN[format].replace('"f"', '"' + "x" * size)]
     for text in texts:
-        started_s = time.process_time()
-        _parse(format, [text])
-        assert time.process_time() - started_s < 1, (format, text[:60])
         few = text[: size // 50]
-        started_s = time.process_time()
-        _parse(format, [few[start : start + 4] for start in range(0, len(few), 4)])
-        assert time.process_time() - started_s < 0.8, (format, text[:60])
+        pieces = [few[start : start + 4] for start in range(0, len(few), 4)]
+        for limit_s, parts in ((1.0, [text]), (0.8, pieces)):
+            taken_s = (_seconds(format, parts) for _ in range(3))  # again where the machine was busy
+            assert any(seconds < limit_s for seconds in taken_s), (format, text[:60])
+
+
+def _seconds(format: ToolFormat, pieces: Sequence[str]) -> float:
+    started_s = time.process_time()
+    _parse(format, pieces)
+    return time.process_time() - started_s
 
 
 @pytest.mark.parametrize(
