@@ -12,7 +12,7 @@ from albireo_jax.engine.tool_formats import AnswerFormat, ToolFormat
 from albireo_jax.engine.tool_grammar import after_reasoning, calls_grammar, either
 from albireo_jax.serving.logprobs import ChatLogprobs
 from albireo_jax.serving.schemas_chat import ChatBody
-from albireo_jax.serving.turns import aside
+from albireo_jax.serving.turns import RENDERING, aside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +33,13 @@ class Asked:
         return AnswerReader(self.tools, self.thinking, parallel=self.parallel)
 
 
-async def ask(tokenizer: Tokenizer, format: AnswerFormat, body: ChatBody) -> Asked:
-    """Render the prompt and find out what is constrained. Raises ValueError for what cannot be done."""
+async def ask(
+    tokenizer: Tokenizer, format: AnswerFormat, body: ChatBody, *, context_len: int | None = None
+) -> Asked:
+    """Render the prompt and find out what is constrained. Raises ValueError for what cannot be done.
+
+    A prompt that must have more than `context_len` tokens is refused before it is tokenized.
+    """
     params = body.sampling_params(None)
     if body.uses_tools and format.tools is ToolFormat.NONE:
         raise ValueError("tools are not supported: how this model writes tool calls is not known")
@@ -44,8 +49,9 @@ async def ask(tokenizer: Tokenizer, format: AnswerFormat, body: ChatBody) -> Ask
     variables = body.template_variables(tokenizer.chat_template_source)
     render = partial(tokenizer.apply_chat_template, messages, tools=tools, **variables)
     size = sum(len(str(part)) for part in (*messages, *(tools or ())))
-    prompt = await aside(size, render)
-    prompt_ids = await aside(len(prompt), lambda: tokenizer.encode(prompt, add_special_tokens=False))
+    prompt = await aside(size, render, pool=RENDERING)
+    encode = partial(tokenizer.encode, add_special_tokens=False, context_len=context_len)
+    prompt_ids = await aside(len(prompt), lambda: encode(prompt))
     thinks = thinking(format.reasoning, prompt)
     if structured is not None:
         structured = after_reasoning(structured, thinks, token_id=tokenizer.token_id)

@@ -35,7 +35,7 @@ from albireo_jax.serving.request_id import request_id
 from albireo_jax.serving.schemas import num_top
 from albireo_jax.serving.schemas_chat import ChatBody
 from albireo_jax.serving.served import Engine, Format
-from albireo_jax.serving.turns import Heading, Usage, callers_fault, check_model, prepare
+from albireo_jax.serving.turns import Heading, Usage, callers_fault, check_model, open_turn, prepare
 
 router = APIRouter()
 
@@ -52,7 +52,7 @@ async def create_chat_completion(
     check_model(body.model, engine.served_name)
     heading = Heading.new("chatcmpl", engine.served_name, request_id=request_id(request, body.request_id))
     with callers_fault(ChatBody):
-        asked = await ask(engine.tokenizer, format, body)
+        asked = await ask(engine.tokenizer, format, body, context_len=engine.limits.max_sequence_len)
         await prepare(engine.frontend, asked.params)
         samples = range(asked.params.n)
         usage = Usage(len(asked.prompt_ids), n=asked.params.n)
@@ -63,7 +63,7 @@ async def create_chat_completion(
         ]
         salt = cache_salt(request.headers, body.cache_salt)
         # Last, since nothing that fails behind it would close it.
-        turn = engine.frontend.stream_async([asked.prompt_ids], asked.params, cache_salt=salt)
+        turn = await open_turn(engine.frontend, [asked.prompt_ids], asked.params, cache_salt=salt)
 
     if body.stream:
         return EventStream(turn, turn_events(turn, events, usage=usage, last_event=chunks.last_event))

@@ -25,7 +25,15 @@ from albireo_jax.serving.logprobs import CompletionLogprobs, prompt_logprobs
 from albireo_jax.serving.request_id import request_id
 from albireo_jax.serving.schemas import CompletionBody, num_top
 from albireo_jax.serving.served import Engine
-from albireo_jax.serving.turns import Heading, Usage, callers_fault, check_model, encode_all, prepare
+from albireo_jax.serving.turns import (
+    Heading,
+    Usage,
+    callers_fault,
+    check_model,
+    encode_all,
+    open_turn,
+    prepare,
+)
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -57,7 +65,7 @@ async def create_completion(
         choices = [writer.events(chunks, i) for i, writer in enumerate(writers)] if body.stream else []
         salt = cache_salt(request.headers, body.cache_salt)
         # Last, since nothing that fails behind it would close it.
-        turn = engine.frontend.stream_async(prompt_ids, params, cache_salt=salt)
+        turn = await open_turn(engine.frontend, prompt_ids, params, cache_salt=salt)
 
     if body.stream:
         return EventStream(turn, turn_events(turn, choices, usage=usage, last_event=chunks.last_event))

@@ -1,26 +1,38 @@
 """From a body to an open turn: the model's name, the caller's faults, the prompts' token ids; its usage."""
 
 import asyncio
+import os
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
 
 from albireo_jax.core.errors import ContextLengthError
 from albireo_jax.core.types import SamplingParams
 from albireo_jax.engine.frontend import Frontend, Prompt
-from albireo_jax.engine.turns import ChoiceDelta, Completion
+from albireo_jax.engine.pools import BoundedPool
+from albireo_jax.engine.turns import AsyncTurn, ChoiceDelta, Completion
 from albireo_jax.serving.errors import ApiError, bad_request
 from albireo_jax.serving.wire import Wire
 
 _LONG_PROMPT_CHARACTERS = 4096
-"""A longer text is encoded by another thread, so that streams go on meanwhile."""
+"""A longer text is tokenized by another thread, so that streams go on meanwhile."""
 
 _SHOWN_CHARACTERS = 500
 """Of a text that an error quotes."""
+
+TOKENIZING = BoundedPool("tokenization", threads=max(2, min(4, os.cpu_count() or 1)), max_queued=256)
+"""Where long texts are tokenized, and many requests are written."""
+
+RENDERING = BoundedPool("chat templates", threads=2, max_queued=256)
+"""Where long conversations are rendered."""
+
+_CHOICE_CHARACTERS = 64
+"""Characters whose tokenization takes as long as a request takes to be written."""
 
 _Result = TypeVar("_Result")
 
@@ -97,18 +109,21 @@ def callers_fault(schema: type[Wire]) -> Generator[None, None, None]:
 
 
 async def encode(frontend: Frontend, prompt: Prompt, *, add_special_tokens: bool = True) -> tuple[int, ...]:
-    """Token ids of a prompt; a long one does not hold up the event loop. Raises ValueError."""
-    (token_ids,) = await encode_all(frontend, [prompt], add_special_tokens=add_special_tokens)
-    return token_ids
+    """Token ids of a prompt of any length, which does not hold up the event loop. Raises ValueError."""
+    return await aside(_size(prompt), lambda: frontend.encode(prompt, add_special_tokens=add_special_tokens))
 
 
 async def encode_all(
     frontend: Frontend, prompts: Sequence[Prompt], *, add_special_tokens: bool = True
 ) -> list[tuple[int, ...]]:
-    """Token ids of each prompt; many short ones count as the long text that they are. Raises ValueError."""
+    """Token ids of prompts to generate from. Raises ValueError, also for one that is too long.
+
+    Many short ones count as the long text that they are.
+    """
 
     def work() -> list[tuple[int, ...]]:
-        return [frontend.encode(prompt, add_special_tokens=add_special_tokens) for prompt in prompts]
+        encode = partial(frontend.encode, add_special_tokens=add_special_tokens, must_fit=True)
+        return [encode(prompt) for prompt in prompts]
 
     return await aside(sum(map(_size, prompts)), work)
 
@@ -119,9 +134,21 @@ async def prepare(frontend: Frontend, params: SamplingParams) -> None:
         await asyncio.to_thread(frontend.prepare, params)
 
 
-async def aside(num_characters: int, work: Callable[[], _Result]) -> _Result:
-    """What `work` gives, done by another thread if it has many characters to do."""
-    return work() if num_characters <= _LONG_PROMPT_CHARACTERS else await asyncio.to_thread(work)
+async def open_turn(
+    frontend: Frontend, prompt_ids: Sequence[tuple[int, ...]], params: SamplingParams, *, cache_salt: str
+) -> AsyncTurn:
+    """An open turn; another thread writes its requests if they are many or long. Raises as `stream_async`."""
+    size = sum(map(len, prompt_ids)) + _CHOICE_CHARACTERS * len(prompt_ids) * params.n
+    size += len(params.allowed_token_ids or ()) + sum(map(len, params.bad_words))
+    choices = await aside(size, lambda: frontend.write(prompt_ids, params, cache_salt=cache_salt))
+    return frontend.open_async(choices)
+
+
+async def aside(
+    num_characters: int, work: Callable[[], _Result], *, pool: BoundedPool = TOKENIZING
+) -> _Result:
+    """The result of `work`, done in `pool` if it has many characters to do. Raises OverloadedError."""
+    return work() if num_characters <= _LONG_PROMPT_CHARACTERS else await pool.run(work)
 
 
 def _size(prompt: Prompt) -> int:

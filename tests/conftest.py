@@ -44,6 +44,7 @@ def bounded_memory_maps() -> Iterator[None]:
     yield
     if not _MAPS.exists() or _MAPS.read_bytes().count(b"\n") < _MAX_MAPS:
         return
+    gc.unfreeze()  # an engine that is launched freezes what is there, and frozen objects are not listed
     for kept in gc.get_objects():
         if isinstance(kept, functools._lru_cache_wrapper):
             code = kept.__wrapped__.__code__ if isinstance(kept.__wrapped__, FunctionType) else None

@@ -34,7 +34,7 @@ class EngineLimits:
 
         Raises ContextLengthError if the prompt leaves no room for one token; `check` refuses more than fits.
         """
-        self._check_prompt_len(num_prompt_tokens)
+        self.check_prompt_len(num_prompt_tokens)
         return self.max_sequence_len - num_prompt_tokens if max_tokens is None else max_tokens
 
     def resolve_logprobs(self, name: str, wanted: int | None) -> int | None:
@@ -57,7 +57,7 @@ class EngineLimits:
         A sequence that would be too long is a ContextLengthError.
         """
         num_prompt_tokens = len(request.prompt_token_ids)
-        self._check_prompt_len(num_prompt_tokens)
+        self.check_prompt_len(num_prompt_tokens)
         length = num_prompt_tokens + request.max_tokens
         if length > self.max_model_len:
             raise ContextLengthError(
@@ -96,7 +96,8 @@ class EngineLimits:
         if wanted > self.max_logprobs:
             raise ValueError(f"{name} {wanted} exceeds the limit of {self.max_logprobs}")
 
-    def _check_prompt_len(self, num_prompt_tokens: int) -> None:
+    def check_prompt_len(self, num_prompt_tokens: int) -> None:
+        """Raise ValueError for an empty prompt, ContextLengthError for one that leaves no room."""
         if num_prompt_tokens < 1:
             raise ValueError("the prompt is empty, at least 1 token is needed")
         if num_prompt_tokens >= self.max_sequence_len:

@@ -13,6 +13,9 @@ MAX_BIASED_TOKENS = 1024
 MAX_BAD_WORDS = 64
 """Token sequences that a request can refuse."""
 
+MAX_WORDS = MAX_BAD_WORDS // 2
+"""Words that a request can refuse: each is spelled in two ways, with a space before it and without."""
+
 MAX_BAD_WORD_TOKENS = 8
 """Tokens of the longest sequence that can be refused."""
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 from albireo_jax.core import checks
 from albireo_jax.core.config import MAX_LOGPROBS
 from albireo_jax.core.plan import Int32s, TokenConstraint, TokenScores
-from albireo_jax.core.rules import TokenRules
+from albireo_jax.core.rules import MAX_WORDS, TokenRules
 from albireo_jax.core.token_ids import token_array
 
 MAX_STOP_IDS = 32
@@ -142,7 +142,7 @@ class SamplingParams:
             "frequency_penalty": penalty("frequency_penalty", self.frequency_penalty),
             "logit_bias": _biases(self.logit_bias),
             "allowed_token_ids": None if allowed is None else checks.token_ids("allowed_token_ids", allowed),
-            "bad_words": checks.strings("bad_words", self.bad_words),
+            "bad_words": _words(self.bad_words),
             "seed": _none_if_minus_1(_optional("seed", self.seed, low=-1, high=MAX_SEED)),
             "logprobs": _optional("logprobs", self.logprobs, low=ALL_LOGPROBS, high=MAX_LOGPROBS),
             "prompt_logprobs": _optional(
@@ -266,6 +266,14 @@ def _structured(value: object) -> StructuredOutput | None:
     if not isinstance(value, StructuredOutput | None):
         raise ValueError(f"structured must be a StructuredOutput, got {value!r:.200}")
     return value
+
+
+def _words(values: object) -> tuple[str, ...]:
+    """Each word once, counted before any is tokenized."""
+    words = tuple(dict.fromkeys(checks.strings("bad_words", values)))
+    if len(words) > MAX_WORDS:
+        raise ValueError(f"bad_words has {len(words)} words, the limit is {MAX_WORDS}")
+    return words
 
 
 def _token_ids(name: str, values: object) -> tuple[int, ...]:

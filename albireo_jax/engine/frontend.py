@@ -23,7 +23,7 @@ from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import RequestOutput, SamplingParams
 from albireo_jax.engine.detokenize import Detokenizer
 from albireo_jax.engine.metrics import RequestMetrics
-from albireo_jax.engine.requests import RequestWriter
+from albireo_jax.engine.requests import PromptFree, RequestWriter
 from albireo_jax.engine.service import EngineService
 from albireo_jax.engine.tokenizer import Tokenizer
 from albireo_jax.engine.turns import (
@@ -62,6 +62,7 @@ class Frontend:
         self.metrics = RequestMetrics()
         self._service = service
         self._tokenizer = tokenizer
+        self._limits = limits
         self._requests = RequestWriter(tokenizer, limits, eos_token_ids=eos_token_ids, clock=clock)
         self._clock = clock
         self._lock = threading.Lock()  # guards the replacing of _doors
@@ -74,13 +75,23 @@ class Frontend:
         """Event loops and synchronous calls that have open requests."""
         return len(self._doors)
 
-    def encode(self, prompt: Prompt, *, add_special_tokens: bool = True) -> tuple[int, ...]:
-        """Token ids of a prompt; raises ValueError for what is none of text, ids and messages."""
+    def encode(
+        self, prompt: Prompt, *, add_special_tokens: bool = True, must_fit: bool = False
+    ) -> tuple[int, ...]:
+        """Token ids of a prompt; raises ValueError for what is none of text, ids and messages.
+
+        If it `must_fit` into the engine, ContextLengthError may be raised before all of it is tokenized.
+        """
+        context_len = self._limits.max_sequence_len if must_fit else None
         if isinstance(prompt, str):
-            return tuple(self._tokenizer.encode(prompt, add_special_tokens=add_special_tokens))
+            return tuple(
+                self._tokenizer.encode(prompt, add_special_tokens=add_special_tokens, context_len=context_len)
+            )
         if _is_chat(prompt):
-            return tuple(self._tokenizer.encode_chat(prompt))
+            return tuple(self._tokenizer.encode_chat(prompt, context_len=context_len))
         token_ids: Sequence[Any] = prompt
+        if must_fit:
+            self._limits.check_prompt_len(len(token_ids))
         try:
             return tuple(map(operator.index, token_ids))
         except TypeError as error:
@@ -119,7 +130,7 @@ class Frontend:
         computed are not found. Raises ValueError for what the engine cannot do, EngineDeadError if it does
         not run; nothing is left open then.
         """
-        choices = self._choices(prompts, params, cache_salt=cache_salt)
+        choices = self.write(prompts, params, cache_salt=cache_salt)
         door = QueueDoor(self._service, self.metrics, on_empty=self._remove_door)
         turn = SyncTurn(choices, door)
         self._open(choices, turn, door)
@@ -133,7 +144,10 @@ class Frontend:
         cache_salt: str = "",
     ) -> AsyncTurn:
         """A turn for tasks of the running event loop to read; otherwise as `stream`."""
-        choices = self._choices(prompts, params, cache_salt=cache_salt)
+        return self.open_async(self.write(prompts, params, cache_salt=cache_salt))
+
+    def open_async(self, choices: Sequence[Choice]) -> AsyncTurn:
+        """A turn over choices that another thread may have written; otherwise as `stream_async`."""
         door = self._loop_door()
         turn = AsyncTurn(choices, door)
         self._open(choices, turn, door)
@@ -143,20 +157,30 @@ class Frontend:
         """Stop the engine; open turns end as aborted."""
         self._service.stop()
 
-    def _choices(
+    def write(
         self,
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams],
         *,
-        cache_salt: str,
+        cache_salt: str = "",
     ) -> list[Choice]:
+        """The choices of a turn that is not open yet; any thread may write them. Raises ValueError."""
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
         if len(each) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts but {len(each)} sampling parameters")
         choices: list[Choice] = []
+        prompt_free: dict[int, PromptFree] = {}
         for prompt, prompt_params in zip(prompts, each, strict=True):
-            token_ids = self.encode(prompt)
-            for request in self._requests.write(token_ids, prompt_params, cache_salt=cache_salt):
+            token_ids = self.encode(prompt, must_fit=True)
+            if id(prompt_params) not in prompt_free:
+                prompt_free[id(prompt_params)] = self._requests.prompt_free(prompt_params)
+            requests = self._requests.write(
+                token_ids,
+                prompt_params,
+                cache_salt=cache_salt,
+                prompt_free=prompt_free[id(prompt_params)],
+            )
+            for request in requests:
                 detokenizer = Detokenizer(self._tokenizer, prompt_params, prompt_token_ids=token_ids)
                 choices.append(Choice(index=len(choices), request=request, detokenizer=detokenizer))
         return choices

@@ -3,15 +3,26 @@
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from albireo_jax.core.errors import ContextLengthError
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.rules import NO_RULES, TokenRules
+from albireo_jax.core.rules import MAX_BAD_WORD_TOKENS, NO_RULES, TokenRules
 from albireo_jax.core.token_ids import token_array
 from albireo_jax.core.types import MAX_SEED, Request, SamplingParams
 from albireo_jax.engine.grammar import Grammar, GrammarCompiler
 from albireo_jax.engine.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptFree:
+    """The part of requests that follows from the sampling parameters alone, made once for all prompts."""
+
+    stop_ids: tuple[int, ...]
+    rules: TokenRules | None
+    grammar: Grammar | None
 
 
 class RequestWriter:
@@ -44,23 +55,37 @@ class RequestWriter:
         """
         self._grammar(params)
 
+    def prompt_free(self, params: SamplingParams) -> PromptFree:
+        """The part of the requests that is the same for every prompt. Raises ValueError."""
+        stop_ids = params.stop_token_ids
+        if not params.ignore_eos:
+            stop_ids = (*self._eos_token_ids, *stop_ids)
+        grammar, rules = self._grammar(params), self._rules(params)
+        self._check_first_token(params, stop_ids, rules=rules or NO_RULES, grammar=grammar)
+        return PromptFree(stop_ids=tuple(dict.fromkeys(stop_ids)), rules=rules, grammar=grammar)
+
     def write(
-        self, token_ids: tuple[int, ...], params: SamplingParams, *, cache_salt: str = ""
+        self,
+        token_ids: tuple[int, ...],
+        params: SamplingParams,
+        *,
+        cache_salt: str = "",
+        prompt_free: PromptFree | None = None,
     ) -> list[Request]:
-        """The n requests of a prompt, their seeds one after the other. Raises ValueError."""
+        """The n requests of a prompt, their seeds one after the other. Raises ValueError.
+
+        `prompt_free` is that of the same `params`, made now if it is not given.
+        """
         max_tokens = self._limits.resolve_max_tokens(len(token_ids), params.max_tokens)
         if params.min_tokens > max_tokens:
             raise ValueError(
                 f"min_tokens {params.min_tokens} exceeds the {max_tokens} tokens left beside the prompt"
             )
-        stop_ids = (
-            params.stop_token_ids if params.ignore_eos else (*self._eos_token_ids, *params.stop_token_ids)
-        )
         seed = random.randint(0, MAX_SEED) if params.seed is None else params.seed
         arrived_s = self._clock()
         prompt = token_array("the prompt", token_ids)  # one for all samples
-        grammar, rules = self._grammar(params), self._rules(params)
-        self._check_first_token(params, stop_ids, rules=rules or NO_RULES, grammar=grammar)
+        same = self.prompt_free(params) if prompt_free is None else prompt_free
+        grammar = same.grammar
         logprobs = self._limits.resolve_logprobs("logprobs", params.logprobs)
         prompt_logprobs = self._limits.resolve_logprobs("prompt_logprobs", params.prompt_logprobs)
         return [
@@ -74,8 +99,8 @@ class RequestWriter:
                 top_p=float(params.top_p),
                 min_p=float(params.min_p),
                 seed=(seed + sample) % (MAX_SEED + 1),
-                stop_ids=tuple(dict.fromkeys(stop_ids)),
-                rules=rules,
+                stop_ids=same.stop_ids,
+                rules=same.rules,
                 constraint=None if grammar is None else grammar.constraint(ignore_eos=params.ignore_eos),
                 logprobs=logprobs,
                 prompt_logprobs=prompt_logprobs,
@@ -135,5 +160,16 @@ class RequestWriter:
         bare = word.lstrip(" ")
         if not bare:
             raise ValueError(f"bad_words holds {word!r}, which is nothing but spaces")
-        texts = (bare, f" {bare}")
-        return [tuple(self._tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+        return [self._spelling(text, word=word) for text in (bare, f" {bare}")]
+
+    def _spelling(self, text: str, *, word: str) -> tuple[int, ...]:
+        try:
+            token_ids = self._tokenizer.encode(
+                text, add_special_tokens=False, context_len=MAX_BAD_WORD_TOKENS + 1
+            )
+        except ContextLengthError as error:
+            raise ValueError(
+                f"bad_words holds {word!r:.80}, a word of {len(word)} characters; "
+                f"the limit is {MAX_BAD_WORD_TOKENS} tokens"
+            ) from error
+        return tuple(token_ids)

@@ -94,12 +94,13 @@ def _byte_of_char() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
-_BYTE_OF_CHAR = _byte_of_char()
+BYTE_OF_CHAR = _byte_of_char()
+"""The byte that each character of a byte-level vocabulary spells."""
 
 
 def _byte_level_piece(token: str) -> bytes:
     try:
-        return bytes(map(_BYTE_OF_CHAR.__getitem__, token))
+        return bytes(map(BYTE_OF_CHAR.__getitem__, token))
     except KeyError:  # an added token, which is plain text
         return token.encode()
 

@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from albireo_jax.core.errors import ContextLengthError
 from albireo_jax.core.model_files import ModelFiles, ModelFormat
 from albireo_jax.engine.chat import ChatTemplate
 from albireo_jax.engine.gguf_tokenizer import load_gguf_tokenizer
 from albireo_jax.engine.hf_tokenizer import load_hf_tokenizer
+from albireo_jax.engine.text_bounds import text_bound
 from albireo_jax.engine.token_bytes import MAX_TOKEN_ID, TokenBytes, piece_decoder
 from albireo_jax.engine.tokenizer_parts import TokenizerParts
 
@@ -37,6 +39,7 @@ class Tokenizer:
         self._piece = decoder.piece
         self._special = special
         self._drops_first_space = decoder.drops_first_space
+        self._bound = text_bound(parts.backend)
 
     @classmethod
     def from_files(cls, files: ModelFiles) -> "Tokenizer":
@@ -76,16 +79,28 @@ class Tokenizer:
         """Whether decoding drops one space at the very beginning of a text, as SentencePiece does."""
         return self._drops_first_space
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, context_len: int | None = None
+    ) -> list[int]:
         """Token ids of `text`; with the beginning (or end) token where the model wants one.
 
-        Special tokens spelled out in the text become their ids. Raises ValueError for half a surrogate
-        pair, which JSON can spell but which is no character.
+        Special tokens spelled out in the text become their ids. Other threads go on meanwhile. Raises
+        ValueError for half a surrogate pair, which is no character, and ContextLengthError for a text that
+        must fill a sequence of `context_len` tokens: it is refused before the work is done.
         """
         try:
-            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            fewest = 0 if self._bound is None else self._bound.fewest_tokens(text)
+        except UnicodeEncodeError as error:
+            raise ValueError(f"cannot encode {text!r:.80}: it does not consist of characters") from error
+        if context_len is not None and fewest >= context_len:
+            raise ContextLengthError(
+                context_len, f"the text has {len(text)} characters, which are at least {fewest} tokens"
+            )
+        try:  # not `encode`, which holds the interpreter and works out offsets
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except TypeError as error:
             raise ValueError(f"cannot encode {text!r:.80}: it does not consist of characters") from error
+        return encoding.ids
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`; ids outside the vocabulary are skipped, ill-formed UTF-8 gives U+FFFD."""
@@ -139,9 +154,13 @@ class Tokenizer:
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        context_len: int | None = None,
         **variables: Any,
     ) -> list[int]:
-        """Token ids of a rendered conversation; the template itself writes the beginning token."""
+        """Token ids of a rendered conversation; the template itself writes the beginning token.
+
+        Raises as `apply_chat_template` and `encode` do.
+        """
         text = self.apply_chat_template(
             messages,
             add_generation_prompt=add_generation_prompt,
@@ -149,4 +168,4 @@ class Tokenizer:
             tools=tools,
             **variables,
         )
-        return self.encode(text, add_special_tokens=False)
+        return self.encode(text, add_special_tokens=False, context_len=context_len)
