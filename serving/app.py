@@ -2,17 +2,22 @@
 
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from fastapi import FastAPI
 
 from albireo_jax.engine.pools import BoundedPool
 from albireo_jax.engine.tool_formats import ReasoningFormat, ToolFormat, answer_format
-from albireo_jax.serving import chat, completions, metrics, models, tokenization
+from albireo_jax.serving import chat, completions, docs_page, metrics, models, tokenization
+from albireo_jax.serving.answer_schemas import ChatChunk
 from albireo_jax.serving.auth import ApiKeyMiddleware, check_api_key
 from albireo_jax.serving.cors import ALL_ORIGINS, add_cors
 from albireo_jax.serving.errors import install_error_handlers
 from albireo_jax.serving.lenient_paths import LenientPathsMiddleware
+from albireo_jax.serving.openapi import document_app
 from albireo_jax.serving.request_id import RequestIdMiddleware
+from albireo_jax.serving.schemas import CompletionBody, DetokenizeBody
+from albireo_jax.serving.schemas_chat import ChatBody, TokenizeBody
 from albireo_jax.serving.served import ServedEngine
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -37,7 +42,7 @@ def create_app(
     """
     if api_key is not None:
         check_api_key(api_key)  # the middleware is not made before the first request
-    app = FastAPI(title="albireo_jax", docs_url="/docs", redoc_url=None)
+    app = FastAPI(title="albireo_jax", version=version("albireo-jax"), docs_url=None, redoc_url=None)
     app.state.engine = engine
     app.state.answer_format = answer_format(
         engine.tokenizer.chat_template_source, tools=tool_call_parser, reasoning=reasoning_parser
@@ -45,8 +50,10 @@ def create_app(
     app.state.created = int(time.time())
     app.state.max_body_bytes = max_body_bytes
     app.state.body_pool = BoundedPool("reading of bodies", threads=1, max_queued=64)
-    for routes in (completions, chat, models, tokenization, metrics):
+    for routes in (completions, chat, models, tokenization, metrics, docs_page):
         app.include_router(routes.router)
+    bodies = (CompletionBody, ChatBody, TokenizeBody, DetokenizeBody)
+    document_app(app, *bodies, ChatChunk, has_key=api_key is not None)
     install_error_handlers(app)
     if api_key is not None:
         app.add_middleware(ApiKeyMiddleware, api_key=api_key)

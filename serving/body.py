@@ -3,7 +3,7 @@
 import reprlib
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
@@ -62,12 +62,6 @@ def parse_body(body: bytes, schema: type[Schema]) -> Schema:
         place = ".".join(map(str, first["loc"]))
         param = place or schema.field_in(message)
         raise bad_request(f"{place}: {message}" if place else message, param=param) from error
-
-
-def body_docs(schema: type[Wire]) -> dict[str, Any]:
-    """The part of a route's OpenAPI document that describes its body."""
-    content = {"application/json": {"schema": schema.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}
 
 
 async def _read_bytes(request: Request, max_bytes: int) -> bytes:

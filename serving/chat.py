@@ -17,9 +17,10 @@ from albireo_jax.engine.logprobs import TokenLogprob
 from albireo_jax.engine.reasoning import Thinking
 from albireo_jax.engine.tool_calls import ArgumentsText, CallBegun, CallEnded, ContentText
 from albireo_jax.engine.turns import ChoiceDelta, Completion
+from albireo_jax.serving.answer_schemas import ChatAnswer, ChatChunk
 from albireo_jax.serving.asking import Asked, ask
 from albireo_jax.serving.auth import cache_salt
-from albireo_jax.serving.body import body_docs, json_body
+from albireo_jax.serving.body import json_body
 from albireo_jax.serving.chunks import Chunks
 from albireo_jax.serving.events import (
     ChoiceEvents,
@@ -31,6 +32,7 @@ from albireo_jax.serving.events import (
     turn_events,
 )
 from albireo_jax.serving.logprobs import ChatLogprobs, prompt_logprobs
+from albireo_jax.serving.openapi import body_answers, body_docs
 from albireo_jax.serving.request_id import request_id
 from albireo_jax.serving.schemas import num_top
 from albireo_jax.serving.schemas_chat import ChatBody
@@ -40,7 +42,11 @@ from albireo_jax.serving.turns import Heading, Usage, callers_fault, check_model
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", openapi_extra=body_docs(ChatBody))
+@router.post(
+    "/v1/chat/completions",
+    openapi_extra=body_docs(ChatBody),
+    responses=body_answers(ChatAnswer, chunk=ChatChunk),
+)
 async def create_chat_completion(
     request: Request,
     engine: Engine,

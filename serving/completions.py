@@ -9,8 +9,9 @@ from starlette.responses import JSONResponse, Response
 from albireo_jax.core.types import FinishReason
 from albireo_jax.engine.tokenizer import Tokenizer
 from albireo_jax.engine.turns import ChoiceDelta
+from albireo_jax.serving.answer_schemas import CompletionAnswer
 from albireo_jax.serving.auth import cache_salt
-from albireo_jax.serving.body import body_docs, json_body
+from albireo_jax.serving.body import json_body
 from albireo_jax.serving.chunks import Chunks
 from albireo_jax.serving.events import (
     ChoiceEvents,
@@ -22,6 +23,7 @@ from albireo_jax.serving.events import (
     turn_events,
 )
 from albireo_jax.serving.logprobs import CompletionLogprobs, prompt_logprobs
+from albireo_jax.serving.openapi import body_answers, body_docs
 from albireo_jax.serving.request_id import request_id
 from albireo_jax.serving.schemas import CompletionBody, num_top
 from albireo_jax.serving.served import Engine
@@ -40,7 +42,11 @@ DEFAULT_MAX_TOKENS = 16
 router = APIRouter()
 
 
-@router.post("/v1/completions", openapi_extra=body_docs(CompletionBody))
+@router.post(
+    "/v1/completions",
+    openapi_extra=body_docs(CompletionBody),
+    responses=body_answers(CompletionAnswer, chunk=CompletionAnswer),
+)
 async def create_completion(
     request: Request,
     engine: Engine,

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from albireo_jax.engine.energy import EnergyReading
 from albireo_jax.engine.metrics import HistogramSnapshot, MetricsSnapshot
@@ -20,7 +20,7 @@ from albireo_jax.serving.served import Engine, ServedEngine
 router = APIRouter()
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(engine: Engine) -> Response:
     """All figures, of this moment."""
     registry = CollectorRegistry()

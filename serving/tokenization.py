@@ -5,8 +5,10 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.responses import JSONResponse, Response
 
-from albireo_jax.serving.body import body_docs, json_body
+from albireo_jax.serving.answer_schemas import DetokenizeAnswer, TokenizeAnswer
+from albireo_jax.serving.body import json_body
 from albireo_jax.serving.errors import bad_request
+from albireo_jax.serving.openapi import body_answers, body_docs
 from albireo_jax.serving.schemas import DetokenizeBody
 from albireo_jax.serving.schemas_chat import TokenizeBody
 from albireo_jax.serving.served import Engine
@@ -15,7 +17,7 @@ from albireo_jax.serving.turns import callers_fault, check_model, encode
 router = APIRouter()
 
 
-@router.post("/tokenize", openapi_extra=body_docs(TokenizeBody))
+@router.post("/tokenize", openapi_extra=body_docs(TokenizeBody), responses=body_answers(TokenizeAnswer))
 async def tokenize(
     engine: Engine, body: Annotated[TokenizeBody, Depends(json_body(TokenizeBody))]
 ) -> Response:
@@ -35,7 +37,7 @@ async def tokenize(
     )
 
 
-@router.post("/detokenize", openapi_extra=body_docs(DetokenizeBody))
+@router.post("/detokenize", openapi_extra=body_docs(DetokenizeBody), responses=body_answers(DetokenizeAnswer))
 async def detokenize(
     engine: Engine, body: Annotated[DetokenizeBody, Depends(json_body(DetokenizeBody))]
 ) -> Response:

@@ -44,11 +44,13 @@ class _TwoRoutes:
         return Said(replace(sampled, route=("greedy", "candidates")[odd], wire_bytes=(3, 1000)[odd]))
 
 
-def _scrape(engine: Lab, *bodies: dict[str, object]) -> dict[tuple[str, ...], float]:
+def _scrape(
+    engine: Lab, *bodies: dict[str, object], status: int = httpx.codes.OK
+) -> dict[tuple[str, ...], float]:
     async def main() -> dict[tuple[str, ...], float]:
         async with in_process(create_app(engine)) as client:
             answers = await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies))
-            assert all(answer.status_code == httpx.codes.OK for answer in answers)
+            assert all(answer.status_code == status for answer in answers)
             return await _samples(client)
 
     return asyncio.run(main())
@@ -118,7 +120,7 @@ def test_steps_and_bytes_are_counted_by_the_route_that_sampled() -> None:
 
 def test_rows_that_are_not_finite_are_counted() -> None:
     with lab(wrap=lambda inner: _TwoRoutes(inner, broken_at=0)) as engine:
-        samples = _scrape(engine, {"prompt": "x", "max_tokens": 9, "n": 2})
+        samples = _scrape(engine, {"prompt": "x", "max_tokens": 9, "n": 2}, status=500)
     assert samples["albireo_nonfinite_rows_total",] == 2
     assert samples["albireo_requests_finished_total", "error"] == 2
 
