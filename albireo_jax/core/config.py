@@ -107,7 +107,24 @@ class LinearRopeScaling:
     factor: float
 
 
-RopeScaling = Llama3RopeScaling | LinearRopeScaling
+@dataclass(frozen=True, slots=True, kw_only=True)
+class YarnRopeScaling:
+    """YaRN's frequency scaling (arXiv 2309.00071, Hugging Face `rope_type: yarn`).
+
+    Waves that turn more than `beta_fast` times over the original context are kept, those that turn less than
+    `beta_slow` times are slowed by `factor`, those between are blended along channels, from whole channel to
+    whole channel if `truncates`. Queries and keys are multiplied by `attention_factor`.
+    """
+
+    factor: float
+    original_max_position: int
+    attention_factor: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncates: bool = True
+
+
+RopeScaling = Llama3RopeScaling | LinearRopeScaling | YarnRopeScaling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,17 +5,20 @@ and its merges; here the header is walked once. Layout: the GGUF specification o
 """
 
 import mmap
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from albireo_jax.core.errors import ModelError
 
 Scalar = bool | int | float | str
-MetadataValue = Scalar | list[bool] | list[int] | list[float] | list[str]
+MetadataValue = Scalar | list[bool] | list[int] | list[float] | list[str] | list[Any]
+"""A value; lists of lists where the file nests them, and lone surrogates for bytes that are no UTF-8."""
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -26,6 +29,8 @@ _STRING = 8
 _ARRAY = 9
 _DEFAULT_ALIGNMENT = 32
 _MAX_AXES = 4
+_MAX_NESTING = 8
+_PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +64,43 @@ def read_gguf_metadata(path: Path) -> dict[str, MetadataValue]:
     return dict(_read(path, with_tensors=False).metadata)
 
 
+def split_parts(path: Path) -> tuple[Path, ...]:
+    """All files of the model that `path` is or is a part of, in order; just itself if it is whole.
+
+    Parts are named NAME-00001-of-00003.gguf, as llama.cpp writes and reads them. Raises ModelError if `path`
+    is a part under another name, and for parts that are missing or do not belong together.
+    """
+    metadata = read_gguf_metadata(path)
+    count = metadata.get("split.count", 1)
+    if not isinstance(count, int) or count < 2:
+        return (path,)
+    match = _PART.fullmatch(path.name)
+    if match is None or int(match["count"]) != count:
+        number = metadata.get("split.no", 0)
+        raise ModelError(
+            f"{path} is part {number + 1 if isinstance(number, int) else '?'} of a model in {count} parts, "
+            f"which must be named NAME-00001-of-{count:05}.gguf and so on"
+        )
+    parts = tuple(path.with_name(f"{match['name']}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1))
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
+        raise ModelError(f"{path} is one of {count} parts, of which {', '.join(missing)} are missing")
+    for number, part in enumerate(parts):
+        metadata = read_gguf_metadata(part)
+        if (metadata.get("split.no"), metadata.get("split.count")) != (number, count):
+            raise ModelError(
+                f"{part} says that it is part {metadata.get('split.no')} (from 0) of "
+                f"{metadata.get('split.count')}, expected {number} of {count}"
+            )
+    return parts
+
+
+def whole_name(path: Path) -> str:
+    """Name of the model that a GGUF file is, or is a part of."""
+    match = _PART.fullmatch(path.name)
+    return path.stem if match is None else match["name"]
+
+
 def _read(path: Path, *, with_tensors: bool) -> GgufHeader:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -90,7 +132,10 @@ class _Header:
         metadata: dict[str, MetadataValue] = {}
         for _ in range(num_keys):
             [key] = self._strings(1)
-            metadata[key] = self._value(int(self._number("I")))
+            try:
+                metadata[key] = self._value(int(self._number("I")))
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
         return metadata
 
     def tensors(self, metadata: Mapping[str, MetadataValue]) -> tuple[GgufTensor, ...]:
@@ -115,10 +160,17 @@ class _Header:
     def _value(self, kind: int) -> MetadataValue:
         if kind == _STRING:
             return self._strings(1)[0]
-        if kind == _ARRAY:
-            item_kind, count = int(self._number("I")), int(self._number("Q"))
-            return self._strings(count) if item_kind == _STRING else self._numbers(item_kind, count)
-        return self._numbers(kind, 1)[0]
+        return self._array(0) if kind == _ARRAY else self._numbers(kind, 1)[0]
+
+    def _array(self, depth: int) -> list[Any]:
+        item_kind, count = int(self._number("I")), int(self._number("Q"))
+        if item_kind == _STRING:
+            return self._strings(count)
+        if item_kind != _ARRAY:
+            return self._numbers(item_kind, count)
+        if depth == _MAX_NESTING:
+            raise ValueError(f"arrays are nested more than {_MAX_NESTING} deep")
+        return [self._array(depth + 1) for _ in range(count)]
 
     def _number(self, code: str) -> int | float:
         (number,) = struct.unpack_from(self._order + code, self._data, self._offset)
@@ -144,7 +196,7 @@ class _Header:
             end = offset + 8 + length
             if end > len(data):
                 raise ValueError(f"a string of {length} bytes runs past the end")
-            strings.append(data[offset + 8 : end].decode())
+            strings.append(data[offset + 8 : end].decode(errors="surrogateescape"))
             offset = end
         self._offset = offset
         return strings

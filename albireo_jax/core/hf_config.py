@@ -1,15 +1,14 @@
 """A Hugging Face `config.json` as a `ModelConfig`; what cannot be run is refused by key and value."""
 
 import json
-import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from albireo_jax.core.config import LinearRopeScaling, Llama3RopeScaling, ModelConfig, RopeScaling
+from albireo_jax.core.config import ModelConfig
 from albireo_jax.core.errors import ModelError, UnknownArchitectureError
-
-Json: TypeAlias = Mapping[str, Any]
+from albireo_jax.core.hf_refusals import refuse_unsupported
+from albireo_jax.core.hf_rope import read_rope, rope_to_hf
+from albireo_jax.core.json_fields import Json, integer, positive, truth
 
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
@@ -20,7 +19,6 @@ ARCHITECTURES = {
 """Architectures that this project runs, as Hugging Face names them, and their `model_type`."""
 
 _QWEN3_HEAD_DIM = 128  # what transformers assumes where the key is missing
-_DEFAULT_ROPE_THETA = 10000.0
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
@@ -43,25 +41,25 @@ def model_config_from_hf(config: Json, generation: Json | None = None) -> ModelC
     Raises like `read_hf_config`.
     """
     architecture = _architecture(config)
-    _refuse_unsupported(config, architecture)
-    num_heads = _int(config, "num_attention_heads")
-    rope = _rope(config)
+    refuse_unsupported(config, architecture, head_dim=_head_dim(config, architecture))
+    num_heads = integer(config, "num_attention_heads")
+    rope = read_rope(config)
     try:
         return ModelConfig(
             architecture=architecture,
-            num_layers=_int(config, "num_hidden_layers"),
-            hidden_size=_int(config, "hidden_size"),
-            intermediate_size=_int(config, "intermediate_size"),
+            num_layers=integer(config, "num_hidden_layers"),
+            hidden_size=integer(config, "hidden_size"),
+            intermediate_size=integer(config, "intermediate_size"),
             num_heads=num_heads,
-            num_kv_heads=_int(config, "num_key_value_heads", num_heads),
+            num_kv_heads=integer(config, "num_key_value_heads", num_heads),
             head_dim=_head_dim(config, architecture),
-            vocab_size=_int(config, "vocab_size"),
-            max_position=_int(config, "max_position_embeddings"),
-            rms_norm_eps=_float(config, "rms_norm_eps"),
-            rope_theta=_float(rope, "rope_theta", _DEFAULT_ROPE_THETA),
-            rope_scaling=_rope_scaling(rope),
+            vocab_size=integer(config, "vocab_size"),
+            max_position=rope.max_position,
+            rms_norm_eps=positive(config, "rms_norm_eps"),
+            rope_theta=rope.theta,
+            rope_scaling=rope.scaling,
             sliding_window=_sliding_window(config, architecture),
-            tie_word_embeddings=_bool(config, "tie_word_embeddings"),
+            tie_word_embeddings=truth(config, "tie_word_embeddings"),
             attention_bias=architecture == "Qwen2ForCausalLM",
             qk_norm=architecture == "Qwen3ForCausalLM",
             bos_token_id=next(iter(_token_ids(config, "bos_token_id")), None),
@@ -75,20 +73,6 @@ def model_config_from_hf(config: Json, generation: Json | None = None) -> ModelC
 
 def model_config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """Contents of a config.json, as transformers 5 writes it, that reads back as `config`."""
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
-    match config.rope_scaling:
-        case LinearRopeScaling(factor=factor):
-            rope |= {"rope_type": "linear", "factor": factor}
-        case Llama3RopeScaling() as scaling:
-            rope |= {
-                "rope_type": "llama3",
-                "factor": scaling.factor,
-                "low_freq_factor": scaling.low_freq_factor,
-                "high_freq_factor": scaling.high_freq_factor,
-                "original_max_position_embeddings": scaling.original_max_position,
-            }
-        case None:
-            pass
     slides = config.sliding_window is not None
     return {
         "architectures": [config.architecture],
@@ -102,7 +86,7 @@ def model_config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_position,
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_parameters": rope,
+        "rope_parameters": rope_to_hf(config),
         "hidden_act": "silu",
         "sliding_window": config.sliding_window,
         "use_sliding_window": slides,
@@ -141,28 +125,12 @@ def _architecture(config: Json) -> str:
     return name
 
 
-def _refuse_unsupported(config: Json, architecture: str) -> None:
-    if config.get("quantization_config") is not None:
-        raise ModelError(
-            f"config.json: quantization_config {config['quantization_config']!r} is not supported; "
-            f"load float weights, which can be quantised to int8 or fp8 as they are loaded, or a GGUF file"
-        )
-    activation = config.get("hidden_act", "silu")
-    if activation != "silu":
-        raise ModelError(f"config.json: hidden_act {activation!r} is not supported, only 'silu' is")
-    if _bool(config, "attention_bias") and architecture != "Qwen2ForCausalLM":
-        raise ModelError(f"config.json: attention_bias true is not supported for {architecture}")
-    for key in ("mlp_bias", "use_mrope"):
-        if _bool(config, key):
-            raise ModelError(f"config.json: {key} true is not supported")
-
-
 def _head_dim(config: Json, architecture: str) -> int:
     if config.get("head_dim") is not None:
-        return _int(config, "head_dim")
+        return integer(config, "head_dim")
     if architecture == "Qwen3ForCausalLM":
         return _QWEN3_HEAD_DIM
-    hidden_size, num_heads = _int(config, "hidden_size"), _int(config, "num_attention_heads")
+    hidden_size, num_heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
     if num_heads < 1 or hidden_size % num_heads:
         raise ModelError(
             f"config.json: hidden_size {hidden_size} is not a multiple of num_attention_heads {num_heads} "
@@ -171,63 +139,46 @@ def _head_dim(config: Json, architecture: str) -> int:
     return hidden_size // num_heads
 
 
-def _rope(config: Json) -> Json:
-    """Everything on rotary embeddings as transformers 5 writes it, from the older keys if need be."""
-    new = config.get("rope_parameters")
-    rope = new if new is not None else config.get("rope_scaling")
-    if rope is None:
-        rope = {}
-    if not isinstance(rope, dict):
-        raise ModelError(f"config.json: rope_parameters or rope_scaling must be an object, got {rope!r}")
-    return {"rope_theta": config.get("rope_theta"), **rope}
-
-
-def _rope_scaling(rope: Json) -> RopeScaling | None:
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if _float(rope, "partial_rotary_factor", 1.0) != 1.0:
-        raise ModelError(
-            f"config.json: partial_rotary_factor {rope['partial_rotary_factor']} is not supported"
-        )
-    if rope_type == "default":
-        return None
-    if rope_type == "linear":
-        return LinearRopeScaling(factor=_float(rope, "factor"))
-    if rope_type == "llama3":
-        return Llama3RopeScaling(
-            factor=_float(rope, "factor"),
-            low_freq_factor=_float(rope, "low_freq_factor"),
-            high_freq_factor=_float(rope, "high_freq_factor"),
-            original_max_position=_int(rope, "original_max_position_embeddings"),
-        )
-    raise ModelError(
-        f"config.json: rope_type {rope_type!r} is not supported; those are 'default', 'linear', 'llama3'"
-    )
-
-
 def _sliding_window(config: Json, architecture: str) -> int | None:
-    """The window, if all layers slide; none, if none does. A mix of both is refused."""
-    if architecture == "LlamaForCausalLM" or config.get("sliding_window") is None:
-        return None
-    window = _int(config, "sliding_window")
-    if architecture == "MistralForCausalLM":
-        return window
-    if not _bool(config, "use_sliding_window"):
-        return None
-    num_layers = _int(config, "num_hidden_layers")
-    first = _int(config, "max_window_layers", num_layers)
-    by_default = [_SLIDING if layer >= first else _FULL for layer in range(num_layers)]
-    layer_types = config.get("layer_types") or by_default
-    if not isinstance(layer_types, list):
-        raise ModelError(f"config.json: layer_types must be a list, got {layer_types!r}")
-    kinds = {str(kind) for kind in layer_types}
+    """The window, if all layers slide; none, if none does. A mix of both is refused, and a contradiction."""
+    kinds = _layer_kinds(config, architecture)
     if kinds == {_FULL}:
         return None
-    if kinds == {_SLIDING}:
-        return window
-    raise ModelError(
-        f"config.json: layers of different attention ({', '.join(sorted(kinds))}) are not supported; "
-        f"use_sliding_window is true, max_window_layers {first} of {num_layers} layers"
-    )
+    if kinds != {_SLIDING}:
+        raise ModelError(
+            f"config.json: layers of different attention ({', '.join(sorted(kinds))}) are not supported; "
+            f"use_sliding_window is {config.get('use_sliding_window')}, max_window_layers "
+            f"{config.get('max_window_layers')} of {config.get('num_hidden_layers')} layers"
+        )
+    if config.get("sliding_window") is None or config.get("use_sliding_window") is False:
+        raise ModelError(
+            f"config.json: layer_types are {_SLIDING!r}, but sliding_window is "
+            f"{config.get('sliding_window')} and use_sliding_window {config.get('use_sliding_window')}"
+        )
+    window = integer(config, "sliding_window")
+    if window < 1:
+        raise ModelError(f"config.json: sliding_window must be at least 1, got {window}")
+    return window
+
+
+def _layer_kinds(config: Json, architecture: str) -> set[str]:
+    """Kinds of attention that the layers have, from `layer_types` or from the keys that stand for it."""
+    num_layers = integer(config, "num_hidden_layers")
+    layer_types = config.get("layer_types")
+    if layer_types is not None:
+        if not isinstance(layer_types, list) or len(layer_types) != num_layers or not num_layers:
+            raise ModelError(
+                f"config.json: layer_types must be a list of {num_layers} kinds, got {layer_types!r:.200}"
+            )
+        return {str(kind) for kind in layer_types}
+    uses = truth(config, "use_sliding_window")
+    if config.get("sliding_window") is None or config.get("use_sliding_window") is False:
+        return {_FULL}
+    if architecture in ("LlamaForCausalLM", "MistralForCausalLM"):
+        return {_SLIDING}
+    first = integer(config, "max_window_layers", num_layers)
+    by_default = {_SLIDING if uses and layer >= first else _FULL for layer in range(num_layers)}
+    return by_default or {_FULL}
 
 
 def _eos_token_ids(config: Json, generation: Json) -> tuple[int, ...]:
@@ -243,33 +194,3 @@ def _token_ids(config: Json, key: str) -> tuple[int, ...]:
         if isinstance(token, bool) or not isinstance(token, int):
             raise ModelError(f"config.json: {key} must be a token id or a list of them, got {value!r}")
     return tuple(ids)
-
-
-def _int(config: Json, key: str, default: int | None = None) -> int:
-    value = _required(config, key, default)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ModelError(f"config.json: {key} must be an integer, got {value!r}")
-    return value
-
-
-def _float(config: Json, key: str, default: float | None = None) -> float:
-    value = _required(config, key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ModelError(f"config.json: {key} must be a positive number, got {value!r}")
-    return float(value)
-
-
-def _bool(config: Json, key: str) -> bool:
-    value = config.get(key)
-    if not isinstance(value, bool | None):
-        raise ModelError(f"config.json: {key} must be true or false, got {value!r}")
-    return bool(value)
-
-
-def _required(config: Json, key: str, default: object) -> object:
-    value = config.get(key)
-    if value is None:
-        value = default
-    if value is None:
-        raise ModelError(f"config.json has no {key}")
-    return value

@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from albireo_jax.core.errors import UnknownModelError
+from albireo_jax.core.gguf_metadata import split_parts, whole_name
 
 
 class ModelFormat(StrEnum):
@@ -36,7 +37,8 @@ CHECKPOINT_MARK = "albireo.json"
 def find_model(model: str) -> ModelFiles:
     """Files of `model`: a built-in name, a folder with config.json, or a .gguf file.
 
-    Raises UnknownModelError, which lists the built-in names.
+    Any part of a GGUF file that was split stands for the whole, whose path is that of the first part. Raises
+    UnknownModelError, which lists the built-in names, and ModelError if a part is missing.
     """
     if model in BUILT_IN:
         return ModelFiles(path=_built_in_path(model), format=ModelFormat.GGUF, name=model)
@@ -50,7 +52,8 @@ def find_model(model: str) -> ModelFiles:
     if path.is_file():
         if path.suffix != ".gguf":
             raise UnknownModelError(f"{path} is a file but not a .gguf one")
-        return ModelFiles(path=path, format=ModelFormat.GGUF, name=path.stem)
+        first = split_parts(path)[0]
+        return ModelFiles(path=first, format=ModelFormat.GGUF, name=whole_name(first))
     raise UnknownModelError(
         f"no model {model!r}: neither a folder nor a file, nor a built-in name; those are {sorted(BUILT_IN)}"
     )

@@ -5,6 +5,8 @@ Two vocabularies are known: `gpt2` (byte-level pairs merged by rank, cut first b
 llama.cpp (src/llama-vocab.cpp).
 """
 
+import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -19,6 +21,7 @@ from albireo_jax.core.gguf_metadata import MetadataValue, read_gguf_metadata
 from albireo_jax.engine.pretokenizers import find_pre_tokenizer
 from albireo_jax.engine.tokenizer_parts import TokenizerParts, set_affixes
 
+_logger = logging.getLogger(__name__)
 _TEMPLATE = "tokenizer.chat_template"
 _Item = TypeVar("_Item", str, int, float)
 
@@ -36,20 +39,31 @@ class TokenType(IntEnum):
 
 _END_OF_TURN = frozenset(
     {
-        "<|endoftext|>",
-        "<|end_of_text|>",
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|im_end|>",
-        "<|end|>",
-        "<|return|>",
-        "<|call|>",
-        "<end_of_turn>",
-        "<EOT>",
-        "<｜end▁of▁sentence｜>",  # noqa: RUF001
+        *("<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>"),
+        *("<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<end_of_turn>", "<end_of_utterance>"),
+        *("<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "[e~[", "<｜end▁of▁sentence｜>"),  # noqa: RUF001
     }
 )
-"""Tokens that end an answer even where the metadata does not say so."""
+"""Tokens that end an answer even where the metadata does not say so.
+
+llama.cpp has </s> too, which is an ordinary word of Qwen3's vocabulary; here it ends where a key says so.
+"""
+
+_MIDDLE = frozenset(
+    {
+        *("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>", "<|fim_repo|>"),
+        *("<fim-prefix>", "<fim-suffix>", "<fim-middle>", "<fim-pad>", "<fim-repo>"),
+        *("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<fim_pad>", "<reponame>"),
+        *("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # noqa: RUF001
+        *("<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>", "<|prefix|>", "<|suffix|>", "<|middle|>"),
+        *("<PRE>", "<SUF>", "<MID>", "<PAD>", "<REPO>", "\u2581<PRE>", "\u2581<SUF>", "\u2581<MID>", "[PAD]"),
+        *("<|repo_name|>", "<|file_sep|>"),
+    }
+)
+"""Tokens of prompts that ask for the middle of a text."""
+
+_NAMED_TOKENS = tuple(f"{name}_token_id" for name in ("bos", "eos", "eot", "eom", "unknown", "padding"))
+_CONTROL_LOOK = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 
 
 def load_gguf_tokenizer(path: Path) -> TokenizerParts:
@@ -88,10 +102,16 @@ class _Vocabulary:
         self.types = self._list("token_type", int) if self._has("token_type") else [1] * len(tokens)
         if len(self.types) != len(tokens):
             raise ModelError(f"{len(tokens)} tokens have {len(self.types)} types")
-        self.ids = {token: i for i, token in enumerate(self.tokens)}
-        if len(self.ids) != len(tokens):
-            twice = next(token for i, token in enumerate(self.tokens) if self.ids[token] != i)
-            raise ModelError(f"the token {twice!r} is in the vocabulary twice")
+        self._respelled: dict[int, str] = {}
+        self.ids: dict[str, int] = {}
+        for i, token in enumerate(self.tokens):
+            if token in self.ids:  # texts become the first; the model may still say the others
+                self._respelled[i] = token
+                self.tokens[i] = token = f"\ufdd0{i}\ufdd0"  # no text has these characters
+            self.ids[token] = i
+        if self._respelled:
+            _logger.warning("the vocabulary has tokens twice: %r", [*self._respelled.values()][:5])
+        self._retype()
 
     def parts(self) -> TokenizerParts:
         """The tokenizer with its added tokens, beginning and end tokens, and chat templates."""
@@ -121,6 +141,7 @@ class _Vocabulary:
             eos_token_ids=self._end_ids(),
             special_tokens={name: text for name, text in named.items() if text is not None},
             chat_templates=self._templates(),
+            respelled=self._respelled,
         )
 
     def merges(self) -> list[tuple[str, str]]:
@@ -171,6 +192,24 @@ class _Vocabulary:
         """Whether a text, and what follows a special token, begins with a space."""
         return self._flag("add_space_prefix", default=True)
 
+    def _retype(self) -> None:
+        """Make control tokens of those that are typed as text but are ones by their names, as llama.cpp does.
+
+        Those that a key of the metadata names are control tokens too if they look like it.
+        """
+        named = {self._token(name) for name in _NAMED_TOKENS}
+        special = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
+        changed = [
+            text
+            for text, i in self.ids.items()
+            if self.types[i] not in special
+            and (text in _END_OF_TURN or text in _MIDDLE or (text in named and _CONTROL_LOOK.fullmatch(text)))
+        ]
+        for text in changed:
+            self.types[self.ids[text]] = TokenType.CONTROL
+        if changed:
+            _logger.warning("the file types %s as text; they are taken as control tokens", ", ".join(changed))
+
     def _add_tokens(self, backend: tokenizers.Tokenizer) -> None:
         """Make control, unknown and user-defined tokens match in a text before anything else does."""
         special_kinds = (TokenType.CONTROL, TokenType.UNKNOWN)
@@ -186,7 +225,8 @@ class _Vocabulary:
         ends = [self._token(f"{name}_token_id") for name in ("eos", "eot", "eom")]
         added = (TokenType.CONTROL, TokenType.USER_DEFINED)
         ends += [text for text in self.tokens if text in _END_OF_TURN and self.types[self.ids[text]] in added]
-        if "<|return|>" in ends and "<|call|>" in ends:  # gpt-oss: <|end|> ends a message, not the answer
+        # In gpt-oss and its like <|end|> ends a message, not the answer.
+        if ("<|return|>" in ends and "<|call|>" in ends) or ("<|calls|>" in ends and "<|flush|>" in ends):
             ends = [text for text in ends if text != "<|end|>"]
         return tuple(dict.fromkeys(self.ids[text] for text in ends if text is not None))
 
@@ -194,7 +234,9 @@ class _Vocabulary:
         templates: dict[str, str] = {}
         for key, value in self._metadata.items():
             if key == _TEMPLATE or key.startswith(_TEMPLATE + "."):
-                templates[key[len(_TEMPLATE) + 1 :] or "default"] = str(value)
+                if not isinstance(value, str):
+                    raise ModelError(f"{key} is not a text: {value!r:.100}")
+                templates[key[len(_TEMPLATE) + 1 :] or "default"] = value
         return templates
 
     def _has(self, name: str) -> bool:
@@ -230,7 +272,20 @@ class _Vocabulary:
         value = self._value(name)
         if not isinstance(value, list) or (value and not isinstance(value[0], item)):
             raise ModelError(f"tokenizer.ggml.{name} is not a list of {item.__name__}")
-        return [element for element in value if isinstance(element, item)]
+        elements = [element for element in value if isinstance(element, item)]
+        if item is str and not _is_utf8("".join(map(str, elements))):
+            wrong = next(i for i, element in enumerate(elements) if not _is_utf8(str(element)))
+            raise ModelError(f"tokenizer.ggml.{name}[{wrong}] is no UTF-8: {elements[wrong]!r}")
+        return elements
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text of a file holds characters alone; bytes that are none were read as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _byte_level_model(vocabulary: _Vocabulary) -> _Model:

@@ -51,6 +51,13 @@ _LLAMA3 = _SUFFIX + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r
 _QWEN2 = _SUFFIX + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _TAIL
 _SEED_CODER = _SUFFIX + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|" + _TAIL
 
+_QWEN35 = _SUFFIX + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|" + _TAIL
+_BAILING = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+_BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
+_FALCON = (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")
+
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _TEKKEN = (
@@ -103,28 +110,37 @@ _LLAMA3_BARE = PreTokenizer(patterns=(_LLAMA3,))
 _QWEN2_SPLIT = PreTokenizer(patterns=(_QWEN2,), normalizes=True)
 _DIGITS_SPLIT = PreTokenizer(patterns=(r"\p{N}", _GPT2))
 _GPT4O_SPLIT = PreTokenizer(patterns=(_GPT4O,))
+_GPT2_SPLIT = PreTokenizer(patterns=(_GPT2,))
+_DEEPSEEK_V3_SPLIT = PreTokenizer(patterns=_DEEPSEEK_V3)
+_BLOOM_SPLIT = PreTokenizer(patterns=(_BLOOM,))
+_BAILING_SPLIT = PreTokenizer(patterns=(_BAILING,))
 
-_KNOWN = {
-    "default": PreTokenizer(patterns=(r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
-    "gpt-2": PreTokenizer(patterns=(_GPT2,)),
-    "llama-bpe": _LLAMA3_SPLIT,
-    "llama3": _LLAMA3_SPLIT,
-    "llama-v3": _LLAMA3_SPLIT,
-    "falcon3": _LLAMA3_SPLIT,
-    "pixtral": _LLAMA3_SPLIT,
-    "dbrx": _LLAMA3_BARE,
-    "smaug-bpe": _LLAMA3_BARE,
-    "qwen2": _QWEN2_SPLIT,
-    "deepseek-r1-qwen": _QWEN2_SPLIT,
-    "megrez": _QWEN2_SPLIT,
-    "smollm": _DIGITS_SPLIT,
-    "starcoder": _DIGITS_SPLIT,
-    "minerva-7b": _DIGITS_SPLIT,
-    "deepseek-llm": PreTokenizer(patterns=_DEEPSEEK_LLM),
-    "deepseek-coder": PreTokenizer(patterns=_DEEPSEEK_CODER),
-    "deepseek-v3": PreTokenizer(patterns=_DEEPSEEK_V3),
-    "tekken": PreTokenizer(patterns=(_TEKKEN,), ignores_merges=True, adds_bos=True),
-    "gpt-4o": _GPT4O_SPLIT,
-    "llama4": _GPT4O_SPLIT,
-    "seed-coder": PreTokenizer(patterns=(_SEED_CODER,)),
+_BY_NAMES = {
+    ("default",): PreTokenizer(patterns=(r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+    (
+        *("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "gigachat", "a.x-4.0"),
+        *("mellum", "exaone4", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "modern-bert"),
+    ): _GPT2_SPLIT,
+    (
+        *("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+        "jina-v5-nano",
+    ): _LLAMA3_SPLIT,
+    ("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"): _LLAMA3_BARE,
+    ("qwen2", "deepseek-r1-qwen", "megrez", "kormo", "f2llmv2"): _QWEN2_SPLIT,
+    ("stablelm2", "hunyuan", "solar-open", "grok-2"): PreTokenizer(patterns=(_QWEN2,)),
+    ("qwen35",): PreTokenizer(patterns=(_QWEN35,), normalizes=True),
+    (
+        *("smollm", "starcoder", "minerva-7b", "refact", "command-r", "codeshell", "exaone", "mellum2"),
+    ): _DIGITS_SPLIT,
+    ("deepseek-llm",): PreTokenizer(patterns=_DEEPSEEK_LLM),
+    ("deepseek-coder",): PreTokenizer(patterns=_DEEPSEEK_CODER),
+    ("deepseek-v3", "hunyuan-dense", "joyai-llm"): _DEEPSEEK_V3_SPLIT,
+    ("tekken",): PreTokenizer(patterns=(_TEKKEN,), ignores_merges=True, adds_bos=True),
+    ("gpt-4o", "llama4", "kanana2", "minimax-m2"): _GPT4O_SPLIT,
+    ("seed-coder",): PreTokenizer(patterns=(_SEED_CODER,)),
+    ("falcon",): PreTokenizer(patterns=_FALCON),
+    ("bloom", "gpt3-finnish", "poro-chat"): _BLOOM_SPLIT,
+    ("viking",): PreTokenizer(patterns=(_BLOOM, r"\p{N}")),
+    ("bailingmoe", "bailingmoe2", "llada-moe"): _BAILING_SPLIT,
 }
+_KNOWN = {name: known for names, known in _BY_NAMES.items() for name in names}

@@ -29,20 +29,22 @@ MAX_TOKEN_ID = 2**32 - 1
 class TokenBytes(dict[int, bytes]):
     """Token id -> its bytes, worked out when first asked for; no bytes for ids in `hidden` or unknown.
 
+    `spelling` gives the vocabulary's spelling of an id, which `piece` turns into bytes.
+
     Filled on demand it costs no start-up time and holds only the tokens in use.
     """
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, piece: Callable[[str], bytes], *, hidden: frozenset[int]
+        self, spelling: Callable[[int], str | None], piece: Callable[[str], bytes], *, hidden: frozenset[int]
     ) -> None:
         super().__init__()
-        self._backend = backend
+        self._spelling = spelling
         self._piece = piece
         self._hidden = hidden
 
     def __missing__(self, token_id: int) -> bytes:
         """Bytes of an id seen for the first time; those outside the vocabulary are not remembered."""
-        token = self._backend.id_to_token(token_id) if 0 <= token_id <= MAX_TOKEN_ID else None
+        token = self._spelling(token_id)
         if token is None:
             return b""
         data = b"" if token_id in self._hidden else self._piece(token)

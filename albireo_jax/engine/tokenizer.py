@@ -28,13 +28,14 @@ class Tokenizer:
     def __init__(self, parts: TokenizerParts) -> None:
         """Wrap what a loader read. Raises ModelError if the decoder is of an unknown kind."""
         self._backend = parts.backend
+        self._respelled = parts.respelled
         self._bos_token_id = parts.bos_token_id
         self._eos_token_ids = parts.eos_token_ids
         self._chat_template = ChatTemplate(parts.chat_templates, special_tokens=parts.special_tokens)
         decoder = piece_decoder(parts.backend)
         added = parts.backend.get_added_tokens_decoder()
         special = frozenset(token_id for token_id, token in added.items() if token.special)
-        self._all_bytes = TokenBytes(parts.backend, decoder.piece, hidden=frozenset())
+        self._all_bytes = TokenBytes(self.token_text, decoder.piece, hidden=frozenset())
         self._shown_bytes: dict[tuple[str, ...], TokenBytes] = {}  # by `shown`
         self._piece = decoder.piece
         self._special = special
@@ -116,11 +117,13 @@ class Tokenizer:
             return self._all_bytes
         if shown not in self._shown_bytes:
             hidden = self._special - {self.token_id(text) for text in shown}
-            self._shown_bytes[shown] = TokenBytes(self._backend, self._piece, hidden=hidden)
+            self._shown_bytes[shown] = TokenBytes(self.token_text, self._piece, hidden=hidden)
         return self._shown_bytes[shown]
 
     def token_text(self, token_id: int) -> str | None:
         """The vocabulary's own spelling of a token, None outside the vocabulary."""
+        if token_id in self._respelled:
+            return self._respelled[token_id]
         return self._backend.id_to_token(token_id) if 0 <= token_id <= MAX_TOKEN_ID else None
 
     def token_id(self, text: str) -> int | None:

@@ -1,7 +1,7 @@
 """What a model's files say of its tokenizer, in whatever format they are."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import tokenizers
 from tokenizers import processors
@@ -12,7 +12,8 @@ class TokenizerParts:
     """A tokenizer as read from files.
 
     `special_tokens` are the texts that chat templates name (`bos_token`, `eos_token`, …);
-    `chat_templates` are Jinja sources by name, `default` first among them.
+    `chat_templates` are Jinja sources by name, `default` first among them. `respelled` are the texts of ids
+    that `backend` knows by another spelling, since each of its spellings has one id.
     """
 
     backend: tokenizers.Tokenizer
@@ -20,6 +21,7 @@ class TokenizerParts:
     eos_token_ids: tuple[int, ...]
     special_tokens: Mapping[str, str]
     chat_templates: Mapping[str, str]
+    respelled: Mapping[int, str] = field(default_factory=dict[int, str])
 
 
 def set_affixes(backend: tokenizers.Tokenizer, *, bos: str | None, eos: str | None) -> None:

@@ -31,6 +31,7 @@ from albireo_jax.nn.layers import (
     rope_frequencies,
     rotate,
     rotation,
+    rotation_factor,
 )
 from albireo_jax.nn.sharding import partition_spec
 
@@ -120,7 +121,9 @@ def forward(
 
     `unroll` picks the form of the layer loop; unstacked weights must be unrolled.
     """
-    by = rotation(position_T, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
+    scaling = config.rope_scaling
+    frequencies = rope_frequencies(config.head_dim, config.rope_theta, scaling)
+    by = rotation(position_T, frequencies, factor=rotation_factor(scaling))
 
     def step(layer: LayerIndex, carry: tuple[Array, Cache]) -> tuple[Array, Cache]:
         return _layer(

@@ -10,9 +10,16 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from albireo_jax.core.config import LinearRopeScaling, Llama3RopeScaling, ModelConfig, RopeScaling
+from albireo_jax.core.config import (
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    ModelConfig,
+    RopeScaling,
+    YarnRopeScaling,
+)
 from albireo_jax.core.errors import ModelError, UnknownArchitectureError, WeightError
-from albireo_jax.core.gguf_metadata import GgufTensor, read_gguf_header
+from albireo_jax.core.gguf_metadata import GgufTensor, read_gguf_header, split_parts
+from albireo_jax.core.hf_rope import yarn_attention_factor
 from albireo_jax.nn.layers import rope_frequencies
 from albireo_jax.nn.tensors import StoredTensor
 
@@ -23,28 +30,52 @@ ARCHITECTURES = {
 }
 """`general.architecture` -> architecture as Hugging Face names it."""
 
+_EXPECTED = {
+    "expert_count": 0,
+    "logit_scale": 1,
+    "embedding_scale": 1,
+    "residual_scale": 1,
+    "attention.clamp_kqv": 0,
+    "attention.max_alibi_bias": 0,
+    "attention.scale": 0,
+    "attention.causal": 1,
+    "attn_logit_softcapping": 0,
+    "final_logit_softcapping": 0,
+    "use_parallel_residual": 0,
+}
+"""Keys that ask for something that these models do not do, unless they have this value."""
+
 _NOT_FLOATS = ("I8", "I16", "I32", "I64")
+_QUERY_BIAS = "blk.0.attn_q.bias"  # llama and qwen3 may have biases of queries, keys and values
 _ROPE_FACTORS = "rope_freqs.weight"
 _ROPE_TOLERANCE = 1e-3
 
 
 class GgufSource:
-    """The tensors of one GGUF file; see `TensorSource`. Quantised ones come out as float32."""
+    """The tensors of a GGUF file or its parts; see `TensorSource`. Quantised ones come out as float32."""
 
     def __init__(self, file: Path) -> None:
-        """Map the file and read its header.
+        """Map the file, and the other parts if it is one of several, and read their headers.
 
-        Raises ModelError if it is not a GGUF file, WeightError naming a tensor that is cut off.
+        Raises ModelError if it is not a GGUF file or a part is missing, WeightError naming a tensor that is
+        cut off or is there twice.
         """
-        self.file = file
-        header = read_gguf_header(file)
-        self._metadata = header.metadata
-        self._bytes = np.memmap(file, np.uint8, "r")
         self._rows: dict[str, NDArray[np.uint8]] = {}
         self._types: dict[str, GGMLQuantizationType] = {}
         self._tensors: dict[str, StoredTensor] = {}
-        for tensor in header.tensors:
-            self._add(tensor)
+        parts = split_parts(file)
+        headers = [read_gguf_header(part) for part in parts]
+        self.file = parts[0]
+        self._metadata = headers[0].metadata
+        for part, header in zip(parts, headers, strict=True):
+            content = np.memmap(part, np.uint8, "r")
+            for tensor in header.tensors:
+                self._add(part, content, tensor)
+        expected = self._metadata.get("split.tensors.count", len(self._tensors))
+        if len(parts) > 1 and expected != len(self._tensors):
+            raise WeightError(
+                f"{self.file}: its {len(parts)} parts have {len(self._tensors)} tensors, expected {expected}"
+            )
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:
@@ -66,30 +97,31 @@ class GgufSource:
         """Metadata under `key`, None if there is none."""
         return self._metadata.get(key)
 
-    def _add(self, tensor: GgufTensor) -> None:
+    def _add(self, file: Path, content: NDArray[np.uint8], tensor: GgufTensor) -> None:
         """Note a tensor as rows of bytes, one per row of its last axis."""
+        if tensor.name in self._tensors:
+            other = self._tensors[tensor.name].file
+            raise WeightError(f"{file}: tensor {tensor.name} is there twice, also in {other}")
         try:
             kind = GGMLQuantizationType(tensor.type)
         except ValueError as error:
-            raise WeightError(
-                f"{self.file}: tensor {tensor.name} is of unknown type {tensor.type}"
-            ) from error
+            raise WeightError(f"{file}: tensor {tensor.name} is of unknown type {tensor.type}") from error
         block, block_bytes = GGML_QUANT_SIZES[kind]
         *rows, width = tensor.shape or (1,)
         if width % block:
             raise WeightError(
-                f"{self.file}: tensor {tensor.name} has rows of {width}, not of whole {kind.name} blocks"
+                f"{file}: tensor {tensor.name} has rows of {width}, not of whole {kind.name} blocks"
             )
         shape = (*rows, width // block * block_bytes)
         end = tensor.offset + math.prod(shape)
-        if end > self._bytes.size:
+        if end > content.size:
             raise WeightError(
-                f"{self.file} is truncated: tensor {tensor.name} ends at byte {end} of {self._bytes.size}"
+                f"{file} is truncated: tensor {tensor.name} ends at byte {end} of {content.size}"
             )
-        self._rows[tensor.name] = self._bytes[tensor.offset : end].reshape(shape)
+        self._rows[tensor.name] = content[tensor.offset : end].reshape(shape)
         self._types[tensor.name] = kind
         self._tensors[tensor.name] = StoredTensor(
-            file=self.file,
+            file=file,
             shape=tensor.shape,
             dtype=kind.name,
             is_float=kind.name not in _NOT_FLOATS,
@@ -111,7 +143,8 @@ def model_config_from_gguf(source: GgufSource) -> ModelConfig:
     head_dim = meta.integer("attention.key_length", hidden_size // max(num_heads, 1))
     meta.refuse_unless("attention.value_length", head_dim)
     meta.refuse_unless("rope.dimension_count", head_dim)
-    meta.refuse_unless("expert_count", 0)
+    for name, expected in _EXPECTED.items():
+        meta.refuse_unless(name, expected)
     theta = meta.number("rope.freq_base", 10000.0)
     try:
         return ModelConfig(
@@ -129,7 +162,7 @@ def model_config_from_gguf(source: GgufSource) -> ModelConfig:
             rope_scaling=_rope_scaling(source, meta, head_dim=head_dim, theta=theta),
             sliding_window=meta.integer("attention.sliding_window", 0) or None,
             tie_word_embeddings="output.weight" not in source.tensors,
-            attention_bias=meta.architecture == "qwen2",
+            attention_bias=meta.architecture == "qwen2" or _QUERY_BIAS in source.tensors,
             qk_norm=meta.architecture == "qwen3",
             bos_token_id=meta.token_id("bos_token_id"),
             eos_token_ids=_eos_token_ids(meta),
@@ -174,10 +207,10 @@ class _Metadata:
             raise ModelError(f"{self._source.file}: {key} must be a token id, got {value!r}")
         return value
 
-    def refuse_unless(self, name: str, expected: int) -> None:
-        value = self.integer(name, expected)
-        if value != expected:
-            raise self._error(name, f"{value} is not supported, only {expected} is")
+    def refuse_unless(self, name: str, expected: int | float) -> None:
+        value = self._value(name, expected)
+        if isinstance(value, str | list) or value != expected:
+            raise self._error(name, f"{value!r:.200} is not supported, only {expected:g} is")
 
     def _value(self, name: str, default: object) -> Any:
         value = self._source.value(f"{self.architecture}.{name}")
@@ -198,16 +231,35 @@ def _eos_token_ids(meta: _Metadata) -> tuple[int, ...]:
 
 
 def _rope_scaling(source: GgufSource, meta: _Metadata, *, head_dim: int, theta: float) -> RopeScaling | None:
-    kind = meta.text("rope.scaling.type", "none")
+    """As llama.cpp reads it: a factor without a type is linear, one of the older `rope.scale_linear` too."""
+    factor = meta.number("rope.scaling.factor", meta.number("rope.scale_linear", 1.0))
+    kind = meta.text("rope.scaling.type", "linear" if factor != 1.0 else "none")
+    meta.refuse_unless("rope.scaling.attn_factor", 1.0)
     if _ROPE_FACTORS in source.tensors and kind == "none":
         return _llama3_scaling(source, head_dim=head_dim, theta=theta)
-    if kind == "linear":
-        return LinearRopeScaling(factor=meta.number("rope.scaling.factor"))
     if kind == "none":
         return None
-    raise ModelError(
-        f"{source.file}: {meta.architecture}.rope.scaling.type {kind!r} is not supported; "
-        f"those are 'none', 'linear' and Llama 3.1's {_ROPE_FACTORS}"
+    if kind not in ("linear", "yarn") or _ROPE_FACTORS in source.tensors:
+        beside = f" beside {_ROPE_FACTORS}" if _ROPE_FACTORS in source.tensors else ""
+        raise ModelError(
+            f"{source.file}: {meta.architecture}.rope.scaling.type {kind!r}{beside} is not supported; "
+            f"those are 'none', 'linear', 'yarn' and Llama 3.1's {_ROPE_FACTORS}"
+        )
+    if factor == 1.0:
+        factor = meta.number("rope.scaling.factor")  # a kind without a factor is refused
+    if kind == "linear":
+        return LinearRopeScaling(factor=factor)
+    meta.refuse_unless("rope.scaling.yarn_log_multiplier", 0.0)
+    meta.refuse_unless("rope.scaling.yarn_ext_factor", 1.0)
+    attention = meta.number("rope.scaling.yarn_attn_factor", 1.0)
+    return YarnRopeScaling(
+        factor=factor,
+        original_max_position=meta.integer(
+            "rope.scaling.original_context_length", meta.integer("context_length")
+        ),
+        attention_factor=attention * yarn_attention_factor(factor),
+        beta_fast=meta.number("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=meta.number("rope.scaling.yarn_beta_slow", 1.0),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int32, Real
 from numpy.typing import NDArray
 
-from albireo_jax.core.config import LinearRopeScaling, Llama3RopeScaling, RopeScaling
+from albireo_jax.core.config import LinearRopeScaling, Llama3RopeScaling, RopeScaling, YarnRopeScaling
 
 
 class Rotation(NamedTuple):
@@ -107,13 +107,23 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
         frequencies = frequencies / scaling.factor
     elif isinstance(scaling, Llama3RopeScaling):
         frequencies = _scale_llama3(frequencies, scaling)
+    elif isinstance(scaling, YarnRopeScaling):
+        frequencies = _scale_yarn(frequencies, scaling, theta=theta)
     return frequencies.astype(np.float32)
 
 
-def rotation(position_T: Int32[Array, " T"], frequencies: NDArray[np.float32]) -> Rotation:
-    """Rotation of T tokens at their positions, the same for every layer."""
+def rotation_factor(scaling: RopeScaling | None) -> float:
+    """What a rotation multiplies queries and keys by."""
+    return scaling.attention_factor if isinstance(scaling, YarnRopeScaling) else 1.0
+
+
+def rotation(
+    position_T: Int32[Array, " T"], frequencies: NDArray[np.float32], *, factor: float = 1.0
+) -> Rotation:
+    """Rotation of T tokens at their positions, the same for every layer; it multiplies by `factor` too."""
     angle_TH = position_T.astype(jnp.float32)[:, None] * jnp.asarray(frequencies)[None, :]
-    return Rotation(jnp.cos(angle_TH), jnp.sin(angle_TH))
+    cos_TH, sin_TH = jnp.cos(angle_TH), jnp.sin(angle_TH)
+    return Rotation(cos_TH, sin_TH) if factor == 1.0 else Rotation(cos_TH * factor, sin_TH * factor)
 
 
 def rotate(x: Float[Array, "T *heads K"], by: Rotation) -> Float[Array, "T *heads K"]:
@@ -133,3 +143,21 @@ def _scale_llama3(frequencies: NDArray[np.float64], scaling: Llama3RopeScaling) 
     blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     kept = np.clip(blend, 0.0, 1.0)
     return (1 - kept) * frequencies / scaling.factor + kept * frequencies
+
+
+def _scale_yarn(
+    frequencies: NDArray[np.float64], scaling: YarnRopeScaling, *, theta: float
+) -> NDArray[np.float64]:
+    """YaRN: the first channels kept, the last slowed by `factor`, those between blended linearly."""
+    pairs = len(frequencies)
+
+    def channel(turns: float) -> float:
+        """The channel, counted in pairs, that turns so often over the original context."""
+        return pairs * math.log(scaling.original_max_position / (2 * math.pi * turns)) / math.log(theta)
+
+    low, high = channel(scaling.beta_fast), channel(scaling.beta_slow)
+    if scaling.truncates:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * pairs - 1)
+    slowed = np.clip((np.arange(pairs) - low) / (high - low if high != low else 1e-3), 0.0, 1.0)
+    return slowed * frequencies / scaling.factor + (1 - slowed) * frequencies

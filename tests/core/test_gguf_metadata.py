@@ -1,5 +1,6 @@
 """A GGUF header read by hand agrees with the gguf package, and a damaged one is refused."""
 
+import struct
 from pathlib import Path
 
 import gguf
@@ -51,6 +52,48 @@ def test_equals_the_gguf_package(tmp_path: Path, endian: gguf.GGUFEndian) -> Non
     assert metadata["u64"] == 2**63 + 1
     assert metadata["texts"] == ["", "a", "é\n"]
     assert metadata["bool"] is True
+
+
+def test_odd_values_that_nobody_needs_are_read(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "llama")
+    writer.add_array("nested", [[1, 2], [3]])
+    writer.add_array("nested.texts", [["a"], ["b", "c"]])
+    writer.add_key_value("latin1", b"caf\xe9", gguf.GGUFValueType.STRING)
+    writer.add_array("many", list(range(300_000)))
+    writer.add_uint32("last", 7)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    metadata = read_gguf_metadata(tmp_path / "odd.gguf")
+    assert metadata["nested"] == [[1, 2], [3]]
+    assert metadata["nested.texts"] == [["a"], ["b", "c"]]
+    assert str(metadata["latin1"]).encode(errors="surrogateescape") == b"caf\xe9"
+    assert metadata["last"] == 7
+
+
+def _value(kind: int, data: bytes) -> bytes:
+    """A file with one key, `odd`, of a kind."""
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
+    return header + struct.pack("<Q", 3) + b"odd" + struct.pack("<I", kind) + data
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (_value(13, b"12345678"), "odd: value type 13 is unknown"),
+        (_value(9, struct.pack("<IQ", 13, 1)), "odd: value type 13 is unknown"),
+        (_value(9, struct.pack("<IQ", 4, 2**62)), f"odd: an array of {2**62} numbers runs past the end"),
+        (_value(9, struct.pack("<IQ", 8, 2**62)), "odd.gguf is not a readable"),
+        (_value(9, struct.pack("<IQ", 9, 1) * 2000), "odd: arrays are nested more than 8 deep"),
+        (_value(8, struct.pack("<Q", 2**63)), f"odd: a string of {2**63} bytes runs past the end"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_named_by_its_key(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "odd.gguf").write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        read_gguf_metadata(tmp_path / "odd.gguf")
 
 
 @settings(deadline=None, derandomize=True)

@@ -2,14 +2,20 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from albireo_jax.core.config import LinearRopeScaling, Llama3RopeScaling
+from albireo_jax.core.config import LinearRopeScaling, Llama3RopeScaling, RopeScaling, YarnRopeScaling
 from albireo_jax.core.errors import ModelError, UnknownArchitectureError
-from albireo_jax.core.hf_config import ARCHITECTURES, model_config_from_hf, read_hf_config
+from albireo_jax.core.hf_config import (
+    ARCHITECTURES,
+    model_config_from_hf,
+    model_config_to_hf,
+    read_hf_config,
+)
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -97,6 +103,71 @@ def test_rope_reads_alike_from_old_and_new_keys() -> None:
     assert model_config_from_hf(linear).rope_scaling == LinearRopeScaling(factor=2.0)
 
 
+def test_yarn_takes_what_it_is_not_told_from_the_paper() -> None:
+    plain = {**LLAMA, "rope_scaling": {"type": "yarn", "factor": 4.0}}
+    scaling = YarnRopeScaling(factor=4.0, original_max_position=128, attention_factor=1 + 0.1 * math.log(4))
+    config = model_config_from_hf(plain)
+    assert (config.rope_scaling, config.max_position) == (scaling, 512)
+    qwen = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    config = model_config_from_hf({**LLAMA, "rope_parameters": qwen})
+    assert config.rope_scaling == dataclasses.replace(scaling, original_max_position=64)
+    assert config.max_position == 256
+    told = {"attention_factor": 1.5, "beta_fast": 16, "beta_slow": 2, "truncate": False, "mscale": None}
+    assert model_config_from_hf({**LLAMA, "rope_parameters": {**qwen, **told}}).rope_scaling == (
+        YarnRopeScaling(
+            factor=4.0,
+            original_max_position=64,
+            attention_factor=1.5,
+            beta_fast=16.0,
+            beta_slow=2.0,
+            truncates=False,
+        )
+    )
+    deepseek = {"mscale": 1.0, "mscale_all_dim": 0.5}
+    scaled = model_config_from_hf({**LLAMA, "rope_parameters": {**qwen, **deepseek}}).rope_scaling
+    assert isinstance(scaled, YarnRopeScaling)
+    assert scaled.attention_factor == pytest.approx((1 + 0.1 * math.log(4)) / (1 + 0.05 * math.log(4)))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"pretraining_tp": 2, "torch_dtype": "float16", "use_cache": True, "attention_dropout": 0.1},
+        {"attn_logit_softcapping": None, "num_experts": 0, "residual_multiplier": 1.0, "hidden_act": "swish"},
+        {"attention_multiplier": 0.25, "query_pre_attn_scalar": 16, "partial_rotary_factor": 1.0},
+        {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+        {"rope_scaling": {"rope_type": "default", "original_max_position_embeddings": 64}},
+        {"rope_scaling": None, "rope_parameters": None, "layer_types": ["full_attention"] * 2},
+        {"sliding_window": 8, "use_sliding_window": False},
+    ],
+)
+def test_keys_that_ask_for_nothing_change_nothing(extra: dict[str, object]) -> None:
+    assert model_config_from_hf({**LLAMA, **extra}) == model_config_from_hf(LLAMA)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "MistralForCausalLM"])
+def test_a_window_holds_in_every_layer_of_llama_and_mistral(architecture: str) -> None:
+    config = {**LLAMA, "architectures": [architecture], "sliding_window": 32}
+    assert model_config_from_hf(config).sliding_window == 32
+    assert model_config_from_hf({**config, "layer_types": ["full_attention"] * 2}).sliding_window is None
+    with pytest.raises(ModelError, match=r"full_attention, sliding_attention"):
+        model_config_from_hf({**config, "layer_types": ["full_attention", "sliding_attention"]})
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        LinearRopeScaling(factor=2.0),
+        Llama3RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=64),
+        YarnRopeScaling(factor=2.0, original_max_position=64, attention_factor=1.2, truncates=False),
+    ],
+)
+def test_a_configuration_survives_being_written(scaling: RopeScaling | None) -> None:
+    config = dataclasses.replace(model_config_from_hf(LLAMA), rope_scaling=scaling, rope_theta=5e5)
+    assert model_config_from_hf(model_config_to_hf(config)) == config
+
+
 def test_eos_ids_come_from_both_files_each_once() -> None:
     one = model_config_from_hf({**LLAMA, "eos_token_id": 2}, {"eos_token_id": [2, 7]})
     many = model_config_from_hf({**LLAMA, "eos_token_id": [9, 2]}, {"eos_token_id": 2})
@@ -123,7 +194,53 @@ def test_qwen_slides_in_all_layers_or_in_none(extra: dict[str, object], window: 
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"mlp_bias": True}, "mlp_bias true"),
         ({"attention_bias": True}, "attention_bias true"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "rope_type 'dynamic' is not supported"),
+        ({"rope_parameters": {"rope_type": "longrope", "long_factor": [1]}}, "rope_type 'longrope' is not"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}, "rope_type 'mrope' is not supported"),
+        ({"rope_scaling": {"rope_type": 3}}, "rope_type 3 is not supported"),
+        ({"rope_scaling": {"factor": 4.0}}, "factor 4.0 is not known for rope_type 'default'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 8}}, "beta_fast 8 is not known"),
+        ({"rope_parameters": {"rope_type": "default", "nope": [0]}}, r"nope \[0\] is not known"),
+        ({"rope_scaling": {"rope_type": "linear", "type": "yarn", "factor": 2.0}}, "contradict each other"),
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "rope_theta is 10000.0, but 500000.0"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}},
+            "rope_parameters .* and rope_scaling .* contradict each other",
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+            r"kind of layer \(full_attention\)",
+        ),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "has no factor"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}, "rope_theta": 1.0},
+            "above 1 for yarn, got 1.0",
+        ),
+        ({"rope_local_base_freq": 1e4}, "rope_local_base_freq 10000.0 is not supported"),
+        ({"qkv_bias": True}, "qkv_bias true is not supported for LlamaForCausalLM"),
+        ({"use_qk_norm": True}, "use_qk_norm true is not supported for LlamaForCausalLM"),
+        ({"attention_multiplier": 0.5}, "attention_multiplier 0.5 is not supported, only 0.25 is"),
+        ({"residual_multiplier": 0.22}, "residual_multiplier 0.22 is not supported, only 1 is"),
+        ({"embedding_multiplier": 12}, "embedding_multiplier 12 is not supported"),
+        ({"logits_scaling": 8.0}, "logits_scaling 8.0 is not supported"),
+        ({"logit_scale": 0.0625}, "logit_scale 0.0625 is not supported"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0 is not supported"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 is not supported"),
+        ({"query_pre_attn_scalar": 256}, "query_pre_attn_scalar 256 is not supported, only 16 is"),
+        ({"num_local_experts": 8}, "num_local_experts 8 is not supported"),
+        ({"no_rope_layers": [1, 0]}, r"no_rope_layers \[1, 0\] is not supported"),
+        ({"position_embedding_type": "alibi"}, "position_embedding_type 'alibi' is not supported"),
+        ({"compression_config": {"format": "pack"}}, "compression_config .* is not supported; load float"),
+        ({"layer_types": ["full_attention"]}, "layer_types must be a list of 2 kinds"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "full_attention, linear_attention"),
+        ({"layer_types": ["chunked_attention"] * 2}, "different attention .chunked_attention"),
+        ({"layer_types": ["sliding_attention"] * 2}, "but sliding_window is None"),
+        (
+            {"layer_types": ["sliding_attention"] * 2, "sliding_window": 8, "use_sliding_window": False},
+            "use_sliding_window False",
+        ),
+        ({"sliding_window": 0}, "sliding_window must be at least 1, got 0"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "has no low_freq_factor"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor must be a positive number, got 0"),
         ({"rope_parameters": {"full_attention": {}, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),

@@ -211,7 +211,7 @@ def test_templates_are_read_by_name() -> None:
     ("changes", "message"),
     [
         ({"model": "t5"}, r"model 't5' is not supported.*gpt2.*llama"),
-        ({"model": "gpt2", "merges": ["a b"], "pre": "viking"}, r"'viking' is not supported.*smollm"),
+        ({"model": "gpt2", "merges": ["a b"], "pre": "superbpe"}, r"'superbpe' is not supported.*smollm"),
         ({"model": "gpt2"}, r"no tokenizer\.ggml\.merges"),
         ({"model": "gpt2", "merges": ["ab"]}, r"merge 'ab' is not a pair"),
         ({"model": "gpt2", "merges": ["a z"]}, r"do not fit together"),
@@ -221,12 +221,66 @@ def test_templates_are_read_by_name() -> None:
         ({"scores": [1, 2]}, r"scores is not a list of float"),
         ({"scores": [1.0, 2.0]}, r"266 tokens have 2 scores"),
         ({"bos_token_id": 266}, r"bos_token_id 266 is outside the vocabulary of 266"),
-        ({"tokens": ["a"] * 266}, r"'a' is in the vocabulary twice"),
+        ({"tokens": ["a\udce9"] * 266}, r"tokens\[0\] is no UTF-8: 'a\\udce9'"),
     ],
 )
 def test_what_does_not_fit_is_named(changes: dict[str, MetadataValue], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         parts_from_metadata(_sentencepiece_metadata(**changes))
+
+
+def test_a_template_that_is_no_text_is_named() -> None:
+    with pytest.raises(ModelError, match=r"chat_template\.tool_use is not a text: \['T'\]"):
+        parts_from_metadata(_sentencepiece_metadata() | {"tokenizer.chat_template.tool_use": ["T"]})
+
+
+@pytest.mark.parametrize("kind", [TokenType.NORMAL, TokenType.UNUSED])
+def test_control_tokens_that_are_typed_as_text_are_recognised(
+    kind: TokenType, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end of a turn by its name, beginning and end by the keys that name them; a word stays a word."""
+    metadata = _sentencepiece_metadata(padding_token_id=262)
+    typed = [int(kind) if i in (1, 2, 264) else old for i, old in enumerate(_kinds(metadata))]
+    with caplog.at_level("WARNING"):
+        tokenizer = Tokenizer(parts_from_metadata(metadata | {"tokenizer.ggml.token_type": typed}))
+    assert "the file types <s>, </s>, <|im_end|> as text" in caplog.text
+    as_typed_well = Tokenizer(parts_from_metadata(metadata))
+    assert tokenizer.eos_token_ids == as_typed_well.eos_token_ids == (2, 264)
+    for text in ("b<|im_end|>b", "<s>a</s>", "ab"):
+        ids = tokenizer.encode(text)
+        assert ids == as_typed_well.encode(text)
+        assert tokenizer.decode(ids) == as_typed_well.decode(ids)
+
+
+def test_a_token_that_is_there_twice_is_read_as_the_first_and_written_as_both(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    metadata = _sentencepiece_metadata()
+    tokens = [*_list(metadata, "tokens"), "ab", "a"]
+    longer = {"tokens": tokens, "token_type": [*_kinds(metadata), 1, 1]}
+    longer["scores"] = [*_list(metadata, "scores"), -1.0, -1.0]
+    with caplog.at_level("WARNING"):
+        tokenizer = Tokenizer(
+            parts_from_metadata(
+                metadata | {f"tokenizer.ggml.{name}": value for name, value in longer.items()}
+            )
+        )
+    assert "the vocabulary has tokens twice: ['ab', 'a']" in caplog.text
+    first = tokens.index("ab")
+    assert tokenizer.encode("ab", add_special_tokens=False)[-1] == first
+    assert tokenizer.decode([first, 266, 267]) == "ababa"
+    assert [tokenizer.token_text(token_id) for token_id in (266, 267)] == ["ab", "a"]
+    assert tokenizer.vocab_size == len(tokens)
+
+
+def _list(metadata: dict[str, MetadataValue], name: str) -> list[Any]:
+    value = metadata[f"tokenizer.ggml.{name}"]
+    assert isinstance(value, list)
+    return value
+
+
+def _kinds(metadata: dict[str, MetadataValue]) -> list[int]:
+    return _list(metadata, "token_type")
 
 
 def test_a_file_without_a_tokenizer_is_named(tmp_path: Path) -> None:

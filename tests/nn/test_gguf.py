@@ -1,5 +1,6 @@
 """GGUF metadata and tensors: what is read, and what is refused by key or tensor."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,9 @@ import gguf
 import numpy as np
 import pytest
 
-from albireo_jax.core.config import LinearRopeScaling, Llama3RopeScaling
+from albireo_jax.core.config import LinearRopeScaling, Llama3RopeScaling, YarnRopeScaling
 from albireo_jax.core.errors import ModelError, UnknownArchitectureError, WeightError
+from albireo_jax.core.model_files import find_model
 from albireo_jax.nn.gguf import GgufSource, model_config_from_gguf
 from albireo_jax.nn.layers import rope_frequencies
 
@@ -115,6 +117,79 @@ def test_llama3_scaling_is_recovered_from_its_divisors(write: Write, factor: flo
         read(write(keys, **{"rope_freqs.weight": np.ones(5, np.float32)}))
 
 
+def test_yarn_and_linear_factors_are_read_as_llama_cpp_reads_them(write: Write) -> None:
+    keys = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+    scaling = YarnRopeScaling(
+        factor=4.0, original_max_position=64, attention_factor=1 + 0.1 * math.log(4), truncates=True
+    )
+    assert read(write(keys)).rope_scaling == scaling
+    more = {"rope.scaling.original_context_length": 16, "rope.scaling.yarn_beta_fast": 16.0}
+    more |= {"rope.scaling.yarn_attn_factor": 0.5, "rope.scaling.finetuned": True}
+    assert read(write(keys | more)).rope_scaling == dataclasses.replace(
+        scaling, original_max_position=16, beta_fast=16.0, attention_factor=scaling.attention_factor / 2
+    )
+    for key in ("rope.scaling.factor", "rope.scale_linear"):
+        assert read(write({key: 2.0})).rope_scaling == LinearRopeScaling(factor=2.0)
+        assert read(write({key: 1.0})).rope_scaling is None
+
+
+def test_biases_of_queries_keys_and_values_are_optional(write: Write) -> None:
+    biased = {"blk.0.attn_q.bias": np.zeros(32, np.float32)}
+    for arch in ("llama", "qwen3"):
+        assert not read(write(arch=arch)).attention_bias
+        assert read(write(arch=arch, **biased)).attention_bias
+
+
+def _write_parts(folder: Path, count: int = 3) -> list[Path]:
+    """A model in parts, each with a tensor of its own, and the key that says so."""
+    writer = gguf.GGUFWriter(folder / "tiny.gguf", "llama", split_max_tensors=1)
+    for key, value in META.items():
+        _add(writer, f"llama.{key}", value)
+    for number in range(count):
+        name = "token_embd.weight" if number == 0 else f"part{number}"
+        writer.add_tensor(name, np.full((100, 32), number, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(folder.glob("tiny-*.gguf"))
+
+
+def test_any_part_of_a_split_file_is_the_whole_model(tmp_path: Path) -> None:
+    parts = _write_parts(tmp_path)
+    assert [part.name for part in parts] == [f"tiny-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    for part in parts:
+        files = find_model(str(part))
+        assert (files.path, files.name) == (parts[0], "tiny")
+        source = GgufSource(part)
+        assert {name: source.tensors[name].file for name in source.tensors} == {
+            "token_embd.weight": parts[0],
+            "part1": parts[1],
+            "part2": parts[2],
+        }
+        assert source.read("part2", slice(3, 4), slice(0, 2)).tolist() == [[2.0, 2.0]]
+        assert model_config_from_gguf(source).vocab_size == 100
+
+
+def test_parts_that_are_missing_or_do_not_belong_together_are_named(tmp_path: Path) -> None:
+    parts = _write_parts(tmp_path)
+    second = parts[1].read_bytes()
+    parts[1].write_bytes(parts[2].read_bytes())
+    with pytest.raises(
+        ModelError, match=r"tiny-00002-of-00003\.gguf says that it is part 2 .*expected 1 of 3"
+    ):
+        find_model(str(parts[0]))
+    parts[1].unlink()
+    with pytest.raises(ModelError, match=r"one of 3 parts, of which tiny-00002-of-00003\.gguf are missing"):
+        find_model(str(parts[2]))
+    parts[1].write_bytes(second[:-4])
+    with pytest.raises(WeightError, match=r"tiny-00002-of-00003\.gguf is truncated: tensor part1"):
+        GgufSource(parts[0])
+    renamed = parts[0].rename(tmp_path / "model.gguf")
+    with pytest.raises(ModelError, match=r"part 1 of a model in 3 parts, which must be named NAME-00001-of"):
+        find_model(str(renamed))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -127,7 +202,21 @@ def test_llama3_scaling_is_recovered_from_its_divisors(write: Write, factor: flo
         ({"attention.value_length": 9}, r"attention\.value_length 9 is not supported, only 8 is"),
         ({"rope.dimension_count": 4}, r"rope\.dimension_count 4 is not supported, only 8 is"),
         ({"expert_count": 8}, r"expert_count 8 is not supported, only 0 is"),
-        ({"rope.scaling.type": "yarn"}, r"rope\.scaling\.type 'yarn' is not supported"),
+        ({"rope.scaling.type": "longrope"}, r"rope\.scaling\.type 'longrope' is not supported"),
+        ({"rope.scaling.type": "yarn"}, r"rope\.scaling\.factor is missing"),
+        ({"rope.scaling.type": "linear"}, r"rope\.scaling\.factor is missing"),
+        ({"rope.scaling.factor": 2.0, "rope.scaling.attn_factor": 1.5}, r"attn_factor 1\.5 is not supported"),
+        (
+            {
+                "rope.scaling.type": "yarn",
+                "rope.scaling.factor": 2.0,
+                "rope.scaling.yarn_log_multiplier": 0.5,
+            },
+            r"yarn_log_multiplier 0\.5 is not supported, only 0 is",
+        ),
+        ({"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping 50\.0 is not supported, only 0 is"),
+        ({"attention.causal": False}, r"attention\.causal False is not supported, only 1 is"),
+        ({"logit_scale": 0.5}, r"logit_scale 0\.5 is not supported, only 1 is"),
         ({".tokenizer.ggml.eos_token_id": "</s>"}, r"eos_token_id must be a token id, got '</s>'"),
     ],
 )

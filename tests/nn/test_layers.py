@@ -1,5 +1,6 @@
 """Layers equal their formulas, computed by loops or in float64."""
 
+import dataclasses
 import math
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from albireo_jax.core.config import LinearRopeScaling, Llama3RopeScaling
+from albireo_jax.core.config import LinearRopeScaling, Llama3RopeScaling, YarnRopeScaling
 from albireo_jax.nn.layers import (
     causal_attention,
     embed,
@@ -103,3 +104,15 @@ def test_frequencies_are_scaled_as_configured() -> None:
     between = ~short & ~long
     assert between.sum() > 1
     assert np.all((scaled[between] < plain[between]) & (scaled[between] > plain[between] / 8))
+
+
+def test_yarn_keeps_fast_waves_and_slows_those_that_never_turned() -> None:
+    """Over 4,096 positions, base 1e4 and 64 pairs, channel 20.9 turns 32 times and channel 45.03 once."""
+    plain = rope_frequencies(128, 1e4, None)
+    scaling = YarnRopeScaling(factor=4.0, original_max_position=4096, attention_factor=1.1386)
+    slowed = plain / rope_frequencies(128, 1e4, scaling)
+    np.testing.assert_allclose(slowed[:21], 1, rtol=1e-5)
+    np.testing.assert_allclose(slowed[46:], 4, rtol=1e-5)
+    np.testing.assert_allclose(1 / slowed[33], (1 - 13 / 26) + 13 / 26 / 4, rtol=1e-5)
+    untruncated = plain / rope_frequencies(128, 1e4, dataclasses.replace(scaling, truncates=False))
+    assert 1 < untruncated[21] < slowed[21]

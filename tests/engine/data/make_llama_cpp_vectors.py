@@ -45,7 +45,11 @@ TEXTS = [
     "ﬁ ＡＢＣ ａ１ ǅ ʰ Ω K e\u0301 한국어 ภาษาไทย हिन्दी",
     "fooBarBAZ fooBAR ΑΒγδ HTTPServer iPhone 2ndPlace",
 ]
-PRE_TOKENIZERS = ("default", "gpt-2", "llama-bpe", "dbrx", "qwen2", "smollm", "deepseek-v3", "seed-coder")
+PRE_TOKENIZERS = (
+    *("default", "gpt-2", "llama-bpe", "dbrx", "qwen2", "smollm", "deepseek-v3", "seed-coder"),
+    *("refact", "mellum", "midm-2.0", "trillion", "viking", "exaone"),
+    *("falcon", "poro-chat", "bailingmoe", "stablelm2", "command-r", "glm4"),
+)
 
 
 def serve(path: str) -> xllamacpp.Server:
