@@ -16,6 +16,7 @@ from albireo_jax.core.config import (
     AttentionBackend,
     CacheConfig,
     EngineConfig,
+    GenerationConfig,
     KvDtype,
     ParallelConfig,
     SamplingMode,
@@ -75,6 +76,7 @@ class LLM:
     `quantization` "int8" or "fp8" keeps the layers' matrices in one byte a number, made of what is loaded.
     Pages, their precision, those on the host and the sharing of prefixes are as in `core.config.CacheConfig`,
     rows, steps and their depth as in `core.config.SchedulerConfig`.
+    `generation_config` "none" leaves the sampling defaults of the model's files aside.
     Raises ValueError or ModelError for what cannot be served, naming the value and the limit.
     """
 
@@ -100,6 +102,7 @@ class LLM:
         sampling: str = "sharded",
         attention: str = "auto",
         max_logprobs: int = MAX_LOGPROBS,
+        generation_config: str = "auto",
         measure_sampling: bool = False,
         progress: Progress | None = None,
         **unknown: Any,
@@ -111,8 +114,7 @@ class LLM:
             quantization=weight_quantization(quantization),
             max_model_len=max_model_len,
             max_logprobs=max_logprobs,
-            sampling=choice("sampling", sampling, SamplingMode),
-            attention=choice("attention", attention, AttentionBackend),
+            **_chosen(sampling=sampling, attention=attention, generation_config=generation_config),
             parallel=ParallelConfig(tp=tp, virtual_devices=virtual_devices),
             cache=CacheConfig(
                 page_size=page_size,
@@ -161,9 +163,15 @@ class LLM:
         prompts = read_prompts(prompt)
         if len(prompts) != 1:
             raise ValueError(f"stream takes one prompt, got {len(prompts)}")
-        deltas = _read(self.engine.frontend.stream(prompts, read_params(params, 1)))
+        deltas = _read(
+            self.engine.frontend.stream(prompts, read_params(params, 1, self.default_sampling_params()))
+        )
         next(deltas)
         return deltas
+
+    def default_sampling_params(self) -> SamplingParams:
+        """Parameters of calls that give none: ours, and over them the model's generation_config.json."""
+        return self.engine.frontend.defaults.params()
 
     @property
     def model(self) -> Decoder:
@@ -209,7 +217,7 @@ class LLM:
         prompts: Sequence[Prompt],
         params: SamplingParams | Iterable[SamplingParams] | None,
     ) -> list[Generation]:
-        each = read_params(params, len(prompts))
+        each = read_params(params, len(prompts), self.default_sampling_params())
         token_ids = [self.engine.frontend.encode(prompt) for prompt in prompts]
         completions = iter(self.engine.frontend.generate(token_ids, each))
         return [
@@ -227,6 +235,15 @@ def _read(turn: SyncTurn) -> Generator[ChoiceDelta]:
         yield ChoiceDelta(choice=0, text="", token_ids=(), finish_reason=None, stop_reason=None)
         for deltas in turn:
             yield from deltas
+
+
+def _chosen(*, sampling: str, attention: str, generation_config: str) -> dict[str, Any]:
+    """Options that are one of a few names; raises ValueError for another."""
+    return {
+        "sampling": choice("sampling", sampling, SamplingMode),
+        "attention": choice("attention", attention, AttentionBackend),
+        "generation_config": choice("generation_config", generation_config, GenerationConfig),
+    }
 
 
 def _refuse(unknown: Mapping[str, object]) -> None:

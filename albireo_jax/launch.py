@@ -9,11 +9,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from albireo_jax.core.config import Dtype, EngineConfig, ModelConfig
+from albireo_jax.core.config import Dtype, EngineConfig, GenerationConfig, ModelConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.memory import MemoryPlan
 from albireo_jax.core.model_files import find_model
 from albireo_jax.core.plan import CopyCosts
+from albireo_jax.core.sampling_defaults import NO_DEFAULTS, read_sampling_defaults
 from albireo_jax.core.sizes import EngineSizes, engine_sizes
 from albireo_jax.engine.energy import Meter, open_meter
 from albireo_jax.engine.frontend import Frontend
@@ -97,10 +98,14 @@ def launch(
     """Load the model, compile every step, and start the engine thread; see `prepare`."""
     files = find_model(config.model)
     tokenizer = Tokenizer.from_files(files)
+    asks_model = config.generation_config is GenerationConfig.AUTO
+    defaults = read_sampling_defaults(files.path) if asks_model else NO_DEFAULTS
     ready = prepare(config, progress=progress, measure_sampling=measure_sampling)
     service = EngineService(ready.loop, ready.limits)
     eos_token_ids = tuple(dict.fromkeys((*tokenizer.eos_token_ids, *ready.model_config.eos_token_ids)))
-    frontend = Frontend(service, tokenizer, limits=ready.limits, eos_token_ids=eos_token_ids)
+    frontend = Frontend(
+        service, tokenizer, limits=ready.limits, eos_token_ids=eos_token_ids, defaults=defaults
+    )
     settle_interpreter()
     return Engine(
         config=config,

@@ -26,6 +26,16 @@ class Asked:
     parallel: bool
     logprobs: ChatLogprobs
 
+    def with_default_max_tokens(self, default: int | None, *, longest: int) -> "Asked":
+        """The same; without a limit of its own an answer ends at the model's `default`, if it fits."""
+        if default is None or self.params.max_tokens is not None:
+            return self
+        room = longest - len(self.prompt_ids)
+        if room < 1:
+            return self  # the prompt is refused later
+        max_tokens = max(min(default, room), min(self.params.min_tokens, room))
+        return replace(self, params=replace(self.params, max_tokens=max_tokens))
+
     def reader(self) -> AnswerReader | None:
         """A reader for one answer; None where an answer is nothing but content."""
         if self.tools is ToolFormat.NONE and self.thinking is Thinking.OVER:

@@ -58,7 +58,9 @@ async def create_chat_completion(
     check_model(body.model, engine.served_name)
     heading = Heading.new("chatcmpl", engine.served_name, request_id=request_id(request, body.request_id))
     with callers_fault(ChatBody):
-        asked = await ask(engine.tokenizer, format, body, context_len=engine.limits.max_sequence_len)
+        longest, defaults = engine.limits.max_sequence_len, engine.frontend.defaults
+        asked = await ask(engine.tokenizer, format, body.filled(defaults), context_len=longest)
+        asked = asked.with_default_max_tokens(defaults.max_tokens, longest=longest)
         await prepare(engine.frontend, asked.params)
         samples = range(asked.params.n)
         usage = Usage(len(asked.prompt_ids), n=asked.params.n)

@@ -56,7 +56,7 @@ async def create_completion(
     check_model(body.model, engine.served_name)
     heading = Heading.new("cmpl", engine.served_name, request_id=request_id(request, body.request_id))
     with callers_fault(CompletionBody):
-        params = body.sampling_params(DEFAULT_MAX_TOKENS)
+        params = body.filled(engine.frontend.defaults).sampling_params(DEFAULT_MAX_TOKENS)
         prompts = body.prompts()
         special = body.add_special_tokens is not False
         prompt_ids = await encode_all(engine.frontend, prompts, add_special_tokens=special)

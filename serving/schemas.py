@@ -1,10 +1,11 @@
 """OpenAI's wire types for completions, and what they share with chats."""
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from albireo_jax.core.sampling_defaults import SamplingDefaults
 from albireo_jax.core.types import ALL_LOGPROBS, SamplingParams
 from albireo_jax.serving.foreign_fields import FOREIGN, INSTEAD
 from albireo_jax.serving.schemas_structured import StructuredBody
@@ -111,6 +112,13 @@ class SamplingBody(StructuredBody):
     def wants_usage(self) -> bool:
         """Whether a stream ends with a chunk that carries the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def filled(self, defaults: SamplingDefaults) -> Self:
+        """The same body with the model's sampling parameters in the place of those that are not given."""
+        own = dict(self)
+        values = {name: value for name, value in defaults.given().items() if own[name] is None}
+        values.pop("max_tokens", None)  # depends on the prompt, and completions have a default of their own
+        return self.model_copy(update=values) if values else self
 
     def sampling_params(self, default_max_tokens: int | None) -> SamplingParams:
         """How to choose tokens; raises ValueError for values out of range."""

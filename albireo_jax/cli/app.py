@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -156,10 +156,10 @@ def generate(
     prompt: flags.PromptText,
     chat: flags.Chat = False,
     max_tokens: flags.MaxTokens = 256,
-    temperature: flags.Temperature = 1.0,
-    top_p: flags.TopP = 1.0,
-    top_k: flags.TopK = 0,
-    min_p: flags.MinP = 0.0,
+    temperature: flags.Temperature = None,
+    top_p: flags.TopP = None,
+    top_k: flags.TopK = None,
+    min_p: flags.MinP = None,
     seed: flags.Seed = None,
     stop: flags.Stop = None,
     engine: EngineFlags,
@@ -171,21 +171,15 @@ def generate(
     albireo generate smollm2 --chat --prompt "Tell me a joke."
     cat question.txt | albireo generate smollm2 --chat --prompt -
     """
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        seed=seed,
-        stop=tuple(stop or ()),
-    )
+    numbers = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
+    given |= {"max_tokens": max_tokens, "seed": seed, "stop": tuple(stop or ())}
+    SamplingParams(**given)  # refuses what is wrong before the model loads
     text = sys.stdin.read() if prompt == "-" else prompt
     asked = [{"role": "user", "content": text}] if chat else text
-    with (
-        launched(engine.engine_config(model)) as running,
-        running.frontend.stream([asked], params) as turn,
-    ):
-        for deltas in turn:
-            typer.echo("".join(delta.text for delta in deltas), nl=False)
-        typer.echo()
+    with launched(engine.engine_config(model)) as running:
+        params = SamplingParams(**running.frontend.defaults.given() | given)
+        with running.frontend.stream([asked], params) as turn:
+            for deltas in turn:
+                typer.echo("".join(delta.text for delta in deltas), nl=False)
+            typer.echo()

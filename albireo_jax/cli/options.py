@@ -20,6 +20,7 @@ from albireo_jax.core.config import (
     CacheConfig,
     Dtype,
     EngineConfig,
+    GenerationConfig,
     KvDtype,
     ParallelConfig,
     Quantization,
@@ -161,6 +162,13 @@ class EngineFlags:
             help="Operations of XLA, or CUDA kernels. auto: kernels on NVIDIA GPUs for models they can do.",
         ),
     ] = AttentionBackend.AUTO
+    generation_config: Annotated[
+        GenerationConfig,
+        typer.Option(
+            metavar="|".join(GenerationConfig),
+            help="Sampling parameters that a request leaves out: the model's generation_config.json, or not.",
+        ),
+    ] = GenerationConfig.AUTO
 
     def engine_config(self, model: str) -> EngineConfig:
         """The configuration of an engine for `model`; raises ValueError for values out of range."""
@@ -172,6 +180,7 @@ class EngineFlags:
             max_logprobs=self.max_logprobs,
             sampling=self.sampling,
             attention=self.attention,
+            generation_config=self.generation_config,
             parallel=ParallelConfig(tp=self.tp, virtual_devices=self.virtual_devices),
             cache=CacheConfig(
                 page_size=self.page_size,
@@ -289,17 +298,28 @@ MaxTokens = Annotated[
     ),
 ]
 Temperature = Annotated[
-    float, typer.Option("--temperature", metavar="X", help="0 always takes the likeliest token.")
+    float | None,
+    _optional("--temperature", metavar="X", help="0 always takes the likeliest token. Default: the model's."),
 ]
 TopP = Annotated[
-    float, typer.Option("--top-p", metavar="X", help="Draw from the likeliest tokens of this mass.")
+    float | None,
+    _optional(
+        "--top-p", metavar="X", help="Draw from the likeliest tokens of this mass. Default: the model's."
+    ),
 ]
 TopK = Annotated[
-    int, typer.Option("--top-k", metavar="N", help="Draw from the N likeliest tokens; 0: from all.")
+    int | None,
+    _optional(
+        "--top-k", metavar="N", help="Draw from the N likeliest tokens; 0: from all. Default: the model's."
+    ),
 ]
 MinP = Annotated[
-    float,
-    typer.Option("--min-p", metavar="X", help="Leave out tokens X times less likely than the likeliest."),
+    float | None,
+    _optional(
+        "--min-p",
+        metavar="X",
+        help="Leave out tokens X times less likely than the likeliest. Default: the model's.",
+    ),
 ]
 Seed = Annotated[
     int | None,

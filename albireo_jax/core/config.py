@@ -90,6 +90,16 @@ class SamplingMode(StrEnum):
     REPLICATED = "replicated"
 
 
+class GenerationConfig(StrEnum):
+    """Where sampling parameters that a caller leaves out come from.
+
+    AUTO takes those of the model's generation_config.json where it has one, NONE our own.
+    """
+
+    AUTO = "auto"
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Llama3RopeScaling:
     """Llama 3.1's frequency scaling (Hugging Face `rope_type: llama3`)."""
@@ -313,6 +323,7 @@ class EngineConfig:
     max_logprobs: int = MAX_LOGPROBS
     sampling: SamplingMode = SamplingMode.SHARDED
     attention: AttentionBackend = AttentionBackend.AUTO
+    generation_config: GenerationConfig = GenerationConfig.AUTO
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)

@@ -20,6 +20,7 @@ from typing import Any, TypeGuard
 
 from albireo_jax.core.errors import EngineDeadError
 from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.sampling_defaults import NO_DEFAULTS, SamplingDefaults
 from albireo_jax.core.types import RequestOutput, SamplingParams
 from albireo_jax.engine.detokenize import Detokenizer
 from albireo_jax.engine.metrics import RequestMetrics
@@ -48,6 +49,7 @@ class Frontend:
     """Opens turns on an engine, which it starts; `close` stops it.
 
     `eos_token_ids` end a request unless it ignores them. `clock` gives the seconds of all latencies.
+    `defaults` are the model's own sampling parameters, for those who make parameters of what a caller gives.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class Frontend:
         limits: EngineLimits,
         eos_token_ids: Sequence[int],
         clock: Callable[[], float] = time.perf_counter,
+        defaults: SamplingDefaults = NO_DEFAULTS,
     ) -> None:
         self.metrics = RequestMetrics()
+        self.defaults = defaults
         self._service = service
         self._tokenizer = tokenizer
         self._limits = limits

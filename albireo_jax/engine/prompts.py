@@ -50,10 +50,15 @@ def read_conversations(messages: object) -> list[list[Message]]:
     return [_conversation(f"messages[{i}]", element) for i, element in enumerate(elements)]
 
 
-def read_params(params: object, num_prompts: int) -> list[SamplingParams]:
-    """Parameters of each prompt, from those of all or from a list with as many. Raises ValueError."""
+def read_params(
+    params: object, num_prompts: int, default: SamplingParams | None = None
+) -> list[SamplingParams]:
+    """Parameters of each prompt, from those of all or from a list with as many; None gives the `default`.
+
+    Raises ValueError.
+    """
     if params is None:
-        return [SamplingParams()] * num_prompts
+        return [default or SamplingParams()] * num_prompts
     if isinstance(params, SamplingParams):
         return [params] * num_prompts
     wanted = "params must be a SamplingParams, or a list with one for each prompt"

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as Backend
 from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import Executor, StepHandle, StepPlan
+from albireo_jax.core.sampling_defaults import NO_DEFAULTS, SamplingDefaults
 from albireo_jax.core.types import Request
 from albireo_jax.engine.energy import Meter, NoEnergyMeter
 from albireo_jax.engine.frontend import Frontend
@@ -129,13 +130,16 @@ def lab(
     limits: EngineLimits = LIMITS,
     *,
     energy: Meter = NO_ENERGY,
+    defaults: SamplingDefaults = NO_DEFAULTS,
     **loop_options: Any,
 ) -> Iterator[Lab]:
     """A running simulated engine."""
     loop = sim_loop(limits, **loop_options)
     tokenizer = tiny_tokenizer()
     service = EngineService(loop, limits)
-    frontend = Frontend(service, tokenizer, limits=limits, eos_token_ids=tokenizer.eos_token_ids)
+    frontend = Frontend(
+        service, tokenizer, limits=limits, eos_token_ids=tokenizer.eos_token_ids, defaults=defaults
+    )
     try:
         yield Lab(
             served_name="tiny",
