@@ -298,22 +298,28 @@ MaxTokens = Annotated[
     ),
 ]
 Temperature = Annotated[
+    float, typer.Option("--temperature", metavar="X", help="0 always takes the likeliest token.")
+]
+TopP = Annotated[
+    float, typer.Option("--top-p", metavar="X", help="Draw from the likeliest tokens of this mass.")
+]
+TemperatureOrModels = Annotated[
     float | None,
     _optional("--temperature", metavar="X", help="0 always takes the likeliest token. Default: the model's."),
 ]
-TopP = Annotated[
+TopPOrModels = Annotated[
     float | None,
     _optional(
         "--top-p", metavar="X", help="Draw from the likeliest tokens of this mass. Default: the model's."
     ),
 ]
-TopK = Annotated[
+TopKOrModels = Annotated[
     int | None,
     _optional(
         "--top-k", metavar="N", help="Draw from the N likeliest tokens; 0: from all. Default: the model's."
     ),
 ]
-MinP = Annotated[
+MinPOrModels = Annotated[
     float | None,
     _optional(
         "--min-p",
