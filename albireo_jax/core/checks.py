@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 MAX_INT = 2**31 - 1
 """Largest integer of a field that a device holds in 32 bits."""
 
+_SMALLEST = float(np.finfo(np.float32).tiny)
+
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
@@ -65,7 +67,14 @@ def number(name: str, value: object, *, low: float, high: float, open_low: bool 
     if given < low or given > high or (open_low and given == low):
         interval = f"{'(' if open_low else '['}{low:g}, {high:g}]"
         raise ValueError(f"{name} must be in {interval}, got {given}")
-    return float(given)
+    return _for_float32(float(given), keeps=open_low)
+
+
+def _for_float32(value: float, *, keeps: bool) -> float:
+    """`value` unless it is nearer to 0 than a device can tell: then 0, or if it `keeps` off 0 the nearest."""
+    if value == 0.0 or abs(value) >= _SMALLEST:
+        return value
+    return math.copysign(_SMALLEST, value) if keeps else 0.0
 
 
 def flag(name: str, value: object) -> bool:
@@ -116,4 +125,13 @@ def strings(name: str, value: object) -> tuple[str, ...]:
     for text in texts:
         if not isinstance(text, str) or not text:
             raise ValueError(f"{name} must hold non-empty strings, got {text!r:.200}")
+        check_characters(name, text)
     return tuple(str(text) for text in texts)
+
+
+def check_characters(name: str, text: str) -> None:
+    """Raise ValueError for half a surrogate pair, which is no character and has no bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} must consist of characters, got {text!r:.200}") from error

@@ -18,6 +18,13 @@ MAX_STOP_IDS = 32
 
 MAX_SEED = 2**63 - 1
 
+MAX_TEMPERATURE = 100.0
+
+MIN_REPETITION_PENALTY = 1e-6
+
+MAX_CACHE_SALT = 1024
+"""Characters of a request's cache salt, the hash of its API key included."""
+
 LEAST_TEMPERATURE = 1e-5
 """A lower temperature is greedy: logits divided by it would leave the range of float32."""
 
@@ -131,13 +138,11 @@ class SamplingParams:
         return {
             "max_tokens": _optional("max_tokens", self.max_tokens, low=1, high=checks.MAX_INT),
             "min_tokens": checks.integer("min_tokens", self.min_tokens, low=0),
-            "temperature": number("temperature", self.temperature, high=100.0),
+            "temperature": number("temperature", self.temperature, high=MAX_TEMPERATURE),
             "top_k": _top_k(self.top_k),
             "top_p": number("top_p", self.top_p),
             "min_p": number("min_p", self.min_p),
-            "repetition_penalty": number(
-                "repetition_penalty", self.repetition_penalty, high=100.0, open_low=True
-            ),
+            "repetition_penalty": _repetition_penalty(self.repetition_penalty),
             "presence_penalty": penalty("presence_penalty", self.presence_penalty),
             "frequency_penalty": penalty("frequency_penalty", self.frequency_penalty),
             "logit_bias": _biases(self.logit_bias),
@@ -197,12 +202,35 @@ class Request:
         object.__setattr__(self, "prompt_token_ids", prompt)
         if not len(prompt):
             raise ValueError(f"request {self.request_id}: the prompt is empty, at least 1 token is needed")
-        if self.max_tokens < 1:
-            raise ValueError(f"request {self.request_id}: max_tokens {self.max_tokens} is below 1")
+        self._check_ranges()
         if len(self.stop_ids) > MAX_STOP_IDS:
             raise ValueError(
                 f"request {self.request_id}: {len(self.stop_ids)} stop ids, the limit is {MAX_STOP_IDS}"
             )
+
+    def _check_ranges(self) -> None:
+        """Refuse what the device's 32-bit and 64-bit words cannot hold; NaN lies in no range."""
+        if self.max_tokens < 1:
+            raise ValueError(f"request {self.request_id}: max_tokens {self.max_tokens} is below 1")
+        for name, value, high in (
+            ("max_tokens", self.max_tokens, checks.MAX_INT),
+            ("min_tokens", self.min_tokens, checks.MAX_INT),
+            ("top_k", self.top_k, checks.MAX_INT),
+            ("seed", self.seed, MAX_SEED),
+            ("temperature", self.temperature, MAX_TEMPERATURE),
+            ("top_p", self.top_p, 1.0),
+            ("min_p", self.min_p, 1.0),
+        ):
+            if not 0 <= value <= high:
+                raise ValueError(
+                    f"request {self.request_id}: {name} must be between 0 and {high}, got {value}"
+                )
+        if len(self.cache_salt) > MAX_CACHE_SALT:
+            raise ValueError(
+                f"request {self.request_id}: the cache salt has {len(self.cache_salt)} characters, "
+                f"the limit is {MAX_CACHE_SALT}"
+            )
+        checks.check_characters("cache_salt", self.cache_salt)
 
     def __eq__(self, other: object) -> bool:
         """Whether `other` is a request for the same, under the same id."""
@@ -265,7 +293,18 @@ def _top_k(value: object) -> int:
 def _structured(value: object) -> StructuredOutput | None:
     if not isinstance(value, StructuredOutput | None):
         raise ValueError(f"structured must be a StructuredOutput, got {value!r:.200}")
+    if value is not None:
+        for text in (value.text, *value.choices):
+            checks.check_characters("structured", text)
     return value
+
+
+def _repetition_penalty(value: object) -> float:
+    """A logit divided by a smaller one could exceed what the device can hold."""
+    penalty = checks.number("repetition_penalty", value, low=0.0, high=100.0, open_low=True)
+    if penalty < MIN_REPETITION_PENALTY:
+        raise ValueError(f"repetition_penalty must be at least {MIN_REPETITION_PENALTY:g}, got {value}")
+    return penalty
 
 
 def _words(values: object) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ class ConstrainedAnswer:
         """Make the mask for the token at `position`; the reason if the request ends instead."""
         try:
             mask = self._constraint.mask()
-        except ConstraintError as error:
+        except BaseException as error:  # noqa: BLE001 - a panic of the grammar library too
             return self._fail(error)
         if position < self._banned_until:
             np.bitwise_and.at(mask, self._stop_ids // 32, ~_bits(self._stop_ids))
@@ -71,12 +71,19 @@ class ConstrainedAnswer:
         """Take in a token that does not end the request, and `look` at what may follow at `position`."""
         try:
             self._constraint.advance(token_id)
-        except ConstraintError as error:
+        except BaseException as error:  # noqa: BLE001 - a panic of the grammar library too
             return self._fail(error)
         return self.look(position)
 
-    def _fail(self, error: ConstraintError) -> FinishReason:
-        _logger.warning("request %s ends: %s", self._request_id, error)
+    def _fail(self, error: BaseException) -> FinishReason:
+        """End this request alone, whatever its constraint raised: a panic of an extension module as well.
+
+        Raises `error` again if it asks the process to end.
+        """
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise error
+        expected = isinstance(error, ConstraintError)
+        _logger.warning("request %s ends: %s", self._request_id, error, exc_info=None if expected else error)
         return FinishReason.ERROR
 
 

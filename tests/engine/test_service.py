@@ -89,6 +89,36 @@ def test_a_request_that_ends_as_it_is_added_is_answered(fails: bool, reason: Fin
     assert collector.tokens("mute") == []
 
 
+class _Broken:
+    """A constraint that raises when it is first asked, or when it takes in its first token."""
+
+    def __init__(self, error: BaseException, *, in_mask: bool) -> None:
+        self._error = error
+        self._in_mask = in_mask
+
+    def mask(self) -> Int32s:
+        if self._in_mask:
+            raise self._error
+        return np.full(-(-LIMITS.vocab_size // 32), -1, np.int32)
+
+    def advance(self, token_id: int) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize("in_mask", [True, False])
+@pytest.mark.parametrize("kind", [ConstraintError, LookupError, MemoryError, BaseException])
+def test_a_constraint_that_raises_anything_ends_its_request_alone(
+    kind: type[BaseException], in_mask: bool
+) -> None:
+    service, collector = _start()
+    broken = _Broken(kind("a grammar of nobody else's concern"), in_mask=in_mask)
+    service.submit(replace(_request("broken"), constraint=broken), _request("other"))
+    collector.wait_for_end(2)
+    service.stop()
+    assert collector.ends() == {"broken": FinishReason.ERROR, "other": FinishReason.LENGTH}
+    assert service.stats().pages_in_use == 0
+
+
 def test_many_threads_get_the_tokens_they_get_alone() -> None:
     service, collector = _start(max_rows=8)
     requests = [
