@@ -35,7 +35,7 @@ CHECKPOINT_MARK = "albireo.json"
 
 
 def find_model(model: str) -> ModelFiles:
-    """Files of `model`: a built-in name, a folder with config.json, or a .gguf file.
+    """Files of `model`: a built-in name, a folder with config.json or one .gguf model, or a .gguf file.
 
     Any part of a GGUF file that was split stands for the whole, whose path is that of the first part. Raises
     UnknownModelError, which lists the built-in names, and ModelError if a part is missing.
@@ -45,7 +45,7 @@ def find_model(model: str) -> ModelFiles:
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UnknownModelError(f"{path} has no config.json, so it is not a Hugging Face model folder")
+            return find_model(str(_only_gguf(path)))
         is_checkpoint = (path / CHECKPOINT_MARK).is_file()
         kind = ModelFormat.ORBAX if is_checkpoint else ModelFormat.HF_FOLDER
         return ModelFiles(path=path, format=kind, name=path.resolve().name)
@@ -57,6 +57,17 @@ def find_model(model: str) -> ModelFiles:
     raise UnknownModelError(
         f"no model {model!r}: neither a folder nor a file, nor a built-in name; those are {sorted(BUILT_IN)}"
     )
+
+
+def _only_gguf(folder: Path) -> Path:
+    """A .gguf file of a folder with one such model; files for images and hidden files are left aside."""
+    files = [file for file in sorted(folder.glob("*.gguf")) if not file.name.startswith((".", "mmproj"))]
+    by_name = {whole_name(file): file for file in files if file.is_file()}
+    if len(by_name) == 1:
+        return next(iter(by_name.values()))
+    if by_name:
+        raise UnknownModelError(f"{folder} has several .gguf models, name one of {sorted(by_name)}")
+    raise UnknownModelError(f"{folder} has no config.json, so it is not a Hugging Face model folder")
 
 
 def _built_in_path(name: str) -> Path:

@@ -171,6 +171,16 @@ def test_any_part_of_a_split_file_is_the_whole_model(tmp_path: Path) -> None:
         assert model_config_from_gguf(source).vocab_size == 100
 
 
+def test_a_folder_with_one_gguf_model_is_that_model(tmp_path: Path) -> None:
+    parts = _write_parts(tmp_path)
+    (tmp_path / "mmproj-tiny.gguf").write_bytes(b"")
+    (tmp_path / "._tiny.gguf").write_bytes(b"")
+    assert find_model(str(tmp_path)).path == parts[0]
+    (tmp_path / "second.gguf").write_bytes(parts[0].read_bytes())
+    with pytest.raises(ModelError, match=r"has several \.gguf models, name one of \['second', 'tiny'\]"):
+        find_model(str(tmp_path))
+
+
 def test_parts_that_are_missing_or_do_not_belong_together_are_named(tmp_path: Path) -> None:
     parts = _write_parts(tmp_path)
     second = parts[1].read_bytes()

@@ -194,3 +194,95 @@ def test_a_folder_without_weights_says_so(tmp_path: Path, tensors: Tensors) -> N
     (tmp_path / "model.safetensors.index.json").unlink()
     with pytest.raises(WeightError, match=r"has 2 safetensors files but no model\.safetensors\.index\.json"):
         SafetensorsSource(tmp_path)
+
+
+STRAY = (".DS_Store", "._model.safetensors", ".model.safetensors.swp", "training_args.bin", "README.md")
+
+
+@pytest.mark.parametrize("others", [("consolidated",), ("adapter_model",), ("consolidated", "adapter_model")])
+def test_the_models_own_file_is_taken_among_others(
+    tensors: Tensors, load: Callable[..., DecoderWeights], tmp_path: Path, others: tuple[str, ...]
+) -> None:
+    expected = load(tensors)
+    for name in STRAY:
+        (tmp_path / name).write_bytes(b"stray")
+    (tmp_path / "original").mkdir()
+    save_file({"tok_embeddings.weight": np.zeros(3)}, tmp_path / "original" / "consolidated.00.safetensors")
+    for name in others:
+        save_file({"layers.0.wq.weight": np.zeros(3)}, tmp_path / f"{name}.safetensors")
+        index = {"weight_map": {"layers.0.wq.weight": f"{name}.safetensors"}}
+        (tmp_path / f"{name}.safetensors.index.json").write_text(json.dumps(index))
+    jax.tree.map(np.testing.assert_array_equal, load(), expected)
+    (tmp_path / "model.safetensors").rename(tmp_path / "weights.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, load(), expected)
+    (tmp_path / "weights.safetensors").rename(tmp_path.parent / "blob")
+    (tmp_path / "model.safetensors").symlink_to(tmp_path.parent / "blob")
+    jax.tree.map(np.testing.assert_array_equal, load(), expected)
+    (tmp_path.parent / "blob").unlink()
+    with pytest.raises(WeightError, match=r"model\.safetensors is missing, it is a link to .*blob"):
+        load()
+
+
+def _save_shards(tensors: Tensors, folder: Path, count: int = 2) -> list[Path]:
+    """Shards as transformers names them, without an index."""
+    names = sorted(tensors)
+    files = [folder / f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+    for i, file in enumerate(files):
+        save_file({name: tensors[name] for name in names[i::count]}, file)
+    return files
+
+
+def test_shards_without_an_index_are_loaded_if_all_are_there(
+    tensors: Tensors, load: Callable[..., DecoderWeights], tmp_path: Path
+) -> None:
+    expected = load(tensors)
+    (tmp_path / "model.safetensors").unlink()
+    _, second = _save_shards(tensors, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, load(), expected)
+    second.rename(tmp_path / "aside")
+    with pytest.raises(WeightError, match=r"lacks model-00002-of-00002\.safetensors of 00002 shards"):
+        load()
+    (tmp_path / "aside").rename(tmp_path / "other-00001-of-00001.safetensors")
+    with pytest.raises(WeightError, match="has shards of 2 sets of files"):
+        load()
+
+
+def test_an_index_decides_which_files_are_the_model(
+    tensors: Tensors, load: Callable[..., DecoderWeights], tmp_path: Path
+) -> None:
+    expected = load(tensors)
+    stale = {"weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(stale))
+    jax.tree.map(np.testing.assert_array_equal, load(), expected)  # none of its files is there
+    save_file({name: array * 0 for name, array in tensors.items()}, tmp_path / "model.safetensors")
+    save_file(tensors, tmp_path / "model-00001-of-00001.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, load(), expected)
+    (tmp_path / "model.safetensors.index.json").rename(tmp_path / "model.fp32.safetensors.index.json")
+    jax.tree.map(np.testing.assert_array_equal, load(), expected)
+    outside = {"weight_map": {"x": "../model.safetensors"}}
+    (tmp_path / "model.fp32.safetensors.index.json").write_text(json.dumps(outside))
+    with pytest.raises(WeightError, match=r"places tensor x in \.\./model\.safetensors, which is outside"):
+        load()
+
+
+def test_a_tensor_in_two_shards_is_named(
+    tensors: Tensors, load: Callable[..., DecoderWeights], tmp_path: Path
+) -> None:
+    save_file(tensors, tmp_path / "model-00001-of-00002.safetensors")
+    save_file({Q_PROJ: tensors[Q_PROJ]}, tmp_path / "model-00002-of-00002.safetensors")
+    with pytest.raises(WeightError, match=rf"00002-of-00002\.safetensors: tensor {Q_PROJ} is there twice"):
+        load()
+
+
+def test_a_folder_without_the_models_weights_says_what_it_has(
+    load: Callable[..., DecoderWeights], tmp_path: Path
+) -> None:
+    (tmp_path / "training_args.bin").write_bytes(b"")
+    with pytest.raises(WeightError, match=r"has no safetensors file$"):
+        load()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(WeightError, match=r"no safetensors file, only pytorch_model\.bin; convert it"):
+        load()
+    save_file({"x": np.zeros(3)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(WeightError, match=r"only adapter_model\.safetensors, an adapter; merge it"):
+        load()
