@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from albireo_jax.engine.messages import short_call_id
 from albireo_jax.engine.reasoning import ReasoningDelta, ReasoningSplitter, Thinking
 from albireo_jax.engine.tool_calls import (
     ArgumentsText,
@@ -130,4 +131,4 @@ def fitting_call_id(format: ToolFormat, id: str) -> str:
     """A caller's name for a call as templates accept it: for Mistral's the last nine letters and digits."""
     if format is not ToolFormat.MISTRAL:
         return id
-    return "".join(filter(str.isalnum, id))[-_MISTRAL_ID_CHARACTERS:].rjust(_MISTRAL_ID_CHARACTERS, "0")
+    return short_call_id(id)

@@ -6,10 +6,12 @@ values. Its environment is the one that templates are written for: that of trans
 """
 
 import json
+import math
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import Flag, auto
-from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -18,11 +20,20 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from albireo_jax.engine.messages import plain_json, read_conversation, read_tools
+
 Message = Mapping[str, Any]
 Json = Any
 
-_MAX_NESTING = 64
 _PROBE = "albireo probe"
+_PROBE_CALLS = [{"id": "0" * 9, "type": "function", "function": {"name": "f", "arguments": {}}}]
+_PRINTED = 40
+"""Characters before the probe in which a list that is printed says its parts' type."""
+
+_MAX_KINDS = 64
+_MAX_RENDER_S = 10.0
+"""Processor time of one rendering."""
+
 _MARK = "ALBIREO_CONTINUES_HERE "
 """Where a message that is to be continued ends; the space tells whether the template strips spaces there."""
 
@@ -92,11 +103,8 @@ class ChatTemplate:
                 "the last message is continued, or a new one begins"
             )
         compiled = self._template("tool_use" if tools and "tool_use" in self._sources else "default")
-        conversation = [
-            _message(i, message) for i, message in enumerate(_list_of_dicts("messages", messages))
-        ]
-        if not conversation:
-            raise ValueError("messages is empty, at least 1 message is needed")
+        short_ids = "[TOOL_CALLS]" in compiled.source  # as Mistral's templates insist on
+        conversation = read_conversation(messages, short_ids=short_ids)
         if "messages" in variables:
             raise ValueError("messages cannot be a template variable")
         if continue_final_message:
@@ -105,8 +113,8 @@ class ChatTemplate:
         text = compiled.render(
             [compiled.fit(message) for message in conversation],
             add_generation_prompt=add_generation_prompt is not False,
-            tools=None if not tools else _list_of_dicts("tools", tools),
-            **({"documents": None} | self._special_tokens | _plain(variables)),
+            tools=read_tools(tools),
+            **({"documents": None} | self._special_tokens | plain_json(variables)),
         )
         return _cut_at_mark(text) if continue_final_message else text
 
@@ -124,7 +132,9 @@ class _Compiled:
     """One template and the forms of content that it reads."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self.source = source
         self._special_tokens = special_tokens
+        self._forms: dict[tuple[str, bool, bool], _Content] = {}  # by kind of message
         try:
             self._template = _environment().from_string(source, globals=dict(_FUNCTIONS))
         except (jinja2.TemplateError, RecursionError) as error:
@@ -132,33 +142,44 @@ class _Compiled:
 
     def render(self, messages: list[Json], /, **variables: Json) -> str:
         """The template's text. Raises ValueError with the template's message."""
+        _deadline.at_s = time.thread_time() + _MAX_RENDER_S
         try:
             return self._template.render(messages=messages, **variables)
         except _RENDER_ERRORS as error:
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
 
     def fit(self, message: dict[str, Json]) -> dict[str, Json]:
-        """The message with its content in a form that the template reads."""
+        """The message with its content in a form that the template reads of its role."""
         content = message["content"]
-        if isinstance(content, list) and _Content.PARTS not in self._reads:
+        reads = self._reads(message)
+        if isinstance(content, list) and _Content.PARTS not in reads:
             return message | {"content": "\n".join(part["text"] for part in content)}
-        if isinstance(content, str) and _Content.TEXT not in self._reads:
+        if isinstance(content, str) and _Content.TEXT not in reads:
             return message | {"content": [{"type": "text", "text": content}]}
         return message
 
-    @cached_property
-    def _reads(self) -> _Content:
-        """Found out by rendering one message in either form; a template that reads neither gets texts."""
-        parts = self._shows_probe([{"type": "text", "text": _PROBE}])
-        text = self._shows_probe(_PROBE)
-        if parts:
-            return _Content.PARTS | _Content.TEXT if text else _Content.PARTS
-        return _Content.TEXT
+    def _reads(self, message: dict[str, Json]) -> _Content:
+        """Found out by rendering a message of its kind in either form; where it shows neither, texts."""
+        kind = message["role"], "tool_calls" in message, "name" in message
+        if kind not in self._forms:
+            like = _message_like(message)
+            parts = self._shows_probe(like, [{"type": "text", "text": _PROBE}])
+            text = not parts or self._shows_probe(like, _PROBE)
+            if len(self._forms) >= _MAX_KINDS:
+                self._forms.clear()  # roles are the callers' own
+            self._forms[kind] = (_Content.PARTS if parts else _Content(0)) | (
+                _Content.TEXT if text else _Content(0)
+            )
+        return self._forms[kind]
 
-    def _shows_probe(self, content: Json) -> bool:
+    def _shows_probe(self, message: dict[str, Json], content: Json) -> bool:
+        """Whether the template shows a text in the place of a message's content, and not as it prints."""
+        return any(self._shows_after(before, message | {"content": content}) for before in _openings(message))
+
+    def _shows_after(self, before: list[Json], message: dict[str, Json]) -> bool:
         try:
             text = self.render(
-                [{"role": "user", "content": content}],
+                [*before, message],
                 add_generation_prompt=False,
                 tools=None,
                 documents=None,
@@ -166,7 +187,27 @@ class _Compiled:
             )
         except ValueError:
             return False
-        return _PROBE in text and "'type'" not in text and '"type"' not in text  # not the list as it prints
+        at = text.find(_PROBE)
+        before_it = text[max(0, at - _PRINTED) : max(0, at)]
+        return at >= 0 and "'type'" not in before_it and '"type"' not in before_it
+
+
+def _message_like(message: dict[str, Json]) -> dict[str, Json]:
+    """A message of the same kind, to try the template with."""
+    like: dict[str, Json] = {"role": message["role"]}
+    if "tool_calls" in message:
+        like["tool_calls"] = _PROBE_CALLS
+    if message["role"] == "tool":
+        like["tool_call_id"] = _PROBE_CALLS[0]["id"]
+    return like | ({"name": "f"} if "name" in message else {})
+
+
+def _openings(message: dict[str, Json]) -> list[list[Json]]:
+    """Conversations that a message may continue, the likeliest first."""
+    user = {"role": "user", "content": "?"}
+    if message["role"] == "tool":
+        return [[user, {"role": "assistant", "content": "", "tool_calls": _PROBE_CALLS}], [user]]
+    return [[], [user]] if message["role"] in ("user", "system") else [[user], []]
 
 
 class _GenerationTag(jinja2.ext.Extension):
@@ -180,8 +221,37 @@ class _GenerationTag(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class _Deadline(threading.local):
+    """When the rendering on this thread has taken too long, on the thread's own clock."""
+
+    at_s: float = math.inf
+
+
+_deadline = _Deadline()
+
+
+class _BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """A sandbox in which every call and every round of a loop looks at the time."""
+
+    def tick(self) -> None:
+        """What a loop calls in each round."""
+
+    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function of a template. Raises TemplateError when the rendering's time is over."""
+        if time.thread_time() > _deadline.at_s:
+            raise jinja2.TemplateError(f"it takes more than {_MAX_RENDER_S:g} s")
+        return super().call(context, obj, *args, **kwargs)
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
+        template = super()._parse(source, name, filename)
+        for loop in template.find_all(jinja2.nodes.For):
+            tick = jinja2.nodes.EnvironmentAttribute("tick")
+            loop.body.insert(0, jinja2.nodes.ExprStmt(jinja2.nodes.Call(tick, [], [], None, None)))
+        return template
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+    environment = _BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json
@@ -213,24 +283,6 @@ def _strftime_now(form: str) -> str:
 _FUNCTIONS = {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
 
 
-def _message(index: int, message: dict[str, Json]) -> dict[str, Json]:
-    """A message checked: a role, and content that is a text or a list of text parts."""
-    role = message.get("role")
-    if not isinstance(role, str) or not role:
-        raise ValueError(f"messages[{index}] needs a role, got {role!r}")
-    content = message.get("content")
-    if content is None:  # as the OpenAI API has it beside tool calls
-        content = ""
-    if isinstance(content, list):
-        content = [_part(f"messages[{index}].content[{i}]", part) for i, part in enumerate(content)]
-    elif not isinstance(content, str):
-        raise ValueError(f"messages[{index}].content must be a text or a list of parts, got {content!r}")
-    message = message | {"content": content}
-    if message.get("tool_calls"):
-        message["tool_calls"] = [_tool_call(call) for call in message["tool_calls"]]
-    return message
-
-
 def _marked_at_its_end(message: dict[str, Json]) -> dict[str, Json]:
     """The message with a mark after its text, after the last of its parts."""
     content = message["content"]
@@ -247,47 +299,3 @@ def _cut_at_mark(text: str) -> str:
     if at < 0:
         raise ValueError("continue_final_message: the chat template does not show the last message's text")
     return text[:at] if text.startswith(_MARK, at) else text[:at].rstrip()
-
-
-def _part(where: str, part: Json) -> dict[str, Json]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-        raise ValueError(f'{where} must be {{"type": "text", "text": …}}, got {part!r}')
-    return part
-
-
-def _tool_call(call: Json) -> Json:
-    """A tool call whose arguments, JSON text in the OpenAI API, are the object that templates expect."""
-    try:
-        arguments = json.loads(call["function"]["arguments"])
-    except (
-        TypeError,
-        KeyError,
-        ValueError,
-        RecursionError,
-    ):  # an object already, or nothing that can be read: as it is
-        return call
-    return call | {"function": call["function"] | {"arguments": arguments}}
-
-
-def _list_of_dicts(name: str, values: Any) -> list[dict[str, Json]]:
-    plain = _plain(values)
-    if not isinstance(plain, list) or not all(isinstance(value, dict) for value in plain):
-        raise ValueError(f"{name} must be a list of objects, got {values!r}")
-    return plain
-
-
-def _plain(value: Any, depth: int = 0) -> Json:
-    """The value rebuilt from JSON types, so that a template can call nothing but their methods."""
-    if depth > _MAX_NESTING:
-        raise ValueError(f"messages and tools may be nested {_MAX_NESTING} deep at most")
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
-        return [_plain(item, depth + 1) for item in value]
-    raise ValueError(f"{value!r} of type {type(value).__name__} is not JSON")

@@ -6,6 +6,7 @@ escape, strings in single quotes, Python's `True`, `False` and `None`, and a com
 
 import json
 import re
+from typing import Any
 
 from albireo_jax.engine.json_scanner import NUMBER_ENDS, ROWS, STRINGS, JsonScanner, State
 
@@ -20,6 +21,7 @@ _PLAIN = re.compile(r'[^"\\\x00-\x1f]*+')
 _UNFINISHED_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?\Z")
 _SPACES = " \t\n\r"
 _RUN_OF_SPACES = re.compile(rf"[{_SPACES}]*+")
+_TOKENS = re.compile(r'\\.|["{}\[\],]', re.DOTALL)
 _WORDS = {"T": ("True", "true"), "F": ("False", "false"), "N": ("None", "null")}
 _VALUES = frozenset((State.VALUE, State.FIRST_ITEM))
 _STARTS_OF_STRINGS = _VALUES | {State.FIRST_KEY, State.KEY}
@@ -152,3 +154,40 @@ class JsonMender(JsonScanner):
         self._written.append(strict)
         super().scan(strict, 0)
         return end
+
+
+def mended_object(text: str) -> dict[str, Any] | None:
+    """The object that `text` is or begins to be, mended and closed where it breaks off; None if it is none."""
+    if not text.startswith("{"):
+        return None
+    mender = JsonMender()
+    mender.mend(text, 0)
+    written = mender.take()
+    for candidate in (written, *_completed(written)):
+        try:
+            return json.loads(candidate)
+        except (ValueError, RecursionError):
+            continue
+    return None
+
+
+def _completed(text: str) -> tuple[str, str]:
+    """The beginning of a JSON value with what it opened closed: all of it, and up to its last whole value."""
+    closers: list[str] = []
+    in_string = False
+    whole, whole_closers = 0, ""
+    for token in _TOKENS.finditer(text):
+        character = token.group()
+        if character == '"':
+            in_string = not in_string
+        if in_string or len(character) > 1:
+            continue
+        if character in "{[":
+            closers.append("}" if character == "{" else "]")
+        elif character in "}]":
+            closers.pop()
+        if character != '"':
+            whole = token.start() if character == "," else token.end()
+            whole_closers = "".join(reversed(closers))
+    ends = "".join(reversed(closers))
+    return text + ('"' if in_string else "") + ends, text[:whole] + whole_closers
