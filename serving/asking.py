@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from albireo_jax.core.types import SamplingParams, StructuredOutput
-from albireo_jax.engine.answers import AnswerReader, fitting_call_id
+from albireo_jax.engine.answers import AnswerReader
+from albireo_jax.engine.messages import text_of
 from albireo_jax.engine.reasoning import Thinking, thinking
 from albireo_jax.engine.tokenizer import Tokenizer
 from albireo_jax.engine.tool_formats import AnswerFormat, ToolFormat
 from albireo_jax.engine.tool_grammar import after_reasoning, calls_grammar, either
 from albireo_jax.serving.logprobs import ChatLogprobs
 from albireo_jax.serving.schemas_chat import ChatBody
+from albireo_jax.serving.schemas_messages import ConversationBody
 from albireo_jax.serving.turns import RENDERING, aside
 
 
@@ -51,18 +52,12 @@ async def ask(
     A prompt that must have more than `context_len` tokens is refused before it is tokenized.
     """
     params = body.sampling_params(None)
-    if body.uses_tools and format.tools is ToolFormat.NONE:
-        raise ValueError("tools are not supported: how this model writes tool calls is not known")
     structured = _constraint(tokenizer, format, body, content=params.structured)
-    tools = [tool.tool() for tool in body.tools or []] if body.uses_tools else None
-    messages = _messages(format, body)
-    variables = body.template_variables(tokenizer.chat_template_source)
-    render = partial(tokenizer.apply_chat_template, messages, tools=tools, **variables)
-    size = sum(len(str(part)) for part in (*messages, *(tools or ())))
-    prompt = await aside(size, render, pool=RENDERING)
+    prompt = await render_chat(tokenizer, format, body)
     encode = partial(tokenizer.encode, add_special_tokens=False, context_len=context_len)
     prompt_ids = await aside(len(prompt), lambda: encode(prompt))
-    thinks = thinking(format.reasoning, prompt)
+    continued = text_of(body.chat()[-1]) if body.continue_final_message else ""
+    thinks = thinking(format.reasoning, prompt, continued=continued)
     if structured is not None:
         structured = after_reasoning(structured, thinks, token_id=tokenizer.token_id)
     return Asked(
@@ -79,15 +74,17 @@ async def ask(
     )
 
 
-def _messages(format: AnswerFormat, body: ChatBody) -> list[dict[str, Any]]:
-    """The conversation, calls named as the template accepts it."""
+async def render_chat(tokenizer: Tokenizer, format: AnswerFormat, body: ConversationBody) -> str:
+    """The prompt of a conversation, whichever route it came by. Raises ValueError."""
+    if body.uses_tools and format.tools is ToolFormat.NONE:
+        raise ValueError("tools are not supported: how this model writes tool calls is not known")
     messages = body.chat()
-    for message in messages:
-        if "tool_call_id" in message:
-            message["tool_call_id"] = fitting_call_id(format.tools, message["tool_call_id"])
-        for call in message.get("tool_calls", ()):
-            call["id"] = fitting_call_id(format.tools, call["id"])
-    return messages
+    arguments = body.template_arguments(tokenizer.chat_template_source)
+    render = partial(tokenizer.apply_chat_template, messages, **arguments)
+    if body.chat_template_kwargs or not tokenizer.renders_fast:
+        return await RENDERING.run(render)
+    size = sum(len(str(part)) for part in (*messages, *(arguments["tools"] or ())))
+    return await aside(size, render, pool=RENDERING)
 
 
 def _constraint(

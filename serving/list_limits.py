@@ -34,6 +34,7 @@ _TOKEN_IDS = ListLimit(2**20, "token ids")
 
 LIST_LIMITS = {
     "allowed_token_ids": ListLimit(2**19, "token ids"),
+    "arguments": ListLimit(1024, "entries"),
     "bad_words": ListLimit(MAX_BAD_WORDS, "words"),
     "chat_template_kwargs": ListLimit(64, "arguments"),
     "choice": ListLimit(1024, "choices"),

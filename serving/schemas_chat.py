@@ -1,17 +1,16 @@
-"""OpenAI's wire types for chats: messages, tools, and bodies that hold them."""
+"""OpenAI's wire types for chats: the bodies that hold a conversation."""
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from albireo_jax.core.config import MAX_LOGPROBS
 from albireo_jax.core.types import ALL_LOGPROBS, SamplingParams
-from albireo_jax.engine.tool_calls import is_function_name
 from albireo_jax.engine.tool_grammar import Function
 from albireo_jax.serving.schemas import REFUSED, SamplingBody
-from albireo_jax.serving.schemas_structured import json_schema
-from albireo_jax.serving.wire import Refused, Whole, Wire, one_message
+from albireo_jax.serving.schemas_messages import ConversationBody, MessageBody, NamedTool
+from albireo_jax.serving.wire import Refused, Whole
 
 _REFUSED_CHAT: Refused = {
     **REFUSED,
@@ -27,143 +26,10 @@ _REFUSED_CHAT: Refused = {
     "prediction": (),
     "web_search_options": (),
     "echo": (False,),
-    "continue_final_message": (False,),
-    "add_generation_prompt": (True,),
 }
-_REFUSED_MESSAGE: Refused = {"function_call": (), "audio": ()}
-_TEMPLATE_ARGUMENTS = frozenset(("self", "messages", "tools", "add_generation_prompt"))
 
 
-class TextPart(Wire):
-    """A part of a message's content; only text can be read."""
-
-    type: Literal["text"]
-    text: str
-
-
-Content = Annotated[str | list[TextPart], one_message("must be a string or a list of text parts")]
-
-
-class CalledFunction(Wire):
-    """What an earlier answer called; `arguments` is JSON text, or whatever the model wrote instead."""
-
-    name: str
-    arguments: str
-
-
-class ToolCallBody(Wire):
-    """A call in an earlier answer."""
-
-    id: str
-    type: Literal["function"] = "function"
-    function: CalledFunction
-
-
-class MessageBody(Wire):
-    """One message of a chat."""
-
-    refused = _REFUSED_MESSAGE
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content | None = None
-    name: str | None = None
-    tool_calls: list[ToolCallBody] | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-
-    @model_validator(mode="after")
-    def check_role(self) -> "MessageBody":
-        """Refuse what does not belong to the role, and a message that says nothing."""
-        if self.tool_calls and self.role != "assistant":
-            raise ValueError(f"tool_calls are for the role assistant, not {self.role}")
-        if self.role == "tool" and self.tool_call_id is None:
-            raise ValueError("tool_call_id is required for the role tool")
-        if self.content is None and not self.tool_calls:
-            raise ValueError("content is required unless there are tool_calls")
-        return self
-
-    def message(self) -> dict[str, Any]:
-        """The message as chat templates read it; a developer message is a system message."""
-        content = self.content
-        optional = {
-            "name": self.name,
-            "tool_calls": [call.model_dump() for call in self.tool_calls or []] or None,
-            "tool_call_id": self.tool_call_id,
-            "reasoning_content": self.reasoning_content or self.reasoning,
-        }
-        return {
-            "role": "system" if self.role == "developer" else self.role,
-            "content": [part.model_dump() for part in content] if isinstance(content, list) else content,
-            **{name: value for name, value in optional.items() if value is not None},
-        }
-
-
-class FunctionBody(Wire):
-    """A function that the model may call; without `parameters` it takes none."""
-
-    refused = {"input_schema": (), "schema": (), "defer_loading": (False,)}  # noqa: RUF012
-    instead = {"input_schema": "parameters", "schema": "parameters"}  # noqa: RUF012
-
-    name: str
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class ToolBody(Wire):
-    """A tool; only functions are known."""
-
-    refused = {"defer_loading": (False,)}  # noqa: RUF012
-
-    type: Literal["function"]
-    function: FunctionBody
-
-    def tool(self) -> dict[str, Any]:
-        """The tool as chat templates read it."""
-        function = self.function.model_dump(exclude_none=True, exclude={"strict", "parameters"})
-        parameters = {"type": "object", "properties": {}}
-        if self.function.parameters is not None:
-            parameters = self.function.parameters
-        return {"type": "function", "function": {**function, "parameters": parameters}}
-
-    def callable_function(self, where: str) -> Function:
-        """The function as grammars need it; raises ValueError for a name or a schema that cannot be."""
-        name, parameters = self.function.name, self.function.parameters
-        if not is_function_name(name):
-            raise ValueError(f"{where}.name must be letters, digits and any of _-.:/, got {name!r:.80}")
-        if parameters is None:
-            parameters = {"type": "object", "additionalProperties": False}
-        return Function(name=name, parameters=json_schema(f"{where}.parameters", parameters).text)
-
-
-class NamedFunction(Wire):
-    """The name of a function."""
-
-    closed = True
-
-    name: str
-
-
-class NamedTool(Wire):
-    """The choice of one tool."""
-
-    closed = True
-
-    type: Literal["function"]
-    function: NamedFunction
-
-
-ToolChoice = Annotated[
-    Literal["none", "auto", "required"] | NamedTool,
-    one_message('must be "none", "auto", "required" or {"type": "function", "function": {"name": …}}'),
-]
-
-
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-
-
-class ChatBody(SamplingBody):
+class ChatBody(ConversationBody, SamplingBody):
     """Body of POST /v1/chat/completions."""
 
     refused = _REFUSED_CHAT
@@ -172,11 +38,7 @@ class ChatBody(SamplingBody):
     max_completion_tokens: Whole | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[Whole, Field(ge=ALL_LOGPROBS, le=MAX_LOGPROBS)] | None = None
-    tools: list[ToolBody] | None = None
-    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    reasoning_effort: ReasoningEffort | None = None
 
     @model_validator(mode="after")
     def rename_max_tokens(self) -> "ChatBody":
@@ -197,37 +59,8 @@ class ChatBody(SamplingBody):
         params = super().sampling_params(default_max_tokens)
         return replace(params, logprobs=self.top_logprobs or 0) if self.logprobs else params
 
-    @model_validator(mode="after")
-    def check_template_arguments(self) -> "ChatBody":
-        """Refuse to give a template another conversation than that of the body."""
-        for name in self.chat_template_kwargs or {}:
-            if name in _TEMPLATE_ARGUMENTS:
-                raise ValueError(f"chat_template_kwargs cannot set {name}")
-        return self
-
-    @property
-    def uses_tools(self) -> bool:
-        """Whether the model may call tools."""
-        return bool(self.tools) and self.tool_choice != "none"
-
-    def template_variables(self, template: str) -> dict[str, Any]:
-        """Variables of the chat template whose source is given.
-
-        `reasoning_effort` goes to the variable of this name and, as a yes or no, to `enable_thinking`. Raises
-        ValueError for an effort that the template does not read.
-        """
-        given = self.chat_template_kwargs or {}
-        effort = self.reasoning_effort
-        if effort is None:
-            return given
-        variables = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
-        read = {name: value for name, value in variables.items() if name in template}
-        if not read:
-            raise ValueError("reasoning_effort is not supported: this model's chat template does not read it")
-        return read | given
-
     def chat(self) -> list[dict[str, Any]]:
-        """The messages, as chat templates read them."""
+        """The messages."""
         return [message.message() for message in self.messages]
 
     @property
@@ -260,8 +93,8 @@ class ChatBody(SamplingBody):
         return named[:1]
 
 
-class TokenizeBody(Wire):
-    """Body of POST /tokenize: a prompt, or the messages of a chat."""
+class TokenizeBody(ConversationBody):
+    """Body of POST /tokenize: a prompt, or a conversation as the body of a chat has it."""
 
     model: str | None = None
     prompt: str | None = None
@@ -276,8 +109,6 @@ class TokenizeBody(Wire):
             raise ValueError("exactly one of prompt and messages is needed")
         return self
 
-    def asked(self) -> str | list[dict[str, Any]]:
-        """What to encode: a text or messages."""
-        return (
-            self.prompt if self.prompt is not None else [message.message() for message in self.messages or []]
-        )
+    def chat(self) -> list[dict[str, Any]]:
+        """The messages; none if there is a prompt."""
+        return [message.message() for message in self.messages or []]

@@ -6,12 +6,13 @@ from fastapi import APIRouter, Depends
 from starlette.responses import JSONResponse, Response
 
 from albireo_jax.serving.answer_schemas import DetokenizeAnswer, TokenizeAnswer
+from albireo_jax.serving.asking import render_chat
 from albireo_jax.serving.body import json_body
 from albireo_jax.serving.errors import bad_request
 from albireo_jax.serving.openapi import body_answers, body_docs
 from albireo_jax.serving.schemas import DetokenizeBody
 from albireo_jax.serving.schemas_chat import TokenizeBody
-from albireo_jax.serving.served import Engine
+from albireo_jax.serving.served import Engine, Format
 from albireo_jax.serving.turns import callers_fault, check_model, encode
 
 router = APIRouter()
@@ -19,13 +20,16 @@ router = APIRouter()
 
 @router.post("/tokenize", openapi_extra=body_docs(TokenizeBody), responses=body_answers(TokenizeAnswer))
 async def tokenize(
-    engine: Engine, body: Annotated[TokenizeBody, Depends(json_body(TokenizeBody))]
+    engine: Engine, format: Format, body: Annotated[TokenizeBody, Depends(json_body(TokenizeBody))]
 ) -> Response:
-    """Token ids of a text, or of a conversation as the chat template renders it."""
+    """Token ids of a text, or of a conversation as a chat with the same fields renders it."""
     check_model(body.model, engine.served_name)
     with callers_fault(TokenizeBody):
-        special = body.add_special_tokens is not False
-        tokens = await encode(engine.frontend, body.asked(), add_special_tokens=special)
+        if body.prompt is None:
+            text, special = await render_chat(engine.tokenizer, format, body), False
+        else:
+            text, special = body.prompt, body.add_special_tokens is not False
+        tokens = await encode(engine.frontend, text, add_special_tokens=special)
     texts = [engine.tokenizer.token_text(token) for token in tokens] if body.return_token_strs else None
     return JSONResponse(
         {

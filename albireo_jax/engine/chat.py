@@ -32,7 +32,10 @@ _PRINTED = 40
 
 _MAX_KINDS = 64
 _MAX_RENDER_S = 10.0
-"""Processor time of one rendering."""
+"""Processor time of one rendering, and of one that only finds out what a template reads."""
+
+_MAX_PROBE_S = 1.0
+_FAST_S = 0.02
 
 _MARK = "ALBIREO_CONTINUES_HERE "
 """Where a message that is to be continued ends; the space tells whether the template strips spaces there."""
@@ -54,6 +57,7 @@ class _Content(Flag):
     """Forms of a message's content that a template can read."""
 
     TEXT = auto()
+    ONE_PART = auto()
     PARTS = auto()
 
 
@@ -77,6 +81,11 @@ class ChatTemplate:
     def source(self) -> str:
         """The template that is taken with tools; empty if there is none."""
         return self._sources.get("tool_use", self._sources.get("default", ""))
+
+    @property
+    def renders_fast(self) -> bool:
+        """Whether the latest rendering of each template took little time; False before the first."""
+        return bool(self._compiled) and all(compiled.was_fast for compiled in self._compiled.values())
 
     def render(
         self,
@@ -133,6 +142,7 @@ class _Compiled:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
+        self.was_fast = False
         self._special_tokens = special_tokens
         self._forms: dict[tuple[str, bool, bool], _Content] = {}  # by kind of message
         try:
@@ -142,54 +152,59 @@ class _Compiled:
 
     def render(self, messages: list[Json], /, **variables: Json) -> str:
         """The template's text. Raises ValueError with the template's message."""
-        _deadline.at_s = time.thread_time() + _MAX_RENDER_S
+        return self._render(messages, variables, limit_s=_MAX_RENDER_S)
+
+    def _render(self, messages: list[Json], variables: dict[str, Json], *, limit_s: float) -> str:
+        started_s = time.thread_time()
+        _deadline.at_s = started_s + limit_s
         try:
             return self._template.render(messages=messages, **variables)
         except _RENDER_ERRORS as error:
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
+        finally:
+            self.was_fast = time.thread_time() - started_s < _FAST_S
 
     def fit(self, message: dict[str, Json]) -> dict[str, Json]:
         """The message with its content in a form that the template reads of its role."""
         content = message["content"]
         reads = self._reads(message)
         if isinstance(content, list) and _Content.PARTS not in reads:
-            return message | {"content": "\n".join(part["text"] for part in content)}
+            content = "\n".join(part["text"] for part in content)
         if isinstance(content, str) and _Content.TEXT not in reads:
-            return message | {"content": [{"type": "text", "text": content}]}
-        return message
+            content = [{"type": "text", "text": content}]
+        return message | {"content": content}
 
     def _reads(self, message: dict[str, Json]) -> _Content:
-        """Found out by rendering a message of its kind in either form; where it shows neither, texts."""
+        """Found out by rendering a message of its kind in each form; where it shows none, texts."""
         kind = message["role"], "tool_calls" in message, "name" in message
         if kind not in self._forms:
             like = _message_like(message)
-            parts = self._shows_probe(like, [{"type": "text", "text": _PROBE}])
-            text = not parts or self._shows_probe(like, _PROBE)
+            part, other = ({"type": "text", "text": f"{_PROBE} {which}"} for which in ("one", "other"))
+            forms = {_Content.PARTS: [part, other], _Content.ONE_PART: [part], _Content.TEXT: _PROBE}
+            reads = _Content(0)
+            for form, content in forms.items():
+                if self._shows_probe(like, content):
+                    reads |= form
             if len(self._forms) >= _MAX_KINDS:
                 self._forms.clear()  # roles are the callers' own
-            self._forms[kind] = (_Content.PARTS if parts else _Content(0)) | (
-                _Content.TEXT if text else _Content(0)
-            )
+            self._forms[kind] = reads or _Content.TEXT
         return self._forms[kind]
 
     def _shows_probe(self, message: dict[str, Json], content: Json) -> bool:
-        """Whether the template shows a text in the place of a message's content, and not as it prints."""
+        """Whether the template shows all of a content in its place, and not as it prints."""
         return any(self._shows_after(before, message | {"content": content}) for before in _openings(message))
 
     def _shows_after(self, before: list[Json], message: dict[str, Json]) -> bool:
+        none = {"add_generation_prompt": False, "tools": None, "documents": None}
         try:
-            text = self.render(
-                [*before, message],
-                add_generation_prompt=False,
-                tools=None,
-                documents=None,
-                **self._special_tokens,
-            )
+            text = self._render([*before, message], none | self._special_tokens, limit_s=_MAX_PROBE_S)
         except ValueError:
             return False
-        at = text.find(_PROBE)
-        before_it = text[max(0, at - _PRINTED) : max(0, at)]
-        return at >= 0 and "'type'" not in before_it and '"type"' not in before_it
+        content = message["content"]
+        shown = [content] if isinstance(content, str) else [part["text"] for part in content]
+        before_it = text[max(0, text.find(_PROBE) - _PRINTED) : max(0, text.find(_PROBE))]
+        as_printed = "'type'" in before_it or '"type"' in before_it
+        return all(probe in text for probe in shown) and not as_printed
 
 
 def _message_like(message: dict[str, Json]) -> dict[str, Json]:
@@ -239,7 +254,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function of a template. Raises TemplateError when the rendering's time is over."""
         if time.thread_time() > _deadline.at_s:
-            raise jinja2.TemplateError(f"it takes more than {_MAX_RENDER_S:g} s")
+            raise jinja2.TemplateError(f"it takes more than {_MAX_RENDER_S:g} s of processor time")
         return super().call(context, obj, *args, **kwargs)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:

@@ -157,7 +157,7 @@ class JsonMender(JsonScanner):
 
 
 def mended_object(text: str) -> dict[str, Any] | None:
-    """The object that `text` is or begins to be, mended and closed where it breaks off; None if it is none."""
+    """The object that `text` is or begins to be, mended, and closed where it breaks off; else None."""
     if not text.startswith("{"):
         return None
     mender = JsonMender()

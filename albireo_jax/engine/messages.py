@@ -13,12 +13,15 @@ from albireo_jax.engine.json_mender import mended_object
 Json = Any
 
 _MAX_NESTING = 64
-_SPEAKERS = frozenset(("system", "user"))
+_SPEAKERS = frozenset(("system", "developer", "user"))
 """Roles whose messages say something."""
 
 _KNOWN_ROLES = _SPEAKERS | {"assistant", "tool"}
 _OF_ANSWERS = frozenset(("refusal", "annotations", "audio", "function_call", "token_ids", "reasoning"))
 """Fields of an answer that say nothing to a template; `reasoning` goes by `reasoning_content`."""
+
+_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""Types of parts that are text, and where the text is."""
 
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 _SHORT_ID = 9
@@ -54,9 +57,36 @@ def read_tools(tools: Any) -> list[dict[str, Json]] | None:
     return read or None
 
 
+def text_of(message: Mapping[str, Any]) -> str:
+    """The text of a message's content."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "\n".join(map(check_part, content))
+
+
 def short_call_id(id: str) -> str:
     """The last nine letters and digits of a call's name, all that Mistral's templates accept."""
     return "".join(filter(str.isalnum, id))[-_SHORT_ID:].rjust(_SHORT_ID, "0")
+
+
+def check_message(role: str, content: object, *, calls: bool) -> None:
+    """Raise ValueError for what does not belong to a role, and for nobody's silence but the assistant's."""
+    if calls and role in _KNOWN_ROLES - {"assistant"}:
+        raise ValueError(f"tool_calls are for the role assistant, not {role}")
+    if content is None and role in _SPEAKERS:
+        raise ValueError(f"content is required for the role {role}")
+
+
+def check_part(part: Json) -> str:
+    """The text of a part of a message's content. Raises ValueError for other parts, by their type."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(part, dict) or not isinstance(kind, str):
+        raise ValueError(f'{{"type": "text", "text": …}} is wanted, got {part!r:.80}')
+    if kind not in _TEXT_PARTS:
+        raise ValueError(f"the type {kind!r:.80} is not supported, only text is")
+    text = part.get(_TEXT_PARTS[kind])
+    if not isinstance(text, str):
+        raise ValueError(f"{_TEXT_PARTS[kind]} is required, a text, got {text!r:.80}")
+    return text
 
 
 def plain_json(value: Any, depth: int = 0) -> Json:
@@ -88,13 +118,12 @@ def _message(where: str, given: dict[str, Json]) -> dict[str, Json]:
     role = "system" if role == "developer" else role
     for name in ("audio", "function_call"):
         if given.get(name):
-            raise ValueError(f"{where}.{name} is not supported")
-    calls = given.get("tool_calls")
-    if calls and role in _KNOWN_ROLES - {"assistant"}:
-        raise ValueError(f"{where}.tool_calls are for the role assistant, not {role}")
-    content = given.get("content")
-    if content is None and role in _SPEAKERS:
-        raise ValueError(f"{where}.content is required for the role {role}")
+            raise ValueError(f"{where}: {name} is not supported")
+    content, calls = given.get("content"), given.get("tool_calls")
+    try:
+        check_message(role, content, calls=bool(calls))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     others = {name: value for name, value in given.items() if value is not None and name not in _OF_ANSWERS}
     message = others | {"role": role, "content": _content(f"{where}.content", content)}
     reasoning = given.get("reasoning_content") or given.get("reasoning")
@@ -119,14 +148,11 @@ def _content(where: str, content: Json) -> str | list[dict[str, Json]]:
 
 def _part(where: str, part: Json) -> dict[str, Json]:
     """A part that is text; a refusal, which is what the assistant said instead, counts as such."""
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    kind = part.get("type") if isinstance(part, dict) else None
-    text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else None
-    if kind in ("text", "refusal", "output_text", "input_text") and isinstance(text, str):
-        return {"type": "text", "text": text}
-    what = f"type {kind!r:.80}" if isinstance(kind, str) and kind != "text" else f"{part!r:.80}"
-    raise ValueError(f'{where} must be a text part, {{"type": "text", "text": …}}, got {what}')
+    part = {"type": "text", "text": part} if isinstance(part, str) else part
+    try:
+        return {"type": "text", "text": check_part(part)}
+    except ValueError as error:
+        raise ValueError(f"{where} must be a text part: {error}") from error
 
 
 def _calls(where: str, calls: Json) -> list[dict[str, Json]]:

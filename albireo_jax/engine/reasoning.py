@@ -30,8 +30,13 @@ class Thinking(Enum):
     OVER = auto()
 
 
-def thinking(format: ReasoningFormat, prompt: str) -> Thinking:
-    """How an answer to `prompt` begins: the prompt may open the reasoning, or close it at once."""
+def thinking(format: ReasoningFormat, prompt: str, *, continued: str = "") -> Thinking:
+    """How an answer to `prompt` begins: the prompt may open the reasoning, or close it at once.
+
+    `continued` is the beginning of the answer, if the prompt ends with one.
+    """
+    if format is not ReasoningFormat.NONE and continued.strip():
+        return Thinking.BEGUN if OPEN in continued and CLOSE not in continued else Thinking.OVER
     end = prompt[-_PROMPT_END:].rstrip()
     if format is ReasoningFormat.NONE or end.endswith(CLOSE):
         return Thinking.OVER

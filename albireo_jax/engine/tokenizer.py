@@ -76,6 +76,11 @@ class Tokenizer:
         return self._chat_template.source
 
     @property
+    def renders_fast(self) -> bool:
+        """Whether conversations like the latest are rendered in little time."""
+        return self._chat_template.renders_fast
+
+    @property
     def drops_first_space(self) -> bool:
         """Whether decoding drops one space at the very beginning of a text, as SentencePiece does."""
         return self._drops_first_space
