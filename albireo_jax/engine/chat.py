@@ -195,9 +195,9 @@ class _Compiled:
         return any(self._shows_after(before, message | {"content": content}) for before in _openings(message))
 
     def _shows_after(self, before: list[Json], message: dict[str, Json]) -> bool:
-        none = {"add_generation_prompt": False, "tools": None, "documents": None}
+        none: dict[str, Json] = {"add_generation_prompt": False, "tools": None, "documents": None}
         try:
-            text = self._render([*before, message], none | self._special_tokens, limit_s=_MAX_PROBE_S)
+            text = self._render([*before, message], none | dict(self._special_tokens), limit_s=_MAX_PROBE_S)
         except ValueError:
             return False
         content = message["content"]
