@@ -27,6 +27,10 @@ class Asked:
     parallel: bool
     logprobs: ChatLogprobs
 
+    def with_prompt(self, prompt_ids: tuple[int, ...]) -> "Asked":
+        """The same with another prompt."""
+        return replace(self, prompt_ids=prompt_ids)
+
     def with_default_max_tokens(self, default: int | None, *, longest: int) -> "Asked":
         """The same; without a limit of its own an answer ends at the model's `default`, if it fits."""
         if default is None or self.params.max_tokens is not None:

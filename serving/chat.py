@@ -59,7 +59,9 @@ async def create_chat_completion(
     heading = Heading.new("chatcmpl", engine.served_name, request_id=request_id(request, body.request_id))
     with callers_fault(ChatBody):
         longest, defaults = engine.limits.max_sequence_len, engine.frontend.defaults
-        asked = await ask(engine.tokenizer, format, body.filled(defaults), context_len=longest)
+        context_len = longest if body.truncate_prompt_tokens is None else None
+        asked = await ask(engine.tokenizer, format, body.filled(defaults), context_len=context_len)
+        asked = asked.with_prompt(body.truncated(asked.prompt_ids, room=longest - (body.max_tokens or 1)))
         asked = asked.with_default_max_tokens(defaults.max_tokens, longest=longest)
         await prepare(engine.frontend, asked.params)
         samples = range(asked.params.n)

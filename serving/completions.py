@@ -59,7 +59,14 @@ async def create_completion(
         params = body.filled(engine.frontend.defaults).sampling_params(DEFAULT_MAX_TOKENS)
         prompts = body.prompts()
         special = body.add_special_tokens is not False
-        prompt_ids = await encode_all(engine.frontend, prompts, add_special_tokens=special)
+        whole_ids = await encode_all(
+            engine.frontend,
+            prompts,
+            add_special_tokens=special,
+            must_fit=body.truncate_prompt_tokens is None,
+        )
+        room = engine.limits.max_sequence_len - (params.max_tokens or 1)
+        prompt_ids = [body.truncated(ids, room=room) for ids in whole_ids]
         await prepare(engine.frontend, params)
         writers = [
             _ChoiceWriter(engine.tokenizer, body, prompt, prompt_ids=ids)
@@ -98,7 +105,7 @@ class _ChoiceWriter:
         self._echo = ""
         self._unsaid_prompt_ids = list(prompt_ids)
         if body.echo:
-            is_text = isinstance(prompt, str)
+            is_text = isinstance(prompt, str) and body.truncate_prompt_tokens is None
             self._echo = prompt if is_text else tokenizer.decode(prompt_ids, skip_special_tokens=False)
         self._logprobs = CompletionLogprobs(
             tokenizer, num_top=num_top(body.logprobs), as_ids=bool(body.return_tokens_as_token_ids)

@@ -1,7 +1,7 @@
 """OpenAI's wire types for completions, and what they share with chats."""
 
 from dataclasses import replace
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -92,6 +92,8 @@ class SamplingBody(StructuredBody):
     prompt_logprobs: Whole | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
+    truncate_prompt_tokens: Whole | None = None
+    truncation_side: Literal["left", "right"] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_CACHE_SALT)] | None = None
 
     @model_validator(mode="after")
@@ -112,6 +114,19 @@ class SamplingBody(StructuredBody):
     def wants_usage(self) -> bool:
         """Whether a stream ends with a chunk that carries the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def truncated(self, token_ids: tuple[int, ...], *, room: int) -> tuple[int, ...]:
+        """The last tokens of a prompt: as many as `truncate_prompt_tokens` says, -1 for what has `room`.
+
+        `truncation_side` right keeps the first ones. Raises ValueError for a number that keeps none.
+        """
+        keep = self.truncate_prompt_tokens
+        if keep is None:
+            return token_ids
+        if keep < -1 or keep == 0:
+            raise ValueError(f"truncate_prompt_tokens must be -1 or at least 1, got {keep}")
+        keep = max(room, 1) if keep == -1 else keep
+        return token_ids[:keep] if self.truncation_side == "right" else token_ids[-keep:]
 
     def filled(self, defaults: SamplingDefaults) -> Self:
         """The same body with the model's sampling parameters in the place of those that are not given."""

@@ -114,15 +114,15 @@ async def encode(frontend: Frontend, prompt: Prompt, *, add_special_tokens: bool
 
 
 async def encode_all(
-    frontend: Frontend, prompts: Sequence[Prompt], *, add_special_tokens: bool = True
+    frontend: Frontend, prompts: Sequence[Prompt], *, add_special_tokens: bool = True, must_fit: bool = True
 ) -> list[tuple[int, ...]]:
-    """Token ids of prompts to generate from. Raises ValueError, also for one that is too long.
+    """Token ids of prompts to generate from. Raises ValueError, also for a long one if it `must_fit`.
 
     Many short ones count as the long text that they are.
     """
 
     def work() -> list[tuple[int, ...]]:
-        encode = partial(frontend.encode, add_special_tokens=add_special_tokens, must_fit=True)
+        encode = partial(frontend.encode, add_special_tokens=add_special_tokens, must_fit=must_fit)
         return [encode(prompt) for prompt in prompts]
 
     return await aside(sum(map(_size, prompts)), work)

@@ -114,3 +114,25 @@ def test_greedy_by_any_of_its_names(engine: Lab, path: str) -> None:
 def test_no_seed_by_null_or_minus_1(engine: Lab, path: str) -> None:
     for seed in (None, -1, -1.0):
         assert _ask(engine, path, seed=seed, max_tokens=2).status_code == httpx.codes.OK
+
+
+@PATHS
+def test_a_prompt_is_truncated_to_its_last_tokens(engine: Lab, path: str) -> None:
+    fields = {"return_token_ids": True, "n": 1}
+
+    def prompt_ids(**given: Any) -> list[int]:
+        answer = _ask(engine, path, **fields, **given).json()
+        return (answer if path == CHAT else answer["choices"][0])["prompt_token_ids"]
+
+    text = "".join(chr(ord("a") + i % 26) for i in range(3000))
+    long = {"prompt": text} if path == COMPLETIONS else {"messages": [{"role": "user", "content": text}]}
+    whole = prompt_ids(**long, truncate_prompt_tokens=2000)
+    assert len(whole) == 2000
+    assert prompt_ids(**long, truncate_prompt_tokens=5.0) == whole[-5:]
+    assert prompt_ids(**long, truncate_prompt_tokens=-1)[-2000:] == whole
+    assert len(prompt_ids(**long, truncate_prompt_tokens=-1)) == engine.limits.max_sequence_len - 6
+    first = prompt_ids(**long, truncate_prompt_tokens=50, truncation_side="right")
+    assert len(first) == 50
+    assert first != whole[:50]
+    short = prompt_ids()
+    assert prompt_ids(truncate_prompt_tokens=1000) == short
