@@ -81,7 +81,7 @@ def overloaded(error: OverloadedError) -> ApiError:
         HTTPStatus.TOO_MANY_REQUESTS,
         str(error),
         type="rate_limit_error",
-        code="overloaded",
+        code="rate_limit_exceeded",
         headers={"Retry-After": _RETRY_AFTER_S},
     )
 

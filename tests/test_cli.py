@@ -218,6 +218,18 @@ def test_lists_and_booleans_of_a_file(tmp_path: Path) -> None:
     assert read_flags(config, known) == {}
 
 
+@pytest.mark.parametrize("origins", ["localhost:3000", "[http://a.example, localhost:3000]"])
+def test_a_repeatable_flag_is_one_value_or_a_list_in_a_file(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, origins: str
+) -> None:
+    config = tmp_path / "flags.yaml"
+    config.write_text(f"allow-origin: {origins}\n")
+    outcome = Outcome(capfd, "serve", "nothing-here", "--config", str(config), "--port", "0")
+    assert outcome.code == 2
+    assert "allow_origin must be * or an origin" in outcome.err
+    assert "got 'localhost:3000'" in outcome.err
+
+
 def test_bench_host_prints_a_table(capfd: pytest.CaptureFixture[str]) -> None:
     outcome = Outcome(capfd, "bench", "host", "--rows", "2", "--rows", "4", "--steps", "5")
     assert outcome.code == 0

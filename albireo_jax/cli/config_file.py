@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 import yaml
+from typer.core import TyperOption
 
 _NOT_IN_FILE = ("config", "help")
 
@@ -40,8 +41,17 @@ def use_config_file(context: typer.Context, path: Path | None) -> Path | None:
     """Callback of --config: what the file says stands in for flags that the command line lacks."""
     if path is not None:
         known = {param.name for param in context.command.params if param.name} - {*_NOT_IN_FILE}
+        repeatable = {
+            param.name
+            for param in context.command.params
+            if isinstance(param, TyperOption) and param.multiple
+        }
         try:
-            context.default_map = read_flags(path, known)
+            flags = read_flags(path, known)
+            context.default_map = {
+                name: [value] if name in repeatable and isinstance(value, str) else value
+                for name, value in flags.items()
+            }
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
     return path

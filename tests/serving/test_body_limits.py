@@ -257,5 +257,5 @@ def test_long_bodies_beyond_the_queue_are_refused_and_may_come_again(engine: Lab
     for answer in refused:
         assert answer.status_code == 429
         assert int(answer.headers["retry-after"]) > 0
-        assert answer.json()["error"]["code"] == "overloaded"
+        assert answer.json()["error"]["code"] == "rate_limit_exceeded"
     assert len(refused) < 100
