@@ -38,6 +38,11 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "stream_interval": 4,
     "data_parallel_rank": 0,
     "routed_dp_rank": 0,
+    "disagg_prefill_dp_rank": 0,
+    "max_dynamic_patch": 4,
+    "min_dynamic_patch": 1,
+    "use_audio_in_video": True,
+    "return_mm_kwargs": False,
     "custom_labels": {"a": "b"},
     "ngram_corpus_id": "x",
     "guided_decoding_backend": "auto",
@@ -48,6 +53,32 @@ OPENAI = {
     COMPLETIONS: openai_completion.CompletionCreateParamsBase.__annotations__,
     CHAT: openai_chat.CompletionCreateParamsBase.__annotations__,
 }
+OTHER_SERVERS = """
+    use_beam_search top_k min_p repetition_penalty watermarking length_penalty stop_token_ids
+    include_stop_str_in_output ignore_eos min_tokens skip_special_tokens spaces_between_special_tokens
+    truncate_prompt_tokens truncation_side prompt_logprobs logprob_token_ids allowed_token_ids bad_words echo
+    add_generation_prompt continue_final_message add_special_tokens documents chat_template
+    chat_template_kwargs media_io_kwargs mm_processor_kwargs structured_outputs priority request_id session_id
+    return_tokens_as_token_ids return_token_ids routed_experts_prompt_start return_token_offsets
+    return_prompt_text return_mm_kwargs cache_salt kv_transfer_params ec_transfer_params vllm_xargs
+    repetition_detection stream_interval logits_processors guided_json guided_regex guided_choice
+    guided_grammar guided_decoding_backend guided_whitespace_pattern structural_tag prompt_embeds suffix
+    best_of thinking_token_budget include_reasoning reasoning_effort
+    return_hidden_states return_routed_experts routed_experts_start_len return_cached_tokens_details
+    return_prompt_token_ids return_meta_info task regex ebnf json_schema stop_regex no_stop_trim lora_path
+    session_params separate_reasoning stream_reasoning max_dynamic_patch min_dynamic_patch
+    use_audio_in_video images_config custom_logit_processor custom_params input_ids rid extra_key
+    ngram_corpus_id bootstrap_host bootstrap_port bootstrap_room routed_dp_rank disagg_prefill_dp_rank
+    data_parallel_rank custom_labels
+    mirostat mirostat_tau mirostat_eta typical_p dry_multiplier dry_base dry_allowed_length
+    dry_penalty_last_n dry_sequence_breakers xtc_probability xtc_threshold samplers n_predict cache_prompt
+    top_n_sigma dynatemp_range dynatemp_exponent grammar n_probs n_keep repeat_penalty repeat_last_n
+    options format num_ctx num_predict keep_alive think raw template context system
+    max_new_tokens do_sample stop_sequences truncate details decoder_input_details adapter_id watermark
+    max_output_tokens instructions input reasoning
+""".split()  # noqa: SIM905
+"""Names of vLLM, SGLang, llama.cpp, Ollama, TGI and OpenAI's newer API."""
+
 NESTED: list[tuple[str, dict[str, Any], str]] = [
     # path, fields, the name in the message
     (COMPLETIONS, {"response_format": {"type": "json_object", "schema": {"type": "object"}}}, "schema"),
@@ -119,10 +150,10 @@ def test_values_that_ask_for_nothing_and_fields_without_effect_change_nothing(en
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
-def test_no_field_of_openais_client_is_forgotten(path: str) -> None:
+def test_no_field_of_openais_client_and_of_other_servers_is_forgotten(path: str) -> None:
     schema, _ = BODIES[path]
     classified = {*schema.model_fields, *schema.refused, *WITHOUT_EFFECT}
-    assert {*OPENAI[path]} - classified == set()
+    assert {*OPENAI[path], *OTHER_SERVERS} - classified == set()
 
 
 def test_inner_fields_are_refused_by_name(engine: Lab) -> None:
