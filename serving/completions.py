@@ -6,7 +6,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
-from albireo_jax.core.types import FinishReason
+from albireo_jax.core.types import FinishReason, SamplingParams
+from albireo_jax.engine.detokenize import TextOffsets
 from albireo_jax.engine.tokenizer import Tokenizer
 from albireo_jax.engine.turns import ChoiceDelta
 from albireo_jax.serving.answer_schemas import CompletionAnswer
@@ -69,7 +70,7 @@ async def create_completion(
         prompt_ids = [body.truncated(ids, room=room) for ids in whole_ids]
         await prepare(engine.frontend, params)
         writers = [
-            _ChoiceWriter(engine.tokenizer, body, prompt, prompt_ids=ids)
+            _ChoiceWriter(engine.tokenizer, body, prompt, prompt_ids=ids, params=params)
             for prompt, ids in zip(prompts, prompt_ids, strict=True)
             for _ in range(params.n)
         ]
@@ -98,6 +99,7 @@ class _ChoiceWriter:
         prompt: str | Sequence[int],
         *,
         prompt_ids: tuple[int, ...],
+        params: SamplingParams,
     ) -> None:
         self._tokenizer = tokenizer
         self._body = body
@@ -108,7 +110,12 @@ class _ChoiceWriter:
             is_text = isinstance(prompt, str) and body.truncate_prompt_tokens is None
             self._echo = prompt if is_text else tokenizer.decode(prompt_ids, skip_special_tokens=False)
         self._logprobs = CompletionLogprobs(
-            tokenizer, num_top=num_top(body.logprobs), as_ids=bool(body.return_tokens_as_token_ids)
+            tokenizer,
+            num_top=num_top(body.logprobs),
+            as_ids=bool(body.return_tokens_as_token_ids),
+            offsets=TextOffsets(
+                tokenizer, params, prompt_token_ids=prompt_ids, echo=self._echo if body.echo else None
+            ),
         )
 
     def write(self, delta: ChoiceDelta) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from albireo_jax.core.types import SamplingParams
+from albireo_jax.engine.detokenize import TextOffsets
 from albireo_jax.engine.logprobs import TokenLogprob
 from albireo_jax.engine.tokenizer import Tokenizer
 
@@ -13,14 +15,21 @@ LEAST = -9999.0
 class CompletionLogprobs:
     """The `logprobs` objects of one choice of a completion, piece by piece; offsets run on.
 
-    `text_offset` counts characters of the tokens' own texts, from the choice's first token. With `as_ids` a
-    token is written `token_id:N`, which tells tokens of the same text apart.
+    `offsets` tell where each token's text begins in the choice's. With `as_ids` a token is written
+    `token_id:N`, which tells tokens of the same text apart.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, num_top: int | None, as_ids: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        num_top: int | None,
+        as_ids: bool = False,
+        offsets: TextOffsets | None = None,
+    ) -> None:
         self._spelling = _Spelling(tokenizer, as_ids=as_ids)
         self._num_top = num_top
-        self._offset = 0
+        self._offsets = offsets or TextOffsets(tokenizer, SamplingParams(skip_special_tokens=False))
 
     def write(
         self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob | None]
@@ -37,8 +46,7 @@ class CompletionLogprobs:
             written["tokens"].append(text)
             written["token_logprobs"].append(None if entry is None else _finite(entry.logprob))
             written["top_logprobs"].append(None if entry is None else self._top(text, entry))
-            written["text_offset"].append(self._offset)
-            self._offset += len(text)
+            written["text_offset"].append(self._offsets.next(token_id))
         return written
 
     def _top(self, text: str, entry: TokenLogprob) -> dict[str, float]:

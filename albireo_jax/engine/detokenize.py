@@ -9,8 +9,9 @@ cut where a stop string is first complete. Where two are complete at the same ch
 counts: what is cut does not depend on how the text was divided into tokens.
 """
 
+import re
 from codecs import utf_8_decode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from albireo_jax.core.types import FinishReason, SamplingParams
@@ -18,6 +19,10 @@ from albireo_jax.engine.token_bytes import TokenBytes
 from albireo_jax.engine.tokenizer import Tokenizer
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_FIRST_MARK = 0xD800
+_MARKS = re.compile("[\ud800-\udfff]")
+"""Halves of surrogate pairs, which no decoded text has: each stands for a special token that is hidden."""
+
 _MAX_PENDING_BYTES = 3
 """Bytes of a UTF-8 character that can be there without completing it."""
 
@@ -50,12 +55,12 @@ class Detokenizer:
         self._pieces = tokenizer.token_bytes(
             skip_special_tokens=params.skip_special_tokens, shown=params.shown_tokens
         )
-        begins_text = not any(self._pieces[token_id] for token_id in prompt_token_ids)
-        self._reader = _Utf8Reader(
-            pending=_incomplete_end(self._pieces, prompt_token_ids),
-            drops_space=begins_text and tokenizer.drops_first_space,
-        )
-        self._finder = _StopFinder(params.stop, keeps_stop=params.include_stop_str_in_output)
+        self._reader = _reader_after(tokenizer, self._pieces, prompt_token_ids)
+        special = tokenizer.special_tokens_in(params.stop)
+        self._marks = {token_id: chr(_FIRST_MARK + i) for i, token_id in enumerate(special)}
+        needles = [(stop, stop) for stop in params.stop]
+        needles += [(_marked(stop, special, self._marks), stop) for stop in params.stop if special]
+        self._finder = _StopFinder(needles, keeps_stop=params.include_stop_str_in_output)
         self._num_tokens = 0
         self._finished = False
 
@@ -86,18 +91,31 @@ class Detokenizer:
         text = ""
         for count, token_id in enumerate(token_ids[:-1] if hides_last else token_ids, start=1):
             self._num_tokens += 1
-            found = self._feed(self._reader.read(self._pieces[token_id]))
+            found = self._feed(self._text_of(token_id))
             text += found.text
             if found.stop is not None:
                 return self._end(text, token_ids[:count], reason=FinishReason.STOP, stop=found.stop)
         if finish_reason is None:
             return TextDelta(text, tuple(token_ids), None, None)
+        if hides_last and token_ids[-1] in self._marks:  # a stop string may end with the stop token
+            self._num_tokens += 1
+            found = self._feed(self._marks[token_ids[-1]])
+            text += found.text
+            if found.stop is not None:
+                return self._end(text, token_ids, reason=FinishReason.STOP, stop=found.stop)
         found = self._feed(self._reader.read(b"", final=True))
         text += found.text
         if found.stop is not None:
             return self._end(text, token_ids, reason=FinishReason.STOP, stop=found.stop)
-        text += self._finder.held
+        text += _without_marks(self._finder.held)
         return self._end(text, token_ids, reason=finish_reason, stop=self._stop_reason(stop_id))
+
+    def _text_of(self, token_id: int) -> str:
+        """The text that a token adds; the mark of a hidden one that a stop string has in it."""
+        data = self._pieces[token_id]
+        if not data and token_id in self._marks:
+            return self._marks[token_id]
+        return self._reader.read(data)
 
     def _feed(self, text: str) -> "_Found":
         return self._finder.feed(text, searching=self._num_tokens > self._params.min_tokens)
@@ -112,6 +130,52 @@ class Detokenizer:
         """The id, if it is the caller's own; an end-of-sequence id that counts as such is no reason."""
         is_eos = stop_id in self._eos_token_ids and not self._params.ignore_eos
         return stop_id if stop_id in self._params.stop_token_ids and not is_eos else None
+
+
+class TextOffsets:
+    """For each token of an answer, or of an echoed prompt and its answer, where its text begins.
+
+    The offset of a token is the number of characters that the tokens before it gave. `echo` is the text of
+    the prompt if it is given back; special tokens that it does not spell give nothing.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        *,
+        prompt_token_ids: Sequence[int] = (),
+        echo: str | None = None,
+    ) -> None:
+        pieces = tokenizer.token_bytes(
+            skip_special_tokens=params.skip_special_tokens, shown=params.shown_tokens
+        )
+        self._answer = _reader_after(tokenizer, pieces, prompt_token_ids), pieces
+        self._length = 0
+        self._echo = echo
+        self._num_echoed = 0 if echo is None else len(prompt_token_ids)
+        self._echoed = _Utf8Reader(pending=b"", drops_space=tokenizer.drops_first_space)
+        self._all_pieces = tokenizer.token_bytes(skip_special_tokens=False)
+        self._is_special = tokenizer.is_special
+
+    def next(self, token_id: int) -> int:
+        """The offset of the next token."""
+        offset = self._length
+        if self._num_echoed:
+            self._num_echoed -= 1
+            self._length += self._echoed_length(token_id)
+            if not self._num_echoed:
+                self._length = len(self._echo or "")
+        else:
+            reader, pieces = self._answer
+            self._length += len(reader.read(pieces[token_id]))
+        return offset
+
+    def _echoed_length(self, token_id: int) -> int:
+        data = self._all_pieces[token_id]
+        if self._is_special(token_id) and not (self._echo or "").startswith(data.decode(), self._length):
+            return 0
+        return len(self._echoed.read(data))
 
 
 class _Utf8Reader:
@@ -137,6 +201,15 @@ class _Utf8Reader:
         return text
 
 
+def _reader_after(tokenizer: Tokenizer, pieces: TokenBytes, prompt_token_ids: Sequence[int]) -> _Utf8Reader:
+    """The reader of an answer to a prompt."""
+    begins_text = not any(pieces[token_id] for token_id in prompt_token_ids)
+    return _Utf8Reader(
+        pending=_incomplete_end(pieces, prompt_token_ids),
+        drops_space=begins_text and tokenizer.drops_first_space,
+    )
+
+
 def _incomplete_end(pieces: TokenBytes, token_ids: Sequence[int]) -> bytes:
     """The bytes with which the tokens' text breaks off inside a character, if it does."""
     end = b""
@@ -155,33 +228,38 @@ class _Found(NamedTuple):
 
 
 class _StopFinder:
-    """Holds back the end of a text while it may be the beginning of a stop string."""
+    """Holds back the end of a text while it may be the beginning of a stop string.
 
-    def __init__(self, stops: Sequence[str], *, keeps_stop: bool) -> None:
-        self._stops = stops
-        self._first_chars = frozenset(stop[0] for stop in stops)
+    Each of `needles` is looked for, and stands for the stop string beside it. Marks in a text stand for
+    hidden tokens: they are looked for, but not given out.
+    """
+
+    def __init__(self, needles: Sequence[tuple[str, str]], *, keeps_stop: bool) -> None:
+        self._needles = dict(needles)
+        self._first_chars = frozenset(needle[0] for needle in self._needles)
         self._keeps_stop = keeps_stop
         self.held = ""
 
     def feed(self, text: str, *, searching: bool) -> _Found:
         """What may go out now that `text` has come; if `searching`, up to a stop string that it completes."""
         if not self.held and self._first_chars.isdisjoint(text):
-            return _Found(text, None)
+            return _Found(_without_marks(text), None)
         buffer = self.held + text
         match = self._first_match(buffer) if searching else None
         if match is not None:
-            return _Found(buffer[: match.end if self._keeps_stop else match.start], match.stop)
-        cut = len(buffer) - max(_overlap(buffer, stop) for stop in self._stops)
+            kept = match.stop if self._keeps_stop else ""
+            return _Found(_without_marks(buffer[: match.start]) + kept, match.stop)
+        cut = len(buffer) - max(_overlap(buffer, needle) for needle in self._needles)
         self.held = buffer[cut:]
-        return _Found(buffer[:cut], None)
+        return _Found(_without_marks(buffer[:cut]), None)
 
     def _first_match(self, buffer: str) -> "_Match | None":
         """The first stop string to be complete in `buffer`, beyond what was held; the longest of those."""
         matches: list[_Match] = []
-        for stop in self._stops:
-            start = buffer.find(stop, max(0, len(self.held) - len(stop) + 1))
+        for needle, stop in self._needles.items():
+            start = buffer.find(needle, max(0, len(self.held) - len(needle) + 1))
             if start >= 0:
-                matches.append(_Match(end=start + len(stop), start=start, stop=stop))
+                matches.append(_Match(end=start + len(needle), start=start, stop=stop))
         return min(matches, default=None)
 
 
@@ -199,3 +277,14 @@ def _overlap(text: str, stop: str) -> int:
     while start >= 0 and not stop.startswith(text[start:]):
         start = text.find(stop[0], start + 1)
     return len(text) - start if start >= 0 else 0
+
+
+def _marked(stop: str, special: Mapping[int, str], marks: Mapping[int, str]) -> str:
+    """A stop string with marks in the place of special tokens, longer ones first."""
+    for token_id, text in sorted(special.items(), key=lambda item: -len(item[1])):
+        stop = stop.replace(text, marks[token_id])
+    return stop
+
+
+def _without_marks(text: str) -> str:
+    return text if text.isascii() else _MARKS.sub("", text)

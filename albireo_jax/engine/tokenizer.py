@@ -125,6 +125,23 @@ class Tokenizer:
             self._shown_bytes[shown] = TokenBytes(self.token_text, self._piece, hidden=hidden)
         return self._shown_bytes[shown]
 
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token is hidden from texts by default."""
+        return token_id in self._special
+
+    def special_tokens_in(self, texts: Sequence[str]) -> dict[int, str]:
+        """Special tokens that are spelled out in any of `texts`, and their spelling."""
+        if not texts:
+            return {}
+        spellings = {
+            token_id: self._all_bytes[token_id].decode("utf-8", "replace") for token_id in self._special
+        }
+        return {
+            token_id: spelling
+            for token_id, spelling in sorted(spellings.items())
+            if spelling and any(spelling in text for text in texts)
+        }
+
     def token_text(self, token_id: int) -> str | None:
         """The vocabulary's own spelling of a token, None outside the vocabulary."""
         if token_id in self._respelled:
