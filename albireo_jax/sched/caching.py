@@ -1,19 +1,28 @@
-"""What of a request's tokens is in pages already, and which of its pages others may find.
+"""How much of a request's tokens is in pages already, and which of its pages others may find.
 
-A page can be found once it is full, and a token has been sampled from logits behind it that were finite: so
-what a step computed is found only after its result was seen, and nothing that was dropped ever is. The last
-token of what a request knows is always computed, since its logits are needed.
+A page can be found once the step that filled it is committed; a step that was dropped fills none. The chunks
+of a prompt before its last one sample nothing, so that nobody has seen yet whether their keys and values are
+finite. Such pages are *unproven* until a token is sampled from finite logits behind them. If the logits
+behind a prompt are not finite, the first unproven page of its prefix leaves the tree, with all behind it::
+
+    prompt of 5 pages, 2 in the tree    tree before    committed: chunk 1    chunk 2, finite    or not finite
+      p proven, u unproven                p p            p p u u               p p p p p          p p
+
+A waiting request does not start while a step in flight computes a page that it would compute again: see
+`is_awaited`. The last of the tokens that are known is always computed, since its logits are needed.
 """
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from albireo_jax.core.plan import NULL_PAGE, Bools, CopyCosts, Int32s, StepPlan
+from albireo_jax.core.plan import NOT_FINITE, NULL_PAGE, Bools, CopyCosts, Int32s, StepPlan
 from albireo_jax.core.types import Request, RequestOutput
-from albireo_jax.sched.policy import is_worth_copying
+from albireo_jax.sched.policy import is_worth_copying, is_worth_waiting
 from albireo_jax.sched.prefix import Digest, Node, root_digest
 from albireo_jax.sched.sequence import Sequence, SlotTable
 from albireo_jax.sched.tiers import PageTiers
@@ -30,6 +39,23 @@ class CacheStats:
     cached_tokens: int
 
 
+class SuspectPage(NamedTuple):
+    """The first unproven page of a prompt that turned out not finite, and its place in the prefix."""
+
+    node: Node
+    place: int
+
+
+class _Chunk(NamedTuple):
+    """Known tokens up to `end` that a planned step computes, and the pages that they fill from `place` on."""
+
+    sequence: Sequence
+    end: int
+    place: int
+    nodes: list[Node]
+    unproven: list[Node]
+
+
 class PrefixCache:
     """Finds and registers prefixes in `tiers`; `shares` false keeps every request to its own pages."""
 
@@ -40,6 +66,8 @@ class PrefixCache:
         self._costs = costs
         self._unshared = itertools.count()
         self._generation = 0
+        self._chunks: dict[int, list[_Chunk]] = {}  # by step, of the steps in flight
+        self._coming: dict[Digest, Node] = {}  # the pages that those steps fill
         self._untold: dict[str, int] = {}  # hits of requests without a token, by request
         self._prompt_tokens = self._cached_tokens = 0
 
@@ -57,16 +85,39 @@ class PrefixCache:
         self._generation += 1
 
     def find(self, sequence: Sequence) -> list[Node]:
-        """The pages that hold what the sequence knows, as far as they are of use to it."""
-        if sequence.needs_whole_prompt:
-            return []
-        digests = sequence.full_pages(sequence.known_ids, page_size=self._page_size)
-        chain = self._tiers.find(digests[: (len(sequence.known_ids) - 1) // self._page_size])
-        on_device = next((at for at, node in enumerate(chain) if node.page == NULL_PAGE), len(chain))
+        """The pages that hold the known tokens of the sequence, as far as they are of use to it.
+
+        Pages that were found before are not looked up again: a page in the tree has all before it there.
+        """
+        chain = sequence.chain
+        while chain and not chain[-1].digest:
+            chain.pop()
+        digests = self._digests(sequence, sequence.known_ids)
+        for digest in itertools.islice(digests, len(chain), self._num_useful(sequence)):
+            node = self._tiers.get(digest)
+            if node is None:
+                break
+            chain.append(node)
+        on_device = num_on_device(chain)
         missing = len(chain) - on_device
         if missing and not is_worth_copying(missing, missing * self._page_size, costs=self._costs):
             return chain[:on_device]
         return chain
+
+    def is_awaited(self, sequence: Sequence, chain: list[Node]) -> bool:
+        """Whether a step in flight computes the page behind `chain`, so that to wait for it is worth more.
+
+        Once all planned steps are committed, nothing is awaited.
+        """
+        if not self._shares or not self._coming:
+            return False
+        count = 0
+        for digest in itertools.islice(sequence.digests, len(chain), self._num_useful(sequence)):
+            node = self._coming.get(digest)
+            if node is None or node.page == NULL_PAGE:  # given away since
+                break
+            count += 1
+        return count > 0 and is_worth_waiting(count * self._page_size, costs=self._costs)
 
     def count_start(self, sequence: Sequence, *, num_pages: int) -> None:
         """Note that a request starts, or comes back, behind so many pages that were found."""
@@ -90,6 +141,39 @@ class PrefixCache:
         """Tell nothing of a request that was aborted."""
         self._untold.pop(request_id, None)
 
+    def expect_chunk(self, sequence: Sequence, end: int, *, step: int, table: SlotTable) -> None:
+        """Note that `step` computes known tokens of a running request up to `end`.
+
+        The pages that they fill can be found once it is committed.
+        """
+        slot, full = sequence.slot, end // self._page_size
+        place = int(table.registered[slot])
+        nodes = [Node(page=page) for page in table.pages[slot, place:full].tolist()]
+        table.registered[slot] = max(place, full)
+        self._chunks.setdefault(step, []).append(_Chunk(sequence, end, place, nodes, sequence.unproven))
+        digests = self._digests(sequence, sequence.known_ids)
+        for at, node in enumerate(nodes, start=place):
+            sequence.pending[at] = node
+            self._coming.setdefault(digests[at], node)
+
+    def register_chunks(self, plan: StepPlan, ids: Int32s) -> list[SuspectPage]:
+        """Let the pages be found that the chunks of a committed plan filled; gives those to be dropped.
+
+        Whether their requests still run does not matter: pages that they released are *pending* until now.
+        """
+        suspects: list[SuspectPage] = []
+        chunks = self._chunks.pop(plan.step, ())
+        for row, chunk in enumerate(chunks, start=plan.num_rows - len(chunks)):
+            is_finite = not plan.samples[row] or ids[row] != NOT_FINITE
+            self._register_chunk(chunk, is_finite=is_finite)
+            if plan.samples[row] and is_finite:
+                for node in chunk.unproven:
+                    node.is_proven = True
+                chunk.unproven.clear()
+            elif not is_finite:
+                suspects += self._suspect(chunk)
+        return suspects
+
     def register_running(
         self, plan: StepPlan, sampled_R: Bools, table: SlotTable, *, live: Mapping[str, Sequence]
     ) -> None:
@@ -110,10 +194,51 @@ class PrefixCache:
             self._register(sequence, sequence.known_ids, sequence.pending)
         sequence.known_ids = np.append(sequence.known_ids, np.int32(token_id))
 
+    def _num_useful(self, sequence: Sequence) -> int:
+        """How many pages of known tokens need not be computed if they are found."""
+        return min(len(sequence.known_ids) - 1, sequence.num_reusable) // self._page_size
+
+    def _digests(self, sequence: Sequence, token_ids: Int32s) -> list[Digest]:
+        return sequence.full_pages(token_ids, page_size=self._page_size)
+
     def _register(self, sequence: Sequence, token_ids: Int32s, nodes: dict[int, Node]) -> None:
-        """Let pages of a sequence be found: `nodes` by place, as far as its `token_ids` fill them."""
-        digests = sequence.full_pages(token_ids, page_size=self._page_size)
+        """Let pages of a sequence be found: `nodes` by place, as far as its `token_ids` fill them.
+
+        Finite logits were seen behind them.
+        """
+        digests = self._digests(sequence, token_ids)
         num_full = len(token_ids) // self._page_size
         for place, node in nodes.items():
             if place < num_full:
+                node.is_proven = True
                 self._tiers.insert(node, digests[place], parent=digests[place - 1] if place else None)
+
+    def _register_chunk(self, chunk: _Chunk, *, is_finite: bool) -> None:
+        """Let the pages that a chunk filled be found if they may be; they are no longer on their way."""
+        digests, pending = chunk.sequence.digests, chunk.sequence.pending
+        for place, node in enumerate(chunk.nodes, start=chunk.place):
+            digest = digests[place]
+            if self._coming.get(digest) is node:
+                del self._coming[digest]
+            if pending.get(place) is node:
+                del pending[place]
+            found = is_finite and self._tiers.insert(
+                node, digest, parent=digests[place - 1] if place else None
+            )
+            if found:
+                chunk.unproven.append(found)
+
+    def _suspect(self, chunk: _Chunk) -> list[SuspectPage]:
+        """The first unproven page in the prefix that ends with a chunk, if there is any."""
+        for place, digest in enumerate(chunk.sequence.digests[: chunk.end // self._page_size]):
+            node = self._tiers.get(digest)
+            if node is None:
+                return []
+            if not node.is_proven:
+                return [SuspectPage(node, place)]
+        return []
+
+
+def num_on_device(chain: list[Node]) -> int:
+    """How many pages of a chain are on the device: the first ones, since pages leave it from the end."""
+    return bisect_left(chain, True, key=lambda node: node.page == NULL_PAGE)

@@ -22,9 +22,9 @@ import numpy as np
 
 from albireo_jax.core.plan import NULL_PAGE, Int32s
 from albireo_jax.sched import policy
-from albireo_jax.sched.caching import PrefixCache
+from albireo_jax.sched.caching import PrefixCache, SuspectPage, num_on_device
 from albireo_jax.sched.prefix import Node
-from albireo_jax.sched.sequence import NOT_ADMITTED, Sequence
+from albireo_jax.sched.sequence import NOT_ADMITTED, Sequence, SlotTable
 from albireo_jax.sched.tiers import PageTiers
 
 _MOST_HOLDERS = 4
@@ -41,11 +41,21 @@ class Startable(NamedTuple):
 class WaitingLine:
     """Requests in the order in which they start; a step copies `max_copied` pages to the device at most."""
 
-    def __init__(self, tiers: PageTiers, cache: PrefixCache, *, page_size: int, max_copied: int) -> None:
+    def __init__(
+        self,
+        tiers: PageTiers,
+        cache: PrefixCache,
+        table: SlotTable,
+        *,
+        max_copied: int,
+        max_step_tokens: int,
+    ) -> None:
         self._tiers = tiers
         self._cache = cache
-        self._page_size = page_size
+        self._table = table
+        self._page_size = table.page_size
         self._max_copied = max_copied
+        self._max_step_tokens = max_step_tokens
         self._waiting: deque[Sequence] = deque()
 
     def __len__(self) -> int:
@@ -65,24 +75,30 @@ class WaitingLine:
         self._waiting.remove(sequence)
         self._let_go(sequence)
 
-    def pop(self, *, num_running: int, committed_step: int) -> Startable | None:
-        """Take out the first in line if it may start beside so many, and all that it found is there."""
+    def pop(self, running: Int32s, *, committed_step: int) -> Startable | None:
+        """Take out the first in line if it may start beside those that run, and all that it found is there.
+
+        It also waits for what a step in flight computes and it would compute again; that takes no longer than
+        the steps that are planned already, and nobody overtakes it.
+        """
         if not self._waiting:
             return None
         sequence = self._waiting[0]
         if sequence.restored_by is not None and committed_step < sequence.restored_by:
             return None
         chain = self._cache.find(sequence)
-        if not _is_on_device(chain) or not self._fits(sequence, chain, num_running=num_running):
+        if num_on_device(chain) < len(chain) or self._cache.is_awaited(sequence, chain):
             return None
-        while not num_running and self._missing(sequence, chain) > self._available(chain):
+        if not self._fits(sequence, chain, running=running):
+            return None
+        while not len(running) and self._missing(sequence, chain) > self._available(chain):
             if not self.give_way(keeping=1):
                 break
         self._tiers.share(chain[len(sequence.held) :])
-        sequence.held, sequence.restored_by = [], None
+        sequence.held, sequence.restored_by, sequence.chain = [], None, []
         return Startable(self._waiting.popleft(), chain)
 
-    def restore(self, *, num_running: int, step: int) -> None:
+    def restore(self, running: Int32s, *, step: int) -> None:
         """Have `step` copy the next pages that the first in line found on the host, if they could start then.
 
         Must come after everything else that takes pages for that step.
@@ -92,24 +108,36 @@ class WaitingLine:
         left, reserved = self._max_copied, 0
         for place, sequence in enumerate(itertools.islice(self._waiting, _MOST_HOLDERS)):
             chain = self._cache.find(sequence)
-            if not self._fits(sequence, chain, num_running=num_running + place, reserved=reserved):
+            if not self._fits(sequence, chain, running=running, place=place, reserved=reserved):
                 return
-            on_host = [at for at, node in enumerate(chain) if node.page == NULL_PAGE]
-            if on_host:
-                held = chain[: on_host[left]] if len(on_host) > left else chain
+            on_device = num_on_device(chain)
+            if on_device < len(chain):
+                held = chain[: on_device + left]
                 self._tiers.restore(held[len(sequence.held) :])
                 sequence.held, sequence.restored_by = held, step
-                left -= min(left, len(on_host))
+                left -= len(held) - on_device
             if not left:
                 return
             reserved += -(-len(sequence.known_ids) // self._page_size) - len(sequence.held)
 
     def give_way(self, *, keeping: int = 0) -> bool:
         """Let the last in line that holds pages give them up; False if none does but the first `keeping`."""
-        holders = [sequence for sequence in itertools.islice(self._waiting, keeping, None) if sequence.held]
+        holders = self._holders(keeping)
         if holders:
             self._let_go(holders[-1])
         return bool(holders)
+
+    def drop(self, suspect: SuspectPage, running: Int32s) -> None:
+        """Let a page be found no more, nor any behind it, now or later; those that have it may go on.
+
+        Their own logits will tell whether they can.
+        """
+        for sequence in self._holders():
+            if suspect.node in sequence.held:
+                self._let_go(sequence)
+        if suspect.node.page != NULL_PAGE:
+            self._table.keep_unfound(running, page=suspect.node.page, place=suspect.place)
+        self._tiers.drop(suspect.node)
 
     def check_invariants(self) -> None:
         """Raise AssertionError if a waiting request has what only a running one may have."""
@@ -122,18 +150,26 @@ class WaitingLine:
         held = [node.page for sequence in self._waiting for node in sequence.held]
         return np.array(held, np.int32)
 
-    def _fits(self, sequence: Sequence, chain: list[Node], *, num_running: int, reserved: int = 0) -> bool:
-        """Whether there are pages for what the sequence knows beside those of `chain` on the device."""
+    def _holders(self, keeping: int = 0) -> list[Sequence]:
+        """Those behind the first `keeping` in line that hold pages."""
+        return [sequence for sequence in itertools.islice(self._waiting, keeping, None) if sequence.held]
+
+    def _fits(
+        self, sequence: Sequence, chain: list[Node], *, running: Int32s, place: int = 0, reserved: int = 0
+    ) -> bool:
+        """Whether there are pages for its known tokens, and those for `reserved`, at `place` in the queue."""
+        num_tokens = len(sequence.known_ids) - len(chain) * self._page_size
+        num_steps = 1 - (1 - num_tokens) // max(1, self._max_step_tokens - len(running))
         return policy.may_start(
             num_pages=self._missing(sequence, chain) + reserved,
             num_free=self._available(chain),
-            num_running=num_running,
+            num_running=len(running) + place,
+            growth=self._table.growth(running, num_steps=num_steps),
         )
 
     def _missing(self, sequence: Sequence, chain: list[Node]) -> int:
         """Pages that the sequence needs beside those of `chain` that are on the device."""
-        found = sum(node.page != NULL_PAGE for node in chain)
-        return -(-len(sequence.known_ids) // self._page_size) - found
+        return -(-len(sequence.known_ids) // self._page_size) - num_on_device(chain)
 
     def _available(self, chain: list[Node]) -> int:
         """Pages to be had once those of `chain` are owned."""
@@ -143,7 +179,3 @@ class WaitingLine:
         """Release the pages that a request holds; they stay idle where they are."""
         self._tiers.release(np.array([node.page for node in sequence.held], np.int32))
         sequence.held, sequence.restored_by = [], None
-
-
-def _is_on_device(chain: list[Node]) -> bool:
-    return all(node.page != NULL_PAGE for node in chain)

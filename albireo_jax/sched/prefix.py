@@ -22,7 +22,8 @@ class Node:
     """A full page: its number on the device and on the host, NULL_PAGE where it is not.
 
     `device_children` of its `children` are on the device. A node without a digest is in no tree. `idle_since`
-    counts when its page became idle; 0 if it is owned, or not on the device.
+    counts when its page became idle; 0 if it is owned, or not on the device. It `is_proven` once a row that
+    read or wrote it sampled from finite logits.
     """
 
     digest: Digest = b""
@@ -32,6 +33,7 @@ class Node:
     children: dict[Digest, "Node"] = field(default_factory=dict["bytes", "Node"])
     device_children: int = 0
     idle_since: int = 0
+    is_proven: bool = False
 
     @property
     def is_behind_device_pages(self) -> bool:

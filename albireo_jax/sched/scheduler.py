@@ -81,8 +81,9 @@ class Scheduler:
         self._line = WaitingLine(
             self._tiers,
             self._cache,
-            page_size=limits.page_size,
+            self._table,
             max_copied=policy.most_copied(config.max_copied_pages, costs=copy_costs),
+            max_step_tokens=config.max_step_tokens,
         )
         self._running: Int32s = np.zeros(0, np.int32)  # slots, oldest request first
         self._epoch = NOT_ADMITTED
@@ -146,7 +147,7 @@ class Scheduler:
         sequence = self._forget(request_id)
         self._cache.drop(request_id)
         if sequence.slot is not None:
-            self._release(np.array([sequence.slot], np.int32))
+            self._release_unfinished(sequence)
         elif sequence.epoch == NOT_ADMITTED:
             self._line.remove(sequence)
         return RequestOutput(request_id, None, FinishReason.ABORT)
@@ -155,13 +156,13 @@ class Scheduler:
         """The next step, or None if nothing can be computed before a result is committed."""
         table = self._table
         new_pages = [self._give_decode_pages()]
-        rows, first_chunk = self._decoding(), self._num_decoding()
+        rows, first_chunk = self._decoding(), self._table.num_decoding(self._running)
         num_decode = len(rows)
         steps = self._plan_steps(rows, new_pages)
         new_slots, chunks = self._plan_chunks(self._max_step_tokens - num_decode, new_pages)
         num_rows = num_decode + len(chunks)
         if self._free_slots:
-            self._line.restore(num_running=len(self._running), step=self._steps)
+            self._line.restore(self._running, step=self._steps)
         copies = self._tiers.copies()
         if not (num_rows or copies.to_device or copies.to_host):
             return None
@@ -202,6 +203,8 @@ class Scheduler:
     def commit(self, plan: StepPlan, sampled: SampledTokens) -> list[RequestOutput]:
         """Take in a plan's tokens, in the order of the plans; gives an output per token of a live request."""
         self._committed_step = plan.step
+        for suspect in self._cache.register_chunks(plan, sampled.ids):
+            self._line.drop(suspect, self._running)
         outputs = [output for step in single_steps(plan, sampled) for output in self._commit_step(*step)]
         check_ends(plan, sampled, self._live)
         return outputs
@@ -276,16 +279,9 @@ class Scheduler:
             sequence = self._live[request_id]
             assert (sequence.slot, sequence.epoch) == (slot, table.epoch[slot]), f"slot {slot} is another's"
 
-    def _num_decoding(self) -> int:
-        """How many running requests have all known tokens computed: all but perhaps the youngest."""
-        running, table = self._running, self._table
-        if len(running) and table.computed[running[-1]] < table.known[running[-1]]:
-            return len(running) - 1
-        return len(running)
-
     def _decoding(self) -> Int32s:
         """Slots that compute one token in the next step: of those that decode, all that are not held."""
-        rows, table = self._running[: self._num_decoding()], self._table
+        rows, table = self._running[: self._table.num_decoding(self._running)], self._table
         if not self._num_constrained:
             return rows
         return rows[~table.constrained[rows] | (table.committed[rows] == table.length[rows])]
@@ -318,11 +314,11 @@ class Scheduler:
         """What starts, and the known tokens to compute in the rows behind the decoding ones."""
         new_slots: list[SlotParams] = []
         chunks: list[Int32s] = []
-        if self._num_decoding() < len(self._running):
+        if self._table.num_decoding(self._running) < len(self._running):
             chunks.append(self._plan_chunk(int(self._running[-1]), budget, new_pages))
             budget -= len(chunks[-1])
         while budget > 0 and self._free_slots:
-            startable = self._line.pop(num_running=len(self._running), committed_step=self._committed_step)
+            startable = self._line.pop(self._running, committed_step=self._committed_step)
             if startable is None:
                 break
             new_slots.append(self._start(*startable))
@@ -338,15 +334,13 @@ class Scheduler:
         end = min(int(table.known[slot]), start + budget, room)
         columns = np.arange(held, -(-end // self._page_size), dtype=np.int32)
         new_pages.append(self._give_pages(np.full(len(columns), slot, np.int32), columns))
+        if start < end:
+            self._cache.expect_chunk(self._live[table.request_id[slot]], end, step=self._steps, table=table)
         return table.token_ids[slot, start:end]
 
     def _give_pages(self, slots: Int32s, columns: Int32s) -> NewPages:
         """New pages at `columns` of the page tables of `slots`, ascending where a slot repeats."""
-        table = self._table
-        pages = self._tiers.take(len(slots))
-        table.pages[slots, columns] = pages
-        table.num_pages[slots] = columns + 1
-        return NewPages(slots, columns, pages)
+        return self._table.give(slots, columns, self._tiers.take(len(slots)))
 
     def _start(self, sequence: Sequence, chain: list[Node]) -> SlotParams:
         """Admit `sequence` as the youngest running request, behind the pages of `chain`."""
@@ -354,6 +348,7 @@ class Scheduler:
         slot = self._free_slots.pop()
         self._epoch = self._epoch % _MAX_EPOCH + 1
         sequence.epoch, sequence.slot = self._epoch, slot
+        sequence.unproven = [node for node in chain if not node.is_proven]
         pages = tuple(node.page for node in chain)
         self._table.fill(slot, sequence, pages)
         self._running = np.append(self._running, np.int32(slot))
@@ -362,10 +357,10 @@ class Scheduler:
     def _preempt(self, slot: int) -> None:
         """Send the request in `slot` back to the queue; its results in flight are dropped."""
         sequence = self._live[self._table.request_id[slot]]
-        sequence.epoch, sequence.slot = NOT_ADMITTED, None
         sequence.known_ids = self._table.token_ids[slot, : self._table.committed[slot]].copy()
+        self._release_unfinished(sequence)
+        sequence.epoch = NOT_ADMITTED
         self._line.requeue(sequence)
-        self._release(np.array([slot], np.int32))
         self._preemptions += 1
 
     def _forget(self, request_id: str) -> Sequence:
@@ -383,8 +378,14 @@ class Scheduler:
             sequence.slot = None
             sequence.known_ids = table.token_ids[slot, : table.committed[slot]].copy()
             places = range(int(table.registered[slot]), int(table.computed[slot]) // self._page_size)
-            sequence.pending = {place: Node(page=int(table.pages[slot, place])) for place in places}
+            sequence.pending |= {place: Node(page=int(table.pages[slot, place])) for place in places}
             self._release(np.array([slot], np.int32), pending=list(sequence.pending.values()))
+
+    def _release_unfinished(self, sequence: Sequence) -> None:
+        """Free the slot of a request that has more to compute; pages that are being filled are pending."""
+        slots, pending = np.array([sequence.slot], np.int32), list(sequence.pending.values())
+        sequence.slot, sequence.pending = None, {}
+        self._release(slots, pending=pending)
 
     def _release(self, slots: Int32s, *, pending: list[Node] | None = None) -> None:
         """Free `slots` and their pages; later steps may reuse both, since the device runs steps in order."""

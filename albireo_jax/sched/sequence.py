@@ -29,10 +29,12 @@ class Sequence:
     waits, and again once its last step is planned and only results are outstanding. `answer` is there if
     the request has a constraint, which has taken in the tokens that were committed. `num_scored` tokens of
     the prompt, those from the second on, have had their scores committed; `prompt_scores` are to go out yet.
-    `root` and `digests` are those of its full pages. While its pages are copied to the device, by a step
-    numbered `restored_by`, the request waits and owns those that are `held`. `pending` are pages, by their
-    place, that are nobody's once the last step is planned, and to be found again if it goes well.
-    `cached_tokens` of the prompt were found in pages when it first started.
+    `root` and `digests` are those of its full pages; `chain` are the pages found when it was last looked up.
+    While its pages are copied to the device, by a step numbered `restored_by`, the request waits and owns
+    those that are `held`. `pending` are pages, by their place, that steps in flight fill; they may be without
+    an owner by then, if the request ends or is preempted. `unproven` are the pages of its prefix, in this
+    admission, behind which no token was sampled yet. `cached_tokens` of the prompt were found in pages when
+    it first started.
     """
 
     request: Request
@@ -44,9 +46,11 @@ class Sequence:
     prompt_scores: tuple[TokenScores, ...] = ()
     root: Digest = b""
     digests: list[Digest] = field(default_factory=list["bytes"])
+    chain: list[Node] = field(default_factory=list["Node"])
     held: list[Node] = field(default_factory=list["Node"])
     restored_by: int | None = None
     pending: dict[int, Node] = field(default_factory=dict["int", "Node"])
+    unproven: list[Node] = field(default_factory=list["Node"])
     cached_tokens: int | None = None
 
     def full_pages(self, token_ids: Int32s, *, page_size: int) -> list[Digest]:
@@ -55,10 +59,10 @@ class Sequence:
         return self.digests
 
     @property
-    def needs_whole_prompt(self) -> bool:
-        """Whether each token of the prompt must be computed, because scores are missing."""
+    def num_reusable(self) -> int:
+        """How many of its first tokens need not be computed if pages hold them: their scores are there."""
         is_scored = self.num_scored == len(self.request.prompt_token_ids) - 1
-        return self.request.prompt_logprobs is not None and not is_scored
+        return len(self.known_ids) if self.request.prompt_logprobs is None or is_scored else self.num_scored
 
     @property
     def wants_scores(self) -> bool:
@@ -140,7 +144,8 @@ class SlotTable:
     known: tokens that the host knew at admission; later ones are read on the device. committed: tokens
     that the host knows now, token_ids[slot, :committed]. limit: length at which the request ends.
     num_pages: pages held, pages[slot, :num_pages] in the order of the tokens in them. epoch: the admission,
-    or NOT_ADMITTED. registered: pages, the first ones, that are in the tree of prefixes or not wanted there.
+    or NOT_ADMITTED. registered: pages, the first ones, that are in the tree of prefixes, or will be once the
+    step that fills them is committed, or are not wanted there.
     constrained: whether the request has a constraint. scored: whether it wants scores. repeats: whether
     it may take several steps by itself.
     """
@@ -177,6 +182,31 @@ class SlotTable:
         self.token_ids[slot, :known] = sequence.known_ids
         self.request_id[slot] = sequence.request.request_id
 
+    def num_decoding(self, running: Int32s) -> int:
+        """How many of `running`, oldest first, have all known tokens computed: all but perhaps the last."""
+        if len(running) and self.computed[running[-1]] < self.known[running[-1]]:
+            return len(running) - 1
+        return len(running)
+
+    def give(self, slots: Int32s, columns: Int32s, pages: Int32s) -> NewPages:
+        """Put `pages` at `columns` of the page tables of `slots`, ascending where a slot repeats."""
+        self.pages[slots, columns] = pages
+        self.num_pages[slots] = columns + 1
+        return NewPages(slots, columns, pages)
+
+    def growth(self, running: Int32s, *, num_steps: int) -> int:
+        """Pages beside their own that the slots in `running` fill within `num_steps` of a token each."""
+        if num_steps == 1:
+            return 0
+        computed = np.maximum(self.computed[running], self.known[running])
+        ends = np.minimum(computed + num_steps, self.limit[running] - 1)
+        return int(np.maximum(-(-ends // self.page_size) - self.num_pages[running], 0).sum())
+
+    def keep_unfound(self, running: Int32s, *, page: int, place: int) -> None:
+        """Register no more pages of the slots in `running` that hold `page` at `place`."""
+        holders = running[(self.num_pages[running] > place) & (self.pages[running, place] == page)]
+        self.registered[holders] = self.pages.shape[1]
+
     def clear(self, slots: Int32s) -> Int32s:
         """Empty `slots`; gives the pages that they held, slot by slot."""
         held = self.num_pages[slots]
@@ -197,6 +227,7 @@ class SlotTable:
         assert (computed >= self.known[running])[:-1].all(), (
             "a prompt is computed before that of an older one"
         )
-        assert (self.registered[running] <= self.num_pages[running]).all(), (
+        registered = self.registered[running]
+        assert ((registered <= self.num_pages[running]) | (registered == self.pages.shape[1])).all(), (
             "a page is found before it is there"
         )

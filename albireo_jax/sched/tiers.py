@@ -103,6 +103,10 @@ class PageTiers:
         self._idle.extend(node for node in nodes if node is not None)
         self._device.give_back(unowned[[node is None for node in nodes]])
 
+    def get(self, digest: Digest) -> Node | None:
+        """The page of this digest, on whichever tier."""
+        return self._tree.get(digest)
+
     def find(self, digests: Sequence[Digest]) -> list[Node]:
         """The longest chain of pages with these digests, on whichever tier."""
         return self._tree.find(digests)
@@ -132,21 +136,30 @@ class PageTiers:
             self._node_of[page] = node
         self._copied_in += len(missing)
 
-    def insert(self, node: Node, digest: Digest, *, parent: Digest | None) -> None:
+    def insert(self, node: Node, digest: Digest, *, parent: Digest | None) -> Node | None:
         """Let the page of `node` be found from now on, unless it was given away or another holds the same.
 
-        If that other one is on the host, this one takes its place.
+        If that other one is on the host, this page takes its place. Gives the node that it has in the tree.
         """
         if node.page == NULL_PAGE:
-            return
+            return None
         known = self._tree.get(digest)
         if known is not None and known.page == NULL_PAGE and known.is_behind_device_pages:
             self._leave_host(known)
             self._tree.move(known, page=node.page, host_page=NULL_PAGE)
             self._node_of[node.page] = known
             self._idle.replace(node, by=known)
-        elif self._tree.insert(node, digest, parent=parent):
-            self._node_of[node.page] = node
+            known.is_proven = node.is_proven
+            return known
+        if not self._tree.insert(node, digest, parent=parent):
+            return None
+        self._node_of[node.page] = node
+        return node
+
+    def drop(self, node: Node) -> None:
+        """Let a page be found no more, nor any behind it; nobody may be about to start behind them."""
+        if node.digest:
+            self._device.give_back(np.array(self._drop(node), np.int32))
 
     def copies(self) -> PageCopies:
         """What is to be copied by the next plan; host pages that are copied from are free after it."""

@@ -107,7 +107,7 @@ def test_a_prompt_is_computed_in_chunks_and_its_last_one_samples() -> None:
 def test_decoding_rows_come_first_and_prompts_take_what_is_left_of_the_budget() -> None:
     engine = scheduler(max_step_tokens=8)
     for name, prompt in (("a", 3), ("b", 4), ("c", 9), ("d", 2)):
-        engine.add(request(name, prompt))
+        engine.add(request(name, prompt, cache_salt=name))
     assert rows(planned(engine)) == [("a", 0, 3, True), ("b", 0, 4, True), ("c", 0, 1, False)]
     assert rows(planned(engine)) == [("a", 3, 1, True), ("b", 4, 1, True), ("c", 1, 6, False)]
     last = planned(engine)
@@ -243,7 +243,7 @@ def test_a_request_starts_only_beside_others_if_pages_for_all_of_it_and_one_each
     assert engine.plan() is not None
     assert planned(engine).request_ids == ("a",)  # 4 pages and one more, 4 are free
     engine.abort("b")
-    engine.add(request("c", 12, max_tokens=1))
+    engine.add(request("c", 12, max_tokens=1, cache_salt="other"))
     assert planned(engine).request_ids == ("a", "c")
 
 

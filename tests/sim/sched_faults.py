@@ -217,6 +217,7 @@ def scores_of_neighbours(real: Scheduler, plan: StepPlan, sampled) -> list[Reque
 
 
 def prompt_scored_again(real: Scheduler) -> StepPlan | None:
+    """By a request that comes back."""
     for sequence in real._line._waiting:
         sequence.num_scored = 0
     return real.plan()
@@ -243,15 +244,53 @@ def prefixes_of_all_salts(real: Scheduler, request: Request) -> RequestOutput | 
 
 
 def prefixes_found_too_early(real: Scheduler) -> StepPlan | None:
-    """Pages can be found as soon as their last token is planned."""
+    """The pages of prompts can be found as soon as their last token is planned."""
     plan = real.plan()
-    if plan is not None and plan.num_rows:
-        live = np.array(
-            [real._table.epoch[slot] == epoch for slot, epoch in zip(plan.slots, plan.epochs, strict=True)]
-        )
-        known = real._table.committed[plan.slots] >= plan.starts + plan.counts
-        real._cache.register_running(plan, live & known, real._table, live=real._live)
+    if plan is not None and not len(plan.steps):
+        real._cache.register_chunks(plan, np.zeros(plan.num_rows, np.int32))
     return plan
+
+
+def prefixes_found_late(real: Scheduler, plan: StepPlan, sampled) -> list[RequestOutput]:
+    """The pages of a prompt cannot be found before its last chunk is committed."""
+    if plan.num_rows and not plan.samples[-1]:
+        real._cache._chunks.pop(plan.step, None)
+    return real.commit(plan, sampled)
+
+
+def prefix_kept_that_is_not_finite(real: Scheduler, plan: StepPlan, sampled) -> list[RequestOutput]:
+    real._line.drop = lambda *_, **__: None
+    return real.commit(plan, sampled)
+
+
+def prefix_taken_for_finite(real: Scheduler, plan: StepPlan, sampled) -> list[RequestOutput]:
+    """Nobody looks at the logits behind a prompt before its pages can be found."""
+    real._cache.register_chunks(plan, np.zeros(plan.num_rows, np.int32))
+    return real.commit(plan, sampled)
+
+
+def nobody_waits_for_pages(real: Scheduler) -> StepPlan | None:
+    real._cache.is_awaited = lambda *_: False
+    return real.plan()
+
+
+def waits_for_ever(real: Scheduler) -> StepPlan | None:
+    """A request waits for pages that nobody computes."""
+    real._cache.is_awaited = lambda sequence, _: sequence.request.request_id == "r3"
+    return real.plan()
+
+
+def waits_for_others(real: Scheduler) -> StepPlan | None:
+    """A request waits while any page is on its way."""
+    real._cache.is_awaited = lambda *_: bool(real._cache._coming)
+    return real.plan()
+
+
+def looked_up_once(real: Scheduler) -> StepPlan | None:
+    """A request that has found a page looks for no more while it waits."""
+    find = type(real._cache).find
+    real._cache.find = lambda sequence: list(sequence.chain) or find(real._cache, sequence)
+    return real.plan()
 
 
 def hits_not_told(real: Scheduler, plan: StepPlan, sampled) -> list[RequestOutput]:

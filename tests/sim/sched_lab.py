@@ -115,13 +115,15 @@ def mask_of(tokens: list[int]) -> Int32s:
 class Case:
     """Requests in order of arrival, the step before which each arrives, and aborts (step, request).
 
-    `bonds` are those of the requests, in their order; none at all if it is empty.
+    `bonds` are those of the requests, in their order; none at all if it is empty. Before the steps in
+    `preemptions` the youngest request that runs is preempted, be it in the middle of its prompt.
     """
 
     requests: tuple[Request, ...]
     arrivals: tuple[int, ...]
     aborts: tuple[tuple[int, int], ...] = ()
     bonds: tuple[Bond, ...] = ()
+    preemptions: tuple[int, ...] = ()
 
     def bond(self, request: Request) -> Bond:
         return self.bonds[self.requests.index(request)] if self.bonds else FREE
@@ -132,6 +134,7 @@ class Result:
     """The tokens of this plan are on the host."""
 
     plan: StepPlan
+    sampled: SampledTokens
 
 
 class Scores(NamedTuple):
@@ -217,7 +220,6 @@ class WatchedHandle:
 
     def wait(self) -> SampledTokens:
         sampled = self.handle.wait()
-        self.watched.journal.events.append(Result(self.plan))
         ends = (self.plan.starts + self.plan.counts).tolist()
         rows = list(zip(self.plan.request_ids, ends, strict=True))
         finite = [
@@ -225,7 +227,9 @@ class WatchedHandle:
             for step in range(self.plan.num_steps)
         ]
         ids = np.where(np.reshape(finite, sampled.ids.shape), sampled.ids, NOT_FINITE)
-        return replace(sampled, ids=ids.astype(np.int32))
+        sampled = replace(sampled, ids=ids.astype(np.int32))
+        self.watched.journal.events.append(Result(self.plan, sampled))
+        return sampled
 
 
 def unrolled(plan: StepPlan, *, page_size: int) -> list[StepPlan]:
@@ -278,6 +282,8 @@ def run(case: Case, house: House, *, break_scheduler=_same, break_executor=_same
         for request in [case.requests[index] for at, index in case.aborts if at == step]:
             if (output := scheduler.abort(request.request_id)) is not None:
                 journal.events.append(output)
+        if step in case.preemptions and len(real._running):
+            real._preempt(int(real._running[-1]))
         journal.events += loop.step()
         answered = {e.request_id for e in journal.events if isinstance(e, RequestOutput) and e.finish_reason}
         if len(answered) == len(case.requests) and journal.stats_when_answered is None:

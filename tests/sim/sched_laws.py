@@ -1,5 +1,6 @@
 """What must be true of every run of any scheduler: functions of a journal that raise AssertionError."""
 
+from prefix_laws import hits_were_seen_before, no_page_is_computed_twice, nobody_waits_in_vain
 from sched_lab import Bond, Journal, Result, alone, mask_of, run_alone
 
 from albireo_jax.core.plan import NULL_PAGE, StepPlan
@@ -96,8 +97,9 @@ def order_is_fair(journal: Journal) -> None:
         elif isinstance(event, Result):
             awaited = {request_id: plan for request_id, plan in awaited.items() if plan is not event.plan}
         else:
-            held = awaited.keys() - set(_admitted(event))  # those gave way, and come back
-            waiting = [request_id for request_id in live if request_id not in planned_all | held]
+            for request_id in _admitted(event):
+                awaited.pop(request_id, None)  # it gave way, comes back, and what is on its way is dropped
+            waiting = [request_id for request_id in live if request_id not in planned_all | awaited.keys()]
             assert list(event.request_ids) == waiting[: event.num_rows]
             awaited |= {r: event for r, samples in _samples(event) if samples and r in bound}
             ends = (event.starts + event.counts).tolist()
@@ -160,33 +162,6 @@ def copies_are_timely(journal: Journal) -> None:
         for slot, column, page in zip(*(array.tolist() for array in updates), strict=True):
             tables.setdefault(slot, {})[column] = page
         assert not {*back} & {page for slot in plan.slots.tolist() for page in tables[slot].values()}
-
-
-def hits_were_seen_before(journal: Journal) -> None:
-    """A request starts behind tokens only if one of its salt began with them and got a token behind them.
-
-    Its first token says how many of its prompt these were.
-    """
-    requests = {request.request_id: request for request in journal.case.requests}
-    known: dict[str, tuple[int, ...]] = {}
-    answered: list[tuple[str, tuple[int, ...]]] = []
-    found: dict[str, int] = {}
-    for event in journal.events:
-        if isinstance(event, Request):
-            known[event.request_id] = tuple(event.prompt_token_ids.tolist())
-        elif isinstance(event, RequestOutput) and event.token_id is not None:
-            tokens = known[event.request_id]
-            is_first = len(tokens) == len(requests[event.request_id].prompt_token_ids)
-            assert event.cached_tokens == (found[event.request_id] if is_first else 0)
-            answered.append((requests[event.request_id].cache_salt, tokens))
-            known[event.request_id] += (event.token_id,)
-        elif isinstance(event, StepPlan):
-            starts = dict(zip(event.request_ids, event.starts.tolist(), strict=True))
-            for request_id in _admitted(event):
-                start = starts[request_id]
-                found.setdefault(request_id, start)
-                begins = requests[request_id].cache_salt, known[request_id][:start]
-                assert not start or begins in [(salt, tokens[:start]) for salt, tokens in answered]
 
 
 def nothing_is_wasted(journal: Journal) -> None:
@@ -297,6 +272,8 @@ LAWS = (
     pages_are_exact,
     copies_are_timely,
     hits_were_seen_before,
+    no_page_is_computed_twice,
+    nobody_waits_in_vain,
     nothing_is_wasted,
     masks_follow_tokens,
     answers_follow_rules,

@@ -11,10 +11,10 @@ from sched_laws import LAWS
 
 
 @st.composite
-def cases(draw) -> Case:
+def cases(draw, *, max_requests: int = 7) -> Case:
     requests = [
         draw_request(f"r{index}", np.random.default_rng(draw(st.integers(0, 200))))
-        for index in range(draw(st.integers(1, 7)))
+        for index in range(draw(st.integers(1, max_requests)))
     ]
     count = len(requests)
     bound = draw(st.integers(0, 200))
@@ -22,17 +22,23 @@ def cases(draw) -> Case:
     arrivals = sorted(draw(st.lists(st.integers(0, 15), min_size=count, max_size=count)))
     aborts = draw(st.lists(st.tuples(st.integers(0, 25), st.integers(0, count - 1)), max_size=3))
     aborts = [(step, index) for step, index in aborts if step >= arrivals[index]]
-    return Case(requests=tuple(requests), arrivals=tuple(arrivals), aborts=tuple(aborts), bonds=tuple(bonds))
+    return Case(
+        requests=tuple(requests),
+        arrivals=tuple(arrivals),
+        aborts=tuple(aborts),
+        bonds=tuple(bonds),
+        preemptions=tuple(draw(st.lists(st.integers(1, 25), max_size=3))),
+    )
 
 
 @st.composite
-def houses(draw) -> House:
+def houses(draw, *, max_depth: int = 4) -> House:
     page_size = draw(st.sampled_from((1, 2, 4, 8)))
     max_rows = draw(st.integers(1, 6))
     return House(
-        depth=draw(st.integers(1, 4)),
+        depth=draw(st.integers(1, max_depth)),
         page_size=page_size,
-        num_pages=MAX_LEN // page_size + draw(st.integers(0, 6)),
+        num_pages=MAX_LEN // page_size + draw(st.sampled_from((0, 1, 2, 4, 6, 600))),
         max_rows=max_rows,
         max_step_tokens=draw(st.integers(max_rows, 24)),
         num_host_pages=draw(st.sampled_from((0, 1, 3, 9, 40))),
@@ -47,6 +53,15 @@ def houses(draw) -> House:
 @given(case=cases(), house=houses())
 def test_law_holds(law, case: Case, house: House) -> None:
     law(run(case, house))
+
+
+@pytest.mark.slow
+@settings(max_examples=400, deadline=None, database=None, print_blob=True)
+@given(case=cases(max_requests=14), house=houses(max_depth=8))
+def test_all_laws_hold_in_larger_cases_that_are_new_each_time(case: Case, house: House) -> None:
+    journal = run(case, house)
+    for law in LAWS:
+        law(journal)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
