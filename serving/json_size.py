@@ -5,7 +5,7 @@ The parser holds the GIL from the first byte to the last, and makes an object of
 
 import numpy as np
 
-TEXT_LIMITS = {"objects and lists": 2**17, "members": 2**18, "values": 2**20}
+TEXT_LIMITS = {"objects and lists": 2**15, "members": 2**17, "values": 2**20}
 """The most that a JSON text may hold."""
 
 _BLOCK_BYTES = 2**20

@@ -153,6 +153,6 @@ async def aside(
 
 def _size(prompt: Prompt) -> int:
     """Characters of a text, those of a chat, or token ids."""
-    if isinstance(prompt, str):
+    if isinstance(prompt, str) or not prompt or not isinstance(prompt[0], Mapping):
         return len(prompt)
-    return sum(len(str(part["content"])) if isinstance(part, Mapping) else 1 for part in prompt)
+    return sum(len(str(part["content"])) for part in prompt if isinstance(part, Mapping))

@@ -5,7 +5,7 @@ from typing import Any
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]
-DEEP = "[" * 100_000
+DEEP = "[" * 30_000
 TOOL = {"type": "function", "function": {"name": "f"}}
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 NESTED = functools.reduce(lambda inner, _: {"not": inner}, range(65), {})
