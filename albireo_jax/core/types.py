@@ -176,7 +176,8 @@ class Request:
     `max_tokens` and `seed` are resolved (no None); `stop_ids` are all ids that end it, the model's
     end-of-sequence ids included unless they are ignored. n > 1 is n requests with distinct seeds, each
     with a `constraint` of its own, which the engine changes as it takes in tokens. Only requests of the same
-    `cache_salt` find each other's prefixes in the cache.
+    `cache_salt` find each other's prefixes in the cache. `page_digests` are those of the prompt's full pages
+    from `sched.prefix.packed_digests`; without them the scheduler makes them when it looks for the prompt.
     """
 
     request_id: str
@@ -194,6 +195,7 @@ class Request:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     cache_salt: str = ""
+    page_digests: bytes = b""
     arrived_s: float = 0.0
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from albireo_jax.core.token_ids import token_array
 from albireo_jax.core.types import MAX_SEED, Request, SamplingParams
 from albireo_jax.engine.grammar import Grammar, GrammarCompiler
 from albireo_jax.engine.tokenizer import Tokenizer
+from albireo_jax.sched.prefix import packed_digests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +85,7 @@ class RequestWriter:
         seed = random.randint(0, MAX_SEED) if params.seed is None else params.seed
         arrived_s = self._clock()
         prompt = token_array("the prompt", token_ids)  # one for all samples
+        digests = packed_digests(prompt, salt=cache_salt, page_size=self._limits.page_size)
         same = self.prompt_free(params) if prompt_free is None else prompt_free
         grammar = same.grammar
         logprobs = self._limits.resolve_logprobs("logprobs", params.logprobs)
@@ -105,6 +107,7 @@ class RequestWriter:
                 logprobs=logprobs,
                 prompt_logprobs=prompt_logprobs,
                 cache_salt=cache_salt,
+                page_digests=digests,
                 arrived_s=arrived_s,
             )
             for sample in range(params.n)

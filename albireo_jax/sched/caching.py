@@ -23,7 +23,7 @@ import numpy as np
 from albireo_jax.core.plan import NOT_FINITE, NULL_PAGE, Bools, CopyCosts, Int32s, StepPlan
 from albireo_jax.core.types import Request, RequestOutput
 from albireo_jax.sched.policy import is_worth_copying, is_worth_waiting
-from albireo_jax.sched.prefix import Digest, Node, root_digest
+from albireo_jax.sched.prefix import Digest, Node, root_digest, shared_root
 from albireo_jax.sched.sequence import Sequence, SlotTable
 from albireo_jax.sched.tiers import PageTiers
 
@@ -77,8 +77,9 @@ class PrefixCache:
 
     def root(self, request: Request) -> Digest:
         """Where the prefixes of a request begin."""
-        scope = "shared" if self._shares else f"request {next(self._unshared)}"
-        return root_digest(f"{self._generation}/{scope}/{request.cache_salt}")
+        if self._shares:
+            return shared_root(request.cache_salt, generation=self._generation)
+        return root_digest(f"request {next(self._unshared)}")
 
     def forget(self) -> None:
         """Let requests that are added from now on find no page of earlier ones."""

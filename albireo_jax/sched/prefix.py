@@ -42,8 +42,32 @@ class Node:
 
 
 def root_digest(salt: str) -> Digest:
-    """What the first page's digest begins with: prompts with different salts share nothing."""
+    """The digest before that of a first page: prompts with different salts share nothing."""
     return hashlib.sha256(salt.encode(errors="surrogatepass")).digest()
+
+
+def shared_root(salt: str, *, generation: int = 0) -> Digest:
+    """The root of all requests of one `cache_salt` that were added between two losses of all prefixes."""
+    return root_digest(f"{generation}/shared/{salt}")
+
+
+def packed_digests(token_ids: Int32s, *, salt: str, page_size: int) -> bytes:
+    """The root of a prompt and the digests of its full pages, one after the other; for any thread to make.
+
+    They are no longer those of the prompt in a later generation.
+    """
+    digests: list[Digest] = []
+    root = shared_root(salt)
+    extend_digests(digests, root, token_ids, page_size=page_size)
+    return b"".join((root, *digests))
+
+
+def unpacked_digests(packed: bytes, root: Digest, *, num_pages: int) -> list[Digest]:
+    """The digests of so many pages behind `root`; none if those that were packed are others."""
+    size = len(root)
+    if not packed.startswith(root) or len(packed) != (1 + num_pages) * size:
+        return []
+    return [packed[end - size : end] for end in range(2 * size, len(packed) + 1, size)]
 
 
 def extend_digests(digests: list[Digest], root: Digest, token_ids: Int32s, *, page_size: int) -> None:

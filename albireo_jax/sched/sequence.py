@@ -14,7 +14,7 @@ from albireo_jax.core.plan import Int32s, SlotParams, SlotRules, TokenScores
 from albireo_jax.core.rules import NO_RULES
 from albireo_jax.core.types import FinishReason, Request
 from albireo_jax.sched.constraints import ConstrainedAnswer
-from albireo_jax.sched.prefix import Digest, Node, extend_digests
+from albireo_jax.sched.prefix import Digest, Node, extend_digests, unpacked_digests
 
 NOT_ADMITTED = 0
 """Epoch of a sequence, and of a slot, that is in no admission; those are numbered from 1."""
@@ -55,6 +55,9 @@ class Sequence:
 
     def full_pages(self, token_ids: Int32s, *, page_size: int) -> list[Digest]:
         """The digests of all full pages that are known, those of the request's first tokens among them."""
+        if not self.digests and self.request.page_digests:
+            num_pages = len(self.request.prompt_token_ids) // page_size
+            self.digests += unpacked_digests(self.request.page_digests, self.root, num_pages=num_pages)
         extend_digests(self.digests, self.root, token_ids, page_size=page_size)
         return self.digests
 

@@ -10,6 +10,7 @@ from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import NOT_FINITE, CopyCosts, SampledTokens, StepPlan
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
+from albireo_jax.sched.prefix import packed_digests
 from albireo_jax.sched.scheduler import Scheduler
 
 PAGE = 4
@@ -207,3 +208,30 @@ def test_a_prompt_does_not_start_if_those_that_run_will_take_its_pages_before_it
     engine.add(request("long", max_tokens=1)).drain()
     assert engine.scheduler.stats().preemptions == 0
     assert engine.prompt_tokens("long") == len(PROMPT)
+
+
+@pytest.mark.parametrize("salt", ["", "own"])
+@pytest.mark.parametrize("length", [3, 4, 39, 40])
+def test_digests_that_come_with_a_request_are_those_that_the_scheduler_makes(salt: str, length: int) -> None:
+    """So that the prompt of one that brings them is found by one that does not, and the other way round."""
+    prompt = PROMPT[:length]
+    packed = packed_digests(np.array(prompt, np.int32), salt=salt, page_size=PAGE)
+    bare = request("bare", prompt, cache_salt=salt)
+    engine = Engine().add(bare).drain().add(replace(bare, request_id="b", page_digests=packed)).drain()
+    assert engine.cached("b") == (length - 1) // PAGE * PAGE
+    scheduler = Engine().add(replace(bare, page_digests=packed)).scheduler
+    sequence = scheduler._live["bare"]
+    brought = list(sequence.full_pages(sequence.known_ids, page_size=PAGE))
+    sequence.request, sequence.digests = bare, []
+    assert brought == sequence.full_pages(sequence.known_ids, page_size=PAGE)
+
+
+def test_digests_of_before_all_prefixes_were_lost_or_for_another_page_size_are_not_taken() -> None:
+    for size, forget in ((PAGE, True), (2 * PAGE, False)):
+        packed = packed_digests(np.array(PROMPT, np.int32), salt="", page_size=size)
+        engine = Engine().add(request("a", page_digests=packed)).drain()
+        if forget:
+            engine.scheduler.forget_prefixes()
+        engine.add(request("b", page_digests=packed), request("c")).drain()
+        assert engine.cached("b") == (0 if forget else len(PROMPT) - PAGE)
+        assert engine.cached("c") == len(PROMPT) - PAGE
