@@ -26,7 +26,7 @@ from albireo_jax.core.config import (
 )
 from albireo_jax.core.types import SamplingParams
 from albireo_jax.engine.frontend import Prompt
-from albireo_jax.engine.prompts import read_conversations, read_params, read_prompts
+from albireo_jax.engine.prompts import read_chat_options, read_conversations, read_params, read_prompts
 from albireo_jax.engine.timeline import TaskTable
 from albireo_jax.engine.turns import ChoiceDelta, Completion, SyncTurn
 from albireo_jax.launch import Engine, launch
@@ -146,12 +146,31 @@ class LLM:
         self,
         messages: str | Conversation | Mapping[str, Any] | Iterable[Conversation],
         params: SamplingParams | Iterable[SamplingParams] | None = None,
+        *,
+        tools: Iterable[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[Generation]:
         """Answer one conversation or several, rendered by the model's chat template.
 
-        A text is one message of a user. Raises as `generate` does.
+        A text is one message of a user. `tools` are OpenAI function schemas; `chat_template_kwargs` are more
+        variables of the template. With `continue_final_message` the answer goes on where the last message
+        ends.
+        Raises as `generate` does.
         """
-        return self._generate(read_conversations(messages), params)
+        options = read_chat_options(
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        tokenizer, longest = self.engine.tokenizer, self.engine.limits.max_sequence_len
+        rendered = [
+            tuple(tokenizer.encode_chat(conversation, context_len=longest, **options))
+            for conversation in read_conversations(messages)
+        ]
+        return self._generate(rendered, params)
 
     def stream(
         self, prompt: PromptLike, params: SamplingParams | Iterable[SamplingParams] | None = None
@@ -218,7 +237,7 @@ class LLM:
         params: SamplingParams | Iterable[SamplingParams] | None,
     ) -> list[Generation]:
         each = read_params(params, len(prompts), self.default_sampling_params())
-        token_ids = [self.engine.frontend.encode(prompt) for prompt in prompts]
+        token_ids = [self.engine.frontend.encode(prompt, must_fit=True) for prompt in prompts]
         completions = iter(self.engine.frontend.generate(token_ids, each))
         return [
             Generation(

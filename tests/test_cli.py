@@ -83,6 +83,7 @@ def test_the_command_line_alone_imports_no_jax() -> None:
         ("generate smollm2 --prompt x --temperature nan", "temperature must be a finite number, got nan"),
         ("generate smollm2 --prompt x --max-tokens 0", "max_tokens must be at least 1, got 0"),
         ("bench throughput nothing-here", "no model 'nothing-here'"),
+        ("serve nothing-here --dtype auto", "no model 'nothing-here'"),
         ("report nothing-here", "no model 'nothing-here'"),
         ("report", "name a MODEL to run or, with --from, an earlier report, and not both"),
         (
@@ -236,3 +237,13 @@ def test_bench_host_prints_a_table(capfd: pytest.CaptureFixture[str]) -> None:
     header, *rows = outcome.out.splitlines()
     assert header.split()[0] == "rows"
     assert [row.split()[0] for row in rows] == ["2", "4"]
+
+
+def test_a_dtype_that_is_not_known_is_refused_with_those_that_are(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "flags.yaml").write_text("dtype: float16")
+    for flags in (["--dtype", "float16"], ["--config", str(tmp_path / "flags.yaml")]):
+        outcome = Outcome(capfd, "serve", "nothing-here", *flags)
+        assert outcome.code == 2
+        assert "dtype must be one of ['auto', 'float32', 'bfloat16'], got 'float16'" in outcome.err

@@ -26,6 +26,7 @@ from albireo_jax.core.config import (
     Quantization,
     SamplingMode,
     SchedulerConfig,
+    model_dtype,
 )
 from albireo_jax.engine.tool_formats import ReasoningFormat, ToolFormat
 
@@ -41,6 +42,13 @@ NoModel = Annotated[
     str | None,
     typer.Argument(metavar="[MODEL]", help="Not needed: no model is loaded.", show_default=False),
 ]
+
+
+def _model_dtype(value: str) -> Dtype | None:
+    try:
+        return model_dtype(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +74,9 @@ class EngineFlags:
     dtype: Annotated[
         Dtype | None,
         typer.Option(
-            metavar="float32|bfloat16",
-            help="Of weights and activations. Default: bfloat16 on GPUs, float32 on CPUs.",
+            parser=_model_dtype,
+            metavar="auto|float32|bfloat16",
+            help="Of weights and activations. Default, and auto: bfloat16 on GPUs, float32 on CPUs.",
             show_default=False,
         ),
     ] = None

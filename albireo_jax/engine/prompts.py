@@ -6,7 +6,7 @@ else is refused by a ValueError that names the argument, its value and the form 
 """
 
 from collections.abc import Mapping
-from typing import TypeGuard, cast
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 
@@ -73,6 +73,34 @@ def read_params(
     if len(each) != num_prompts:
         raise ValueError(f"{num_prompts} prompts but {len(each)} sampling parameters")
     return each
+
+
+def read_chat_options(
+    *,
+    tools: object,
+    add_generation_prompt: object,
+    continue_final_message: object,
+    chat_template_kwargs: object,
+) -> dict[str, Any]:
+    """How a conversation is rendered, as arguments of `Tokenizer.encode_chat`. Raises ValueError."""
+    if tools is not None and not checks.is_ordered(tools):
+        raise ValueError(f"tools must be a list of function schemas, got {tools!r:.200}")
+    options: dict[str, Any] = {
+        "tools": None if tools is None else checks.ordered("tools", tools, of="function schemas"),
+        "add_generation_prompt": None
+        if add_generation_prompt is None
+        else checks.flag("add_generation_prompt", add_generation_prompt),
+        "continue_final_message": checks.flag("continue_final_message", continue_final_message),
+    }
+    variables = {} if chat_template_kwargs is None else chat_template_kwargs
+    if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
+        raise ValueError(
+            f"chat_template_kwargs must map names of variables to values, got {chat_template_kwargs!r:.200}"
+        )
+    taken = [name for name in ("messages", "context_len", *options) if name in variables]
+    if taken:
+        raise ValueError(f"chat_template_kwargs cannot hold {taken[0]!r}")
+    return {**options, **cast("Mapping[str, Any]", variables)}
 
 
 def _prompt(where: str, value: object) -> Prompt:

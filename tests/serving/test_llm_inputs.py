@@ -197,6 +197,40 @@ def test_other_conversations_are_refused(llm: LLM, form: str) -> None:
     _check_idle(llm)
 
 
+def test_a_chat_is_rendered_as_it_is_asked_for(llm: LLM) -> None:
+    said = [*MESSAGES, {"role": "assistant", "content": "Well"}]
+    tokenizer = llm.engine.tokenizer
+    for options in (
+        {},
+        {"continue_final_message": True},
+        {"add_generation_prompt": False},
+        {"add_generation_prompt": np.bool_(True)},
+    ):
+        [answer] = llm.chat(said, GREEDY, **options)
+        assert list(answer.prompt_token_ids) == tokenizer.encode_chat(said, **options)
+    [answer] = llm.chat(said, GREEDY, chat_template_kwargs={"add_something": 1}, tools=iter([]))
+    assert list(answer.prompt_token_ids) == tokenizer.encode_chat(said)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tools": {"type": "function"}}, "tools must be a list of function schemas, got"),
+        ({"tools": ["search"]}, r"tools must be a list of objects, got \['search'\]"),
+        ({"add_generation_prompt": "yes"}, "add_generation_prompt must be true or false, got 'yes'"),
+        ({"continue_final_message": 1}, "continue_final_message must be true or false, got 1"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "exclude each other"),
+        ({"chat_template_kwargs": ["enable_thinking"]}, "must map names of variables to values"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs cannot hold 'messages'"),
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs cannot hold 'tools'"),
+    ],
+)
+def test_other_ways_to_render_a_chat_are_refused(llm: LLM, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        llm.chat(MESSAGES, GREEDY, **options)
+    _check_idle(llm)
+
+
 @pytest.mark.parametrize("form", REFUSED_PARAMS)
 def test_other_parameters_are_refused_by_every_call(llm: LLM, form: str) -> None:
     given, message = REFUSED_PARAMS[form]
