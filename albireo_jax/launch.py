@@ -319,6 +319,13 @@ def _default_dtype(mesh: Mesh) -> Dtype:
     return Dtype.FLOAT32 if _is_cpu(mesh) else Dtype.BFLOAT16
 
 
-def _cache_folder() -> Path:
-    """Where compiled programs are kept, apart for each kind of host: CPU programs are made for one."""
-    return Path.home() / ".cache" / "albireo_jax" / f"xla-{jax.__version__}-{platform.machine()}"
+def _cache_folder() -> Path | None:
+    """Where compiled programs are kept, apart for each kind of host: CPU programs are made for one.
+
+    None for a user without a home.
+    """
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    return home / ".cache" / "albireo_jax" / f"xla-{jax.__version__}-{platform.machine()}"

@@ -1,18 +1,27 @@
 """Compile every program ahead of time, so that no request ever waits for a compiler."""
 
+import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TypeVar
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 Progress = Callable[[int, int], None]
 """Called with (programs done, programs in all) before the first and after each."""
 
 Name = TypeVar("Name", bound=Hashable)
+
+MAX_CACHE_BYTES = 8 * 2**30
+"""Size of the persistent cache, some ten models' programs."""
+
+_logger = logging.getLogger(__name__)
 
 _MIN_THREADS, _MAX_THREADS = 2, 8
 
@@ -44,14 +53,48 @@ def num_threads(cores: int) -> int:
     return max(_MIN_THREADS, min(cores, _MAX_THREADS))
 
 
-def use_persistent_cache(folder: Path) -> None:
+def use_persistent_cache(folder: Path | None, *, max_bytes: int = MAX_CACHE_BYTES) -> None:
     """Keep compiled programs in `folder`, so that the next start takes seconds instead of minutes.
 
     The quickly compiled ones too: all of them together take a second, and the next start should compile none.
+    Beyond `max_bytes` the least recently used are dropped. Entries do not depend on where the folder is. A
+    folder that cannot be written to is only read; where there is none, programs are compiled each time. A
+    warning says so, since the engine works all the same.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if folder is None:
+        _logger.warning("compiled programs are not kept: there is no home folder")
+        return
+    changes: dict[str, object] = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_compilation_cache_max_size": max_bytes,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.listdir(folder)
+    except OSError as error:
+        _logger.warning("compiled programs are not kept: %s", error)
+        changes = {"jax_compilation_cache_dir": None}
+    else:
+        if not _is_writable(folder):
+            _logger.warning("compiled programs are read from %s, which cannot be written to", folder)
+            changes |= {
+                "jax_compilation_cache_max_size": -1,  # a bound needs a lock, which is a file
+                "jax_persistent_cache_min_compile_time_secs": math.inf,
+                "jax_persistent_cache_enable_xla_caches": "none",
+            }
+    if jax.config.jax_compilation_cache_dir != changes["jax_compilation_cache_dir"]:
+        compilation_cache.reset_cache()  # it would go on with the folder that it used first
+    for name, value in changes.items():
+        jax.config.update(name, value)
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        with TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _cores() -> int:
