@@ -1,6 +1,5 @@
 """From a body to an open turn: the model's name, the caller's faults, the prompts' token ids; its usage."""
 
-import asyncio
 import os
 import time
 import uuid
@@ -30,6 +29,9 @@ TOKENIZING = BoundedPool("tokenization", threads=max(2, min(4, os.cpu_count() or
 
 RENDERING = BoundedPool("chat templates", threads=2, max_queued=256)
 """Where long conversations are rendered."""
+
+GRAMMARS = BoundedPool("grammars", threads=32, max_queued=64)
+"""Threads that compile grammars; most of them wait for processes that try these."""
 
 _CHOICE_CHARACTERS = 64
 """Characters whose tokenization takes as long as a request takes to be written."""
@@ -129,9 +131,12 @@ async def encode_all(
 
 
 async def prepare(frontend: Frontend, params: SamplingParams) -> None:
-    """Have another thread compile the grammar that `params` ask for, if they do. Raises ValueError."""
+    """Have another thread compile the grammar that `params` ask for, if they do.
+
+    Raises ValueError for a wrong one, OverloadedError if too many wait.
+    """
     if params.structured is not None:
-        await asyncio.to_thread(frontend.prepare, params)
+        await GRAMMARS.run(lambda: frontend.prepare(params))
 
 
 async def open_turn(

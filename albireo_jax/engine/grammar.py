@@ -1,7 +1,7 @@
 """Structured output: from a schema, a regular expression or a grammar to the tokens that may come next.
 
 A grammar is written in llguidance's notation (see `grammar_notation`), tried in a process of its own
-(see `grammar_trial`), compiled here, and kept; each request then gets a constraint that starts from a
+(see `grammar_trials`), compiled here, and kept; each request then gets a constraint that starts from a
 copy. All of that happens in the thread of the caller. What is left to the engine's thread is a mask per
 token, some 10 µs.
 
@@ -11,8 +11,8 @@ allowed only where a grammar names them, the end-of-sequence ids where the answe
 
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import llguidance
@@ -22,12 +22,15 @@ from albireo_jax.core.errors import ConstraintError
 from albireo_jax.core.plan import Int32s
 from albireo_jax.core.types import StructuredOutput
 from albireo_jax.engine.grammar_notation import MAX_TEXT_BYTES, library_grammar, size_of, wish_name
-from albireo_jax.engine.grammar_trial import GrammarTrial, Vocabulary, compile_grammar, next_mask
+from albireo_jax.engine.grammar_trial import Vocabulary, compile_grammar, next_mask
+from albireo_jax.engine.grammar_trials import GrammarTrial
+from albireo_jax.engine.kept import Kept
 from albireo_jax.engine.tokenizer import Tokenizer
 
 __all__ = ["MAX_TEXT_BYTES", "Grammar", "GrammarCompiler", "GrammarConstraint"]
 
-_MAX_KEPT = 64
+_MAX_GRAMMARS, _MAX_REFUSALS = 64, 256
+_MAX_KEPT_BYTES = 8 * 2**20  # of texts, in each of the two
 _MAX_MESSAGE = 500
 
 
@@ -46,34 +49,48 @@ class GrammarCompiler:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_token_ids = eos
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards the four below
         self._workshop: _Workshop | None = None
-        self._kept: OrderedDict[StructuredOutput, Grammar | ValueError] = OrderedDict()
+        self._grammars = Kept[StructuredOutput, Grammar](_MAX_GRAMMARS, max_bytes=_MAX_KEPT_BYTES)
+        self._refusals = Kept[StructuredOutput, str](_MAX_REFUSALS, max_bytes=_MAX_KEPT_BYTES)
+        self._open: dict[StructuredOutput, Future[Grammar]] = {}  # being compiled
 
     def compile(self, structured: StructuredOutput) -> "Grammar":
         """The grammar of `structured`, in seconds at most.
 
         Raises ValueError, saying what is wrong and where, for what is malformed, not supported, or too
-        complex.
+        complex, and OverloadedError if that cannot be found out now.
         """
-        size_of(structured)
+        num_bytes = size_of(structured)
         with self._lock:
-            kept = self._kept.get(structured)
-            if kept is not None:
-                self._kept.move_to_end(structured)
-            elif self._workshop is None:
-                self._workshop = self._set_up()
-            workshop = self._workshop
-        if kept is None:
-            assert workshop is not None
-            kept = _compiled(structured, workshop)
+            grammar, refusal = self._grammars.get(structured), self._refusals.get(structured)
+            if grammar is not None:
+                return grammar
+            if refusal is not None:
+                raise ValueError(refusal)
+            future = self._open.get(structured)
+            if future is None:
+                self._open[structured] = Future()
+                self._workshop = self._workshop or self._set_up()
+        return self._compile(structured, num_bytes=num_bytes) if future is None else future.result()
+
+    def _compile(self, structured: StructuredOutput, *, num_bytes: int) -> "Grammar":
+        """Compile `structured`, which is open, and tell those who wait for it."""
+        assert self._workshop is not None
+        try:
+            grammar = _compiled(structured, self._workshop)
+        except BaseException as error:
             with self._lock:
-                self._kept[structured] = kept
-                if len(self._kept) > _MAX_KEPT:
-                    self._kept.popitem(last=False)
-        if isinstance(kept, ValueError):
-            raise ValueError(str(kept))
-        return kept
+                if isinstance(error, ValueError):  # the others say nothing about the grammar
+                    self._refusals.put(structured, str(error), num_bytes=num_bytes)
+                future = self._open.pop(structured)
+            future.set_exception(error)
+            raise
+        with self._lock:
+            self._grammars.put(structured, grammar, num_bytes=num_bytes)
+            future = self._open.pop(structured)
+        future.set_result(grammar)
+        return grammar
 
     def _set_up(self) -> "_Workshop":
         spelled = self._tokenizer.token_bytes(skip_special_tokens=False)
@@ -153,18 +170,15 @@ class _Workshop:
     eos: Int32s
 
 
-def _compiled(structured: StructuredOutput, workshop: _Workshop) -> Grammar | ValueError:
-    """The grammar, or the error that says what is wrong with it."""
-    try:
-        text = library_grammar(structured)
-    except ValueError as error:
-        return error
+def _compiled(structured: StructuredOutput, workshop: _Workshop) -> Grammar:
+    """The grammar; ValueError says what is wrong with it."""
+    text = library_grammar(structured)
     error = workshop.trial.check(text)
     if error is not None:
-        return ValueError(f"{wish_name(structured)}: {_message(error)}")
+        raise ValueError(f"{wish_name(structured)}: {_message(error)}")
     matcher = compile_grammar(workshop.trie, text)
     if matcher.is_error():
-        return ValueError(f"{wish_name(structured)}: {_message(matcher.get_error())}")
+        raise ValueError(f"{wish_name(structured)}: {_message(matcher.get_error())}")
     return Grammar(matcher, known=workshop.known, eos=workshop.eos)
 
 

@@ -1,29 +1,28 @@
-"""A process in which grammars are tried before the engine takes them in, and which may die of them.
+"""What runs in a process that tries grammars, and may die of them.
 
-The limits of llguidance bound most of what a grammar costs, not all of it: 3,000 rules that name one another
-overflow the stack, which kills a process, and an intersection of 40 short patterns computes for minutes.
-So a grammar is first compiled, and a few answers are drawn from it at random, in a process of its own with
-less time, stack and memory than there is here. It is started for the first grammar, and anew after one
-that it did not survive. What runs there is this file alone: it imports nothing of this package.
+The process keeps the vocabulary and forks for each grammar. The fork compiles it and draws a few answers from
+it at random, with less stack and memory than there is in the engine, and within a limit of *processor* time:
+a machine that is busy makes no grammar complex. This file imports nothing of the package, because it is run
+as it is; `grammar_trials` starts it.
 """
 
 import contextlib
 import json
+import os
 import pickle
-import subprocess
+import resource
+import signal
 import sys
-import threading
-import weakref
 from collections.abc import Sequence
-from pathlib import Path
 
 import llguidance
 import llguidance.numpy
 import numpy as np
 
-_TRIAL_S = 3.0
-_START_S = 60.0
-_STACK_BYTES = 2 * 2**20  # a quarter of what threads have here
+TIMED_OUT = -signal.SIGPROF
+"""Code of a fork that used up its processor time; other negative codes are of other signals."""
+
+_STACK_BYTES = 2 * 2**20  # a quarter of what threads have in the engine
 _MEMORY_BYTES = 4 * 2**30
 _WALKS, _WALK_TOKENS = 3, 32
 _SURVIVED = ""
@@ -86,90 +85,36 @@ def next_mask(matcher: llguidance.LLMatcher, vocab_size: int) -> np.ndarray[tupl
     return words[0]
 
 
-class GrammarTrial:
-    """Tries grammars in the other process; any thread may call it, one at a time is served."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._end = weakref.finalize(self, _nothing)
-
-    def check(self, grammar: str) -> str | None:
-        """What is wrong with `grammar`, in llguidance's words, or None.
-
-        Takes seconds at most: a grammar that takes longer, or kills the process, is too complex.
-        """
-        with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                self._process = self._start()
-            answer = _ask(self._process, grammar, limit_s=_TRIAL_S)
-        if answer is None:
-            return f"too complex: it takes more than {_TRIAL_S:g} s, or more memory or stack than it may"
-        return answer or None
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        self._end()  # of the process before
-        self._end = weakref.finalize(self, _stop, process)
-        if _ask(process, vars(self._vocabulary), limit_s=_START_S) != _SURVIVED:
-            _stop(process)
-            raise RuntimeError("the process that tries grammars does not start")
-        return process
-
-
-def _ask(process: subprocess.Popen[bytes], message: object, *, limit_s: float) -> str | None:
-    """The answer to `message`; None if there is none in time, and then the process is gone."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    timer = threading.Timer(limit_s, process.kill)
-    timer.start()
-    try:
-        pickle.dump(message, process.stdin)
-        process.stdin.flush()
-        answer = process.stdout.readline()
-    except OSError:
-        answer = b""
-    finally:
-        timer.cancel()
-    if not answer.endswith(b"\n"):
-        _stop(process)
-        return None
-    return json.loads(answer)
-
-
-def _nothing() -> None:
-    """What there is to end before the first process."""
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):  # what could not be written is of no interest
-                pipe.close()
-
-
 # The other process.
 
 
 def _serve() -> None:
-    """Answer grammar after grammar, after the vocabulary, until there are no more."""
+    """Answer grammar after grammar, after the vocabulary, until there are no more.
+
+    A message is a grammar and its limit in seconds, an answer the code of the fork and the error found.
+    """
     trie: llguidance.LLTokenizer | None = None
     with contextlib.suppress(EOFError):
         while True:
             message = pickle.load(sys.stdin.buffer)
             if trie is None:
-                trie, answer = Vocabulary(**message).trie(), _SURVIVED
+                trie, answer = Vocabulary(**message).trie(), (0, _SURVIVED)
             else:
-                answer = _try(trie, message)
+                answer = _try_in_fork(trie, *message)
             print(json.dumps(answer), flush=True)  # noqa: T201
+
+
+def _try_in_fork(trie: llguidance.LLTokenizer, grammar: str, limit_s: float) -> tuple[int, str]:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.setitimer(signal.ITIMER_PROF, limit_s)  # of processor time; its signal ends the fork
+        os.write(writing, _try(trie, grammar).encode()[: 2**15])  # what a pipe takes without a reader
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        error = pipe.read().decode(errors="replace")
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), error
 
 
 def _try(trie: llguidance.LLTokenizer, grammar: str) -> str:
@@ -190,16 +135,12 @@ def _try(trie: llguidance.LLTokenizer, grammar: str) -> str:
 
 
 def _limit_process() -> None:
-    if sys.platform != "win32":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    """Limits for the forks, and for this process, which needs less."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES, resource.getrlimit(resource.RLIMIT_STACK)[1]))
 
 
 if __name__ == "__main__":
     _limit_process()
-    threading.stack_size(_STACK_BYTES)
-    server = threading.Thread(target=_serve)
-    server.start()
-    server.join()
+    _serve()
