@@ -60,7 +60,7 @@ async def ask(
     prompt = await render_chat(tokenizer, format, body)
     encode = partial(tokenizer.encode, add_special_tokens=False, context_len=context_len)
     prompt_ids = await aside(len(prompt), lambda: encode(prompt))
-    continued = text_of(body.chat()[-1]) if body.continue_final_message else ""
+    continued = text_of(body.spoken()[-1].message()) if body.continue_final_message else ""
     thinks = thinking(format.reasoning, prompt, continued=continued)
     if structured is not None:
         structured = after_reasoning(structured, thinks, token_id=tokenizer.token_id)
@@ -82,13 +82,14 @@ async def render_chat(tokenizer: Tokenizer, format: AnswerFormat, body: Conversa
     """The prompt of a conversation, whichever route it came by. Raises ValueError."""
     if body.uses_tools and format.tools is ToolFormat.NONE:
         raise ValueError("tools are not supported: how this model writes tool calls is not known")
-    messages = body.chat()
     arguments = body.template_arguments(tokenizer.chat_template_source)
-    render = partial(tokenizer.apply_chat_template, messages, **arguments)
+
+    def render() -> str:
+        return tokenizer.apply_chat_template(body.chat(), **arguments)
+
     if body.chat_template_kwargs or not tokenizer.renders_fast:
         return await RENDERING.run(render)
-    size = sum(len(str(part)) for part in (*messages, *(arguments["tools"] or ())))
-    return await aside(size, render, pool=RENDERING)
+    return await aside(body.size(), render, pool=RENDERING)
 
 
 def _constraint(

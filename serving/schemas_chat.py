@@ -1,7 +1,7 @@
 """OpenAI's wire types for chats: the bodies that hold a conversation."""
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -59,9 +59,9 @@ class ChatBody(ConversationBody, SamplingBody):
         params = super().sampling_params(default_max_tokens)
         return replace(params, logprobs=self.top_logprobs or 0) if self.logprobs else params
 
-    def chat(self) -> list[dict[str, Any]]:
-        """The messages."""
-        return [message.message() for message in self.messages]
+    def spoken(self) -> list[MessageBody]:
+        """The messages as they came."""
+        return self.messages
 
     @property
     def may_call_several(self) -> bool:
@@ -109,6 +109,6 @@ class TokenizeBody(ConversationBody):
             raise ValueError("exactly one of prompt and messages is needed")
         return self
 
-    def chat(self) -> list[dict[str, Any]]:
-        """The messages; none if there is a prompt."""
-        return [message.message() for message in self.messages or []]
+    def spoken(self) -> list[MessageBody]:
+        """The messages as they came; none if there is a prompt."""
+        return self.messages or []

@@ -1,6 +1,6 @@
 """OpenAI's wire types for a conversation: messages, tools, and how a chat template is to render them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Required
 
 from pydantic import (
     ConfigDict,
@@ -10,6 +10,7 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
+from typing_extensions import TypedDict
 
 from albireo_jax.engine.messages import check_message, check_part
 from albireo_jax.engine.tool_calls import is_function_name
@@ -25,39 +26,35 @@ _OPEN = ConfigDict(extra="allow")
 """Of objects whose further fields go to the chat template."""
 
 
-class ContentPart(Wire):
+_MESSAGE_SIZE, _CALL_SIZE, _PARTS_SIZE = 64, 1024, 4096
+"""Characters that a message, a call or a tool, and a content in parts count for."""
+
+
+class ContentPart(TypedDict, total=False):
     """A part of a message's content; only text can be read."""
 
-    type: str
-    text: str | None = None
-    refusal: str | None = None
+    __pydantic_config__ = _OPEN  # type: ignore[misc]  # pydantic reads it
 
-    @model_validator(mode="before")
-    @classmethod
-    def read_text(cls, value: Any) -> Any:
-        """Take a bare text for a part."""
-        return {"type": "text", "text": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def check_type(self) -> "ContentPart":
-        """Refuse what is not text."""
-        check_part(self.model_dump(exclude_none=True))
-        return self
+    type: Required[str]
+    text: str | None
+    refusal: str | None
 
 
 def _check_content(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    wanted = "must be a string or a list of text parts"
     try:
-        return handler(value)
+        content = handler(value)
     except ValidationError as error:
-        wanted = "must be a string or a list of text parts"
-        for fault in error.errors(include_url=False, include_context=False, include_input=False):
-            if fault["type"] == "value_error":
-                part = next((str(place) for place in fault["loc"] if isinstance(place, int)), "?")
-                wanted += f"; part {part}: {fault['msg'].removeprefix('Value error, ')}"
         raise ValueError(wanted) from error
+    for i, part in enumerate(content if isinstance(content, list) else ()):
+        try:
+            check_part(part)
+        except ValueError as error:
+            raise ValueError(f"{wanted}; part {i}: {error}") from error
+    return content
 
 
-Content = Annotated[str | list[ContentPart], WrapValidator(_check_content)]
+Content = Annotated[str | list[str | ContentPart], WrapValidator(_check_content)]
 
 
 class CalledFunction(Wire):
@@ -191,9 +188,23 @@ class ConversationBody(Wire):
         """Whether the model may call tools."""
         return bool(self.tools) and self.tool_choice != "none"
 
+    def spoken(self) -> list[MessageBody]:
+        """The messages as they came."""
+        raise NotImplementedError
+
     def chat(self) -> list[dict[str, Any]]:
         """The messages."""
-        raise NotImplementedError
+        return [message.message() for message in self.spoken()]
+
+    def size(self) -> int:
+        """About how many characters a template has to write, without looking into parts and schemas."""
+        texts = sum(
+            _MESSAGE_SIZE
+            + (len(message.content or "") if not isinstance(message.content, list) else _PARTS_SIZE)
+            + _CALL_SIZE * len(message.tool_calls or ())
+            for message in self.spoken()
+        )
+        return texts + _CALL_SIZE * len(self.tools or ())
 
     def template_arguments(self, template: str) -> dict[str, Any]:
         """Arguments of `apply_chat_template` beside the messages, for the template whose source is given."""

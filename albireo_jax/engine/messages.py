@@ -124,6 +124,8 @@ def _message(where: str, given: dict[str, Json]) -> dict[str, Json]:
         check_message(role, content, calls=bool(calls))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+    if content is None and role == "assistant":
+        content = given.get("refusal")
     others = {name: value for name, value in given.items() if value is not None and name not in _OF_ANSWERS}
     message = others | {"role": role, "content": _content(f"{where}.content", content)}
     reasoning = given.get("reasoning_content") or given.get("reasoning")
