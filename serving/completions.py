@@ -106,9 +106,10 @@ class _ChoiceWriter:
         self._prompt_ids = prompt_ids
         self._echo = ""
         self._unsaid_prompt_ids = list(prompt_ids)
-        if body.echo:
-            is_text = isinstance(prompt, str) and body.truncate_prompt_tokens is None
-            self._echo = prompt if is_text else tokenizer.decode(prompt_ids, skip_special_tokens=False)
+        if body.echo and isinstance(prompt, str) and body.truncate_prompt_tokens is None:
+            self._echo = prompt
+        elif body.echo:
+            self._echo = tokenizer.decode(prompt_ids, skip_special_tokens=False)
         self._logprobs = CompletionLogprobs(
             tokenizer,
             num_top=num_top(body.logprobs),
