@@ -129,6 +129,7 @@ def _scheduler_with_requests(rows: int, *, num_steps: int) -> Scheduler:
                 prompt_token_ids=np.ones(prompt_len, np.int32),
                 max_tokens=max_tokens,
                 stop_ids=(_STOP_ID,),
+                cache_salt=str(row),  # or they would wait for each other's pages
             )
         )
     return scheduler
