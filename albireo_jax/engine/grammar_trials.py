@@ -6,7 +6,7 @@ each grammar is first compiled elsewhere (see `grammar_trial`). All are tried wi
 the *quick* lane; those that need more are tried again on the *slow* lane, where they wait for one another and
 not for the others::
 
-    check --> quick lane, 2 processes, 0.25 s each --> most grammars
+    check --> quick lane, 2 processes, 0.15 s each --> most grammars
                       | needs more
                       +--> slow lane, 1 process, 3 s each, at most 8 at a time
 
@@ -30,7 +30,7 @@ from albireo_jax.core.errors import OverloadedError
 from albireo_jax.engine import grammar_trial
 from albireo_jax.engine.grammar_trial import TIMED_OUT, Vocabulary
 
-_QUICK_S, _SLOW_S = 0.25, 3.0
+_QUICK_S, _SLOW_S = 0.15, 3.0
 _QUICK_PROCESSES, _SLOW_PROCESSES = 2, 1
 _MAX_SLOW = 8
 _WALL_S = 60.0  # of a trial and of a start, on a machine however busy
