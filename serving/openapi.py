@@ -99,10 +99,9 @@ def _document(app: FastAPI, models: tuple[type[BaseModel], ...], *, has_key: boo
 def _event(chunk: type[BaseModel]) -> dict[str, Any]:
     """An event of a stream, as OpenAPI 3.2 describes events: its data is JSON but for the last one's."""
     objects = [{"$ref": _REF.format(model=model.__name__)} for model in (chunk, ErrorAnswer)]
+    text = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": objects}}
     data = {
-        "type": "string",
-        "contentMediaType": "application/json",
-        "contentSchema": {"anyOf": objects},
+        "anyOf": [{"const": "[DONE]"}, text],
         "description": f"A {chunk.__name__}, or an ErrorAnswer where the stream is cut, at its end [DONE].",
     }
     return {
