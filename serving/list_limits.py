@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
-from albireo_jax.core.rules import MAX_BAD_WORDS, MAX_BIASED_TOKENS
+from albireo_jax.core.rules import MAX_BIASED_TOKENS, MAX_WORDS
 from albireo_jax.core.types import MAX_STOP_IDS
 
 
@@ -35,7 +35,7 @@ _TOKEN_IDS = ListLimit(2**20, "token ids")
 LIST_LIMITS = {
     "allowed_token_ids": ListLimit(2**19, "token ids"),
     "arguments": ListLimit(1024, "entries"),
-    "bad_words": ListLimit(MAX_BAD_WORDS, "words"),
+    "bad_words": ListLimit(MAX_WORDS, "words"),
     "chat_template_kwargs": ListLimit(64, "arguments"),
     "choice": ListLimit(1024, "choices"),
     "content": ListLimit(4096, "parts"),

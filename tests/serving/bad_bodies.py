@@ -128,7 +128,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str | None, str]] = [
         COMPLETIONS,
         with_prompt(bad_words=["no"] * 70 + [f"w{i}" for i in range(70)]),
         "bad_words",
-        "the limit is 64",
+        "bad_words has 140 words, the limit is 32",
     ),
     (COMPLETIONS, with_prompt(response_format="json"), "response_format", "object"),
     (COMPLETIONS, with_prompt(response_format={"type": "xml"}), "response_format.type", "'json_schema'"),
