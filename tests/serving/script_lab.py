@@ -79,13 +79,19 @@ class Said:
         return self._sampled
 
 
-def script_tokenizer(template: str) -> Tokenizer:
+def script_backend() -> Backend:
     """One token per ASCII character, and the special tokens that models have."""
     pieces = [byte_piece(chr(code)) for code in (*range(32, 127), 10)]
     backend = Backend(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
+    return backend
+
+
+def script_tokenizer(template: str) -> Tokenizer:
+    """The tokens of `script_backend`, and a chat template."""
+    backend = script_backend()
     return Tokenizer(
         TokenizerParts(
             backend=backend,
