@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from albireo_jax.core.checks import integer
 from albireo_jax.core.config import MAX_LOGPROBS
 from albireo_jax.core.types import ALL_LOGPROBS, SamplingParams
 from albireo_jax.engine.tool_grammar import Function
@@ -37,7 +38,7 @@ class ChatBody(ConversationBody, SamplingBody):
     messages: Annotated[list[MessageBody], Field(min_length=1)]
     max_completion_tokens: Whole | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[Whole, Field(ge=ALL_LOGPROBS, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: Whole | None = None
     parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
@@ -49,7 +50,9 @@ class ChatBody(ConversationBody, SamplingBody):
 
     @model_validator(mode="after")
     def check_top_logprobs(self) -> "ChatBody":
-        """Refuse to add to what was not asked for."""
+        """Refuse a number out of range, and to add to what was not asked for."""
+        if self.top_logprobs is not None:
+            integer("top_logprobs", self.top_logprobs, low=ALL_LOGPROBS, high=MAX_LOGPROBS)
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs is only allowed when logprobs is true")
         return self

@@ -23,7 +23,7 @@ from albireo_jax.core.plan import Int32s
 from albireo_jax.core.types import StructuredOutput
 from albireo_jax.engine.grammar_notation import MAX_TEXT_BYTES, library_grammar, size_of, wish_name
 from albireo_jax.engine.grammar_trial import Vocabulary, compile_grammar, next_mask
-from albireo_jax.engine.grammar_trials import GrammarTrial
+from albireo_jax.engine.grammar_trials import TOO_COMPLEX, GrammarTrial
 from albireo_jax.engine.kept import Kept
 from albireo_jax.engine.tokenizer import Tokenizer
 
@@ -171,10 +171,13 @@ class _Workshop:
 
 
 def _compiled(structured: StructuredOutput, workshop: _Workshop) -> Grammar:
-    """The grammar; ValueError says what is wrong with it."""
+    """The grammar; ValueError says what is wrong with it, or with a part that is wrong by itself."""
     text = library_grammar(structured)
     error = workshop.trial.check(text)
     if error is not None:
+        if not error.startswith(TOO_COMPLEX):
+            for part in structured.parts:
+                _compiled(part, workshop)
         raise ValueError(f"{wish_name(structured)}: {_message(error)}")
     matcher = compile_grammar(workshop.trie, text)
     if matcher.is_error():

@@ -30,6 +30,9 @@ from albireo_jax.core.errors import OverloadedError
 from albireo_jax.engine import grammar_trial
 from albireo_jax.engine.grammar_trial import TIMED_OUT, Vocabulary
 
+TOO_COMPLEX = "too complex"
+"""The beginning of an error that tells of what a grammar costs, and of no fault in it."""
+
 _QUICK_S, _SLOW_S = 0.15, 3.0
 _QUICK_PROCESSES, _SLOW_PROCESSES = 2, 1
 _MAX_SLOW = 8
@@ -58,9 +61,9 @@ class GrammarTrial:
         if code == TIMED_OUT:
             code, error = self._slow.ask(grammar, limit_s=_SLOW_S)
         if code == TIMED_OUT:
-            return f"too complex: it takes more than {_SLOW_S:g} s of processor time"
+            return f"{TOO_COMPLEX}: it takes more than {_SLOW_S:g} s of processor time"
         if code != 0:
-            return "too complex: it takes more memory or stack than it may"
+            return f"{TOO_COMPLEX}: it takes more memory or stack than it may"
         return error or None
 
 

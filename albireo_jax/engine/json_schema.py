@@ -9,14 +9,21 @@ answer can still be written: `oneOf` is read as `anyOf`; `uniqueItems`, `contain
 the number of items that they imply; `if`, `then` and `else`; the `dependent…` words; `propertyNames` beside
 `patternProperties`, or of another form than names, a pattern or lengths; `unevaluated…` beside parts that it
 cannot look into; bounds on the number of properties where some are optional; look-around in a pattern that
-is bound to the beginning. `not` is left for the library to refuse by name.
+is bound to the beginning; bounds on a number from 2^63 - 1 on. `not` is left for the library to refuse
+by name.
 """
 
 import json
 from typing import Any
 
 from albireo_jax.engine.schema_references import References, Schema
-from albireo_jax.engine.schema_words import evaluated_names, numbers_as_integers, only_names, plain_patterns
+from albireo_jax.engine.schema_words import (
+    evaluated_names,
+    numbers_as_integers,
+    only_names,
+    plain_patterns,
+    without_far_bounds,
+)
 
 MAX_DEPTH = 128
 """Schemas inside one another, without what references add."""
@@ -114,7 +121,7 @@ class _Writer:
         self._restrict_names(schema, written)
         self._restrict_unevaluated(schema, written, depth=depth)
         _count_items(schema, written, enum=self._enum_of(schema.get("items")))
-        return _nullable(schema, _simplified(numbers_as_integers(written)))
+        return _nullable(schema, _simplified(without_far_bounds(numbers_as_integers(written))))
 
     def _restrict_names(self, schema: dict[str, Any], written: dict[str, Any]) -> None:
         """Put `propertyNames` into the properties that are not listed."""

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_FAR = 2**63 - 1
 _APPLICATORS = ("allOf", "anyOf", "oneOf")
 _CANNOT_LOOK_INTO = ("patternProperties", "additionalProperties", "unevaluatedProperties", "dependentSchemas")
 _MAX_LOOKED_INTO = 100
@@ -23,6 +25,15 @@ def numbers_as_integers(words: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, float) and value.is_integer():
             words[name] = int(value)
     return words
+
+
+def without_far_bounds(words: dict[str, Any]) -> dict[str, Any]:
+    """The words without bounds on a number from 2^63 - 1 on, which the library cannot count to.
+
+    Schemas made of a type write its own limits; answers are looser by numbers of twenty digits.
+    """
+    far = [name for name in _BOUNDS if isinstance(words.get(name), int | float) and abs(words[name]) >= _FAR]
+    return {name: value for name, value in words.items() if name not in far}
 
 
 def only_names(names: Any) -> str | None:

@@ -71,6 +71,14 @@ CASES: list[tuple[Any, ...]] = [
         ['["a","b","a"]'],
     ),
     ("format", {"type": "string", "format": "zzz"}, ['"abc"']),
+    (
+        "limits of an int64",
+        {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+        ["5", "-5"],
+        ["1.5"],
+    ),
+    ("limits of a uint64", {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**64}, ["5"], ["-1"]),
+    ("limits of a double", {"type": "number", "minimum": -1.8e308, "maximum": 1.7e308}, ["-1.5"]),
     ("oneOf", {"oneOf": [{"type": "integer"}, {"type": "number"}]}, ["1", "1.5"]),
     (
         "oneOf2",
