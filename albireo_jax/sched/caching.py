@@ -23,7 +23,7 @@ import numpy as np
 from albireo_jax.core.plan import NOT_FINITE, NULL_PAGE, Bools, CopyCosts, Int32s, StepPlan
 from albireo_jax.core.types import Request, RequestOutput
 from albireo_jax.sched.policy import is_worth_copying, is_worth_waiting
-from albireo_jax.sched.prefix import Digest, Node, root_digest, shared_root
+from albireo_jax.sched.prefix import Digest, Node, page_digests, root_digest, shared_root
 from albireo_jax.sched.sequence import Sequence, SlotTable
 from albireo_jax.sched.tiers import PageTiers
 
@@ -186,14 +186,31 @@ class PrefixCache:
             pages = table.pages[slot, first:end].tolist()
             nodes = {place: Node(page=page) for place, page in enumerate(pages, start=first)}
             token_ids = table.token_ids[slot, : end * self._page_size]
-            self._register(live[str(table.request_id[slot])], token_ids, nodes)
+            digests = live[table.request_id[slot]].full_pages(token_ids, page_size=self._page_size)
+            self._register(digests, nodes)
             table.registered[slot] = end
+
+    def expect_last(self, sequence: Sequence, slot: int, table: SlotTable) -> list[Node]:
+        """The last pages of a request that leaves its slot before their step is committed: its `pending`."""
+        first, end = int(table.registered[slot]), int(table.computed[slot]) // self._page_size
+        if first < end:
+            pages = enumerate(table.pages[slot, first:end].tolist(), start=first)
+            sequence.pending |= {place: Node(page=page) for place, page in pages}
+        if sequence.pending:
+            known_ids = table.token_ids[slot, : table.committed[slot]]
+            num_full = len(sequence.full_pages(known_ids, page_size=self._page_size))
+            sequence.tail_ids = known_ids[num_full * self._page_size :].tolist()
+        return list(sequence.pending.values())
 
     def register_pending(self, sequence: Sequence, token_id: int, *, ended: bool) -> None:
         """Take in a token of a request without a slot; its last pages can be found when it has ended."""
-        if ended:
-            self._register(sequence, sequence.known_ids, sequence.pending)
-        sequence.known_ids = np.append(sequence.known_ids, np.int32(token_id))
+        if sequence.pending and ended:
+            tail_ids = np.array(sequence.tail_ids, np.int32)
+            parent = sequence.digests[-1] if sequence.digests else sequence.root
+            sequence.digests += page_digests(parent, tail_ids, page_size=self._page_size)
+            self._register(sequence.digests, sequence.pending)
+        elif sequence.pending:
+            sequence.tail_ids.append(token_id)
 
     def _num_useful(self, sequence: Sequence) -> int:
         """How many pages of known tokens need not be computed if they are found."""
@@ -202,15 +219,13 @@ class PrefixCache:
     def _digests(self, sequence: Sequence, token_ids: Int32s) -> list[Digest]:
         return sequence.full_pages(token_ids, page_size=self._page_size)
 
-    def _register(self, sequence: Sequence, token_ids: Int32s, nodes: dict[int, Node]) -> None:
-        """Let pages of a sequence be found: `nodes` by place, as far as its `token_ids` fill them.
+    def _register(self, digests: list[Digest], nodes: dict[int, Node]) -> None:
+        """Let pages of a sequence be found: `nodes` by place, as far as there are `digests` of full pages.
 
         Finite logits were seen behind them.
         """
-        digests = self._digests(sequence, token_ids)
-        num_full = len(token_ids) // self._page_size
         for place, node in nodes.items():
-            if place < num_full:
+            if place < len(digests):
                 node.is_proven = True
                 self._tiers.insert(node, digests[place], parent=digests[place - 1] if place else None)
 

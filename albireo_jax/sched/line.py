@@ -15,7 +15,7 @@ them up as soon as one that runs, or one before it, cannot do without.
 """
 
 import itertools
-from collections import deque
+from collections import OrderedDict
 from typing import NamedTuple
 
 import numpy as np
@@ -56,7 +56,7 @@ class WaitingLine:
         self._page_size = table.page_size
         self._max_copied = max_copied
         self._max_step_tokens = max_step_tokens
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: OrderedDict[str, Sequence] = OrderedDict()  # by request, the first in line first
 
     def __len__(self) -> int:
         """How many wait."""
@@ -64,7 +64,7 @@ class WaitingLine:
 
     def append(self, sequence: Sequence) -> None:
         """Queue a request behind all others."""
-        self._waiting.append(sequence)
+        self._waiting[sequence.request.request_id] = sequence
 
     def requeue(self, sequence: Sequence) -> None:
         """Put back a request that gave way."""
@@ -72,7 +72,7 @@ class WaitingLine:
 
     def remove(self, sequence: Sequence) -> None:
         """Take out a request that was aborted, wherever it is."""
-        self._waiting.remove(sequence)
+        del self._waiting[sequence.request.request_id]
         self._let_go(sequence)
 
     def pop(self, running: Int32s, *, committed_step: int) -> Startable | None:
@@ -83,7 +83,7 @@ class WaitingLine:
         """
         if not self._waiting:
             return None
-        sequence = self._waiting[0]
+        sequence = next(iter(self._waiting.values()))
         if sequence.restored_by is not None and committed_step < sequence.restored_by:
             return None
         chain = self._cache.find(sequence)
@@ -96,7 +96,8 @@ class WaitingLine:
                 break
         self._tiers.share(chain[len(sequence.held) :])
         sequence.held, sequence.restored_by, sequence.chain = [], None, []
-        return Startable(self._waiting.popleft(), chain)
+        del self._waiting[sequence.request.request_id]
+        return Startable(sequence, chain)
 
     def restore(self, running: Int32s, *, step: int) -> None:
         """Have `step` copy the next pages that the first in line found on the host, if they could start then.
@@ -106,7 +107,7 @@ class WaitingLine:
         if not self._tiers.num_on_host:
             return
         left, reserved = self._max_copied, 0
-        for place, sequence in enumerate(itertools.islice(self._waiting, _MOST_HOLDERS)):
+        for place, sequence in enumerate(self._first()):
             chain = self._cache.find(sequence)
             if not self._fits(sequence, chain, running=running, place=place, reserved=reserved):
                 return
@@ -141,18 +142,22 @@ class WaitingLine:
 
     def check_invariants(self) -> None:
         """Raise AssertionError if a waiting request has what only a running one may have."""
-        for place, sequence in enumerate(self._waiting):
+        for place, sequence in enumerate(self._waiting.values()):
             assert sequence.epoch == NOT_ADMITTED, "a waiting request is admitted"
             assert place < _MOST_HOLDERS or not sequence.held, "one holds pages too far behind"
 
     def held_pages(self) -> Int32s:
         """The pages that waiting requests hold."""
-        held = [node.page for sequence in self._waiting for node in sequence.held]
+        held = [node.page for sequence in self._first() for node in sequence.held]
         return np.array(held, np.int32)
+
+    def _first(self) -> list[Sequence]:
+        """Those at the head of the line that may hold pages."""
+        return list(itertools.islice(self._waiting.values(), _MOST_HOLDERS))
 
     def _holders(self, keeping: int = 0) -> list[Sequence]:
         """Those behind the first `keeping` in line that hold pages."""
-        return [sequence for sequence in itertools.islice(self._waiting, keeping, None) if sequence.held]
+        return [sequence for sequence in self._first()[keeping:] if sequence.held]
 
     def _fits(
         self, sequence: Sequence, chain: list[Node], *, running: Int32s, place: int = 0, reserved: int = 0

@@ -17,6 +17,7 @@ class PagePool:
         self._stack = np.arange(num_pages, 0, -1, dtype=np.int32)  # the free ones are [:num_free]
         self._num_free = num_pages
         self._owners = np.zeros(num_pages + 1, np.int32)
+        self._last_place = np.zeros(num_pages + 1, np.int32)  # scratch
 
     @property
     def num_free(self) -> int:
@@ -49,14 +50,18 @@ class PagePool:
     def release(self, pages: Int32s) -> Int32s:
         """Take one owner from each of `pages`, as often as it is listed; gives those that have none left.
 
-        They are in the order of `pages`, each once, and not free before they are given back.
+        They are in the order of `pages`, each in its last place, and not free before they are given back.
         """
-        np.subtract.at(self._owners, pages, 1)
+        places = np.arange(len(pages), dtype=np.int32)
+        self._last_place[pages] = places
+        is_last = self._last_place[pages] == places
+        if is_last.all():
+            self._owners[pages] -= 1  # faster than subtract.at, and the same if each is listed once
+        else:
+            np.subtract.at(self._owners, pages, 1)
         owners = self._owners[pages]
         assert (owners >= 0).all(), f"a page among {pages} is released but has no owner"
-        _, first = np.unique(pages, return_index=True)
-        first.sort()
-        return pages[first][owners[first] == 0]
+        return pages[is_last & (owners == 0)]
 
     def give_back(self, pages: Int32s) -> None:
         """Make `pages`, which have no owners, free again."""

@@ -6,7 +6,7 @@ gives way is the youngest that runs. So the oldest request always makes progress
 with all pages to itself, and each of the others becomes the oldest in its turn.
 """
 
-from collections import deque
+from collections import OrderedDict
 
 from albireo_jax.core.plan import CopyCosts, Int32s
 from albireo_jax.sched.sequence import Sequence
@@ -39,9 +39,10 @@ def victim(running: Int32s) -> int:
     return int(running[-1])
 
 
-def requeue(waiting: deque[Sequence], sequence: Sequence) -> None:
+def requeue(waiting: OrderedDict[str, Sequence], sequence: Sequence) -> None:
     """Put a request that gave way back where it arrived: before all that never started."""
-    waiting.appendleft(sequence)
+    waiting[sequence.request.request_id] = sequence
+    waiting.move_to_end(sequence.request.request_id, last=False)
 
 
 def may_start(*, num_pages: int, num_free: int, num_running: int, growth: int = 0) -> bool:

@@ -72,10 +72,19 @@ def unpacked_digests(packed: bytes, root: Digest, *, num_pages: int) -> list[Dig
 
 def extend_digests(digests: list[Digest], root: Digest, token_ids: Int32s, *, page_size: int) -> None:
     """Append the digests of the full pages of `token_ids`, of which the first ones are there already."""
-    parent = digests[-1] if digests else root
-    for first in range(len(digests) * page_size, len(token_ids) - page_size + 1, page_size):
-        parent = hashlib.sha256(parent + token_ids[first : first + page_size].tobytes()).digest()
+    if (len(digests) + 1) * page_size <= len(token_ids):
+        new_ids = token_ids[len(digests) * page_size :]
+        digests += page_digests(digests[-1] if digests else root, new_ids, page_size=page_size)
+
+
+def page_digests(parent: Digest, token_ids: Int32s, *, page_size: int) -> list[Digest]:
+    """The digests of the full pages of `token_ids`, which are behind the page of the digest `parent`."""
+    data, page_bytes = token_ids.tobytes(), page_size * token_ids.itemsize
+    digests: list[Digest] = []
+    for end in range(page_bytes, len(data) + 1, page_bytes):
+        parent = hashlib.sha256(parent + data[end - page_bytes : end]).digest()
         digests.append(parent)
+    return digests
 
 
 class PrefixTree:

@@ -44,11 +44,13 @@ from albireo_jax.sched.caching import PrefixCache
 from albireo_jax.sched.constraints import NO_MASKS, ConstrainedAnswer
 from albireo_jax.sched.line import WaitingLine
 from albireo_jax.sched.masks import masks_of
+from albireo_jax.sched.outputs import step_outputs
 from albireo_jax.sched.prefix import Node
 from albireo_jax.sched.repeating import check_ends, missing_pages, single_steps, steps_of
 from albireo_jax.sched.scoring import give_scores, scored_tokens, take_scores
 from albireo_jax.sched.sequence import NOT_ADMITTED, NewPages, Sequence, SlotTable, join_pages
 from albireo_jax.sched.stats import SchedulerStats
+from albireo_jax.sched.stops import StopIds
 from albireo_jax.sched.tiers import PageTiers
 
 _MAX_EPOCH = 2**31 - 1
@@ -76,8 +78,7 @@ class Scheduler:
         self._table = SlotTable(config.max_rows, max_len=limits.max_sequence_len, page_size=limits.page_size)
         self._free_slots = list(range(config.max_rows - 1, -1, -1))
         self._live: dict[str, Sequence] = {}
-        self._may_end = np.zeros(limits.vocab_size + 1, np.bool_)  # ids that stop any request so far
-        self._may_end[NOT_FINITE] = True  # the last entry
+        self._stop_ids = StopIds(limits.vocab_size)
         self._line = WaitingLine(
             self._tiers,
             self._cache,
@@ -126,9 +127,7 @@ class Scheduler:
         self._limits.check(request)
         if request.request_id in self._live:
             raise ValueError(f"request id {request.request_id!r} is in use")
-        sequence = Sequence(
-            request=request, known_ids=request.prompt_token_ids, root=self._cache.root(request)
-        )
+        sequence = Sequence(request, request.prompt_token_ids, root=self._cache.root(request))
         if request.constraint is not None:
             sequence.answer = ConstrainedAnswer(request, request.constraint)
             reason = sequence.answer.look(len(request.prompt_token_ids))
@@ -136,7 +135,7 @@ class Scheduler:
                 return RequestOutput(request.request_id, None, reason)
             self._num_constrained += 1
         self._live[request.request_id] = sequence
-        self._may_end[list(request.stop_ids)] = True
+        self._stop_ids.add(request.stop_ids)
         self._line.append(sequence)
         return None
 
@@ -219,42 +218,39 @@ class Scheduler:
         self._cache.register_running(plan, advanced & (sampled.ids != NOT_FINITE), table, live=self._live)
         scores = {} if sampled.scores is None else take_scores(plan, sampled.scores, self._live)
 
-        token_ids: list[int | None] = sampled.ids.tolist()
-        reasons: list[FinishReason | None] = [None] * plan.num_rows
-        are_text = [True] * plan.num_rows
         to_check = plan.samples & ~advanced  # no longer in the slot: finishing, preempted or gone
-        to_check[advanced] = self._may_end[ids]
+        to_check[advanced] = self._stop_ids.may_end(ids)
         if self._num_constrained:
             to_check[advanced] |= table.constrained[slots]
+        checked = self._take_checked(plan, sampled, np.flatnonzero(to_check).astype(np.int32))
+        outputs = step_outputs(plan, sampled, kept=advanced, checked=checked)
+        self._dropped += int(plan.samples.sum()) - len(outputs)
+        if scores:
+            give_scores(outputs, scores)
+        self._cache.tell_hits(outputs)
+        return outputs
+
+    def _take_checked(self, plan: StepPlan, sampled: SampledTokens, rows: Int32s) -> dict[int, RequestOutput]:
+        """Take in the tokens of rows that may end, or whose requests left their slots; the outputs by row."""
+        outputs: dict[int, RequestOutput] = {}
         ended: list[int] = []
-        for row in np.flatnonzero(to_check).tolist():
+        ids, epochs = sampled.ids[rows].tolist(), plan.epochs[rows].tolist()
+        lengths = (plan.starts[rows] + plan.counts[rows] + 1).tolist()
+        for row, token_id, epoch, length in zip(rows.tolist(), ids, epochs, lengths, strict=True):
             sequence = self._live.get(plan.request_ids[row])
-            if sequence is None or sequence.epoch != plan.epochs[row]:
+            if sequence is None or sequence.epoch != epoch:
                 continue  # ended or preempted since the step was planned
-            advanced[row] = True
-            if sampled.ids[row] == NOT_FINITE:
-                token_ids[row], reasons[row] = None, FinishReason.ERROR
-                self._nonfinite += 1
-            else:
-                length = int(plan.starts[row] + plan.counts[row]) + 1
-                reasons[row] = sequence.take(int(sampled.ids[row]), length=length)
-                if sequence.slot is None:
-                    self._cache.register_pending(
-                        sequence, int(sampled.ids[row]), ended=reasons[row] is not None
-                    )
-            if reasons[row] is not None:
-                are_text[row] = token_ids[row] not in sequence.request.stop_ids
+            reason = FinishReason.ERROR if token_id == NOT_FINITE else sequence.take(token_id, length=length)
+            outputs[row] = sequence.output(token_id, reason)
+            if sequence.slot is None and token_id != NOT_FINITE:
+                self._cache.register_pending(sequence, token_id, ended=reason is not None)
+            if reason is not None:
+                self._nonfinite += token_id == NOT_FINITE
                 self._forget(plan.request_ids[row])
                 if sequence.slot is not None:
                     ended.append(sequence.slot)
         if ended:
             self._release(np.array(ended, np.int32))
-        rows = zip(plan.request_ids, token_ids, reasons, are_text, advanced.tolist(), strict=True)
-        outputs = [RequestOutput(id, token, why, is_text=text) for id, token, why, text, kept in rows if kept]
-        self._dropped += int(plan.samples.sum()) - len(outputs)
-        if scores:
-            give_scores(outputs, scores)
-        self._cache.tell_hits(outputs)
         return outputs
 
     def forget_prefixes(self) -> None:
@@ -275,6 +271,7 @@ class Scheduler:
         held = [table.pages[slot, : table.num_pages[slot]] for slot in running.tolist()]
         self._tiers.check_invariants(np.concatenate([self._line.held_pages(), *held]))
         self._line.check_invariants()
+        self._stop_ids.check_invariants(sequence.request.stop_ids for sequence in self._live.values())
         for slot, request_id in zip(running.tolist(), table.request_id[running].tolist(), strict=True):
             sequence = self._live[request_id]
             assert (sequence.slot, sequence.epoch) == (slot, table.epoch[slot]), f"slot {slot} is another's"
@@ -366,20 +363,20 @@ class Scheduler:
     def _forget(self, request_id: str) -> Sequence:
         """Take a request that ended out of the live ones."""
         sequence = self._live.pop(request_id)
+        self._stop_ids.remove(sequence.request.stop_ids)
         self._num_constrained -= sequence.answer is not None
         self._times_emptied += not self._live
         return sequence
 
     def _retire(self, slots: Int32s) -> None:
         """Free `slots`, whose requests have their last step planned and only wait for its result."""
-        table = self._table
-        for slot in slots.tolist():
-            sequence = self._live[str(table.request_id[slot])]
+        pending: list[Node] = []
+        for slot, request_id in zip(slots.tolist(), self._table.request_id[slots].tolist(), strict=True):
+            sequence = self._live[request_id]
             sequence.slot = None
-            sequence.known_ids = table.token_ids[slot, : table.committed[slot]].copy()
-            places = range(int(table.registered[slot]), int(table.computed[slot]) // self._page_size)
-            sequence.pending |= {place: Node(page=int(table.pages[slot, place])) for place in places}
-            self._release(np.array([slot], np.int32), pending=list(sequence.pending.values()))
+            pending += self._cache.expect_last(sequence, slot, self._table)
+        if len(slots):
+            self._release(slots, pending=pending)
 
     def _release_unfinished(self, sequence: Sequence) -> None:
         """Free the slot of a request that has more to compute; pages that are being filled are pending."""
@@ -388,7 +385,10 @@ class Scheduler:
         self._release(slots, pending=pending)
 
     def _release(self, slots: Int32s, *, pending: list[Node] | None = None) -> None:
-        """Free `slots` and their pages; later steps may reuse both, since the device runs steps in order."""
-        self._tiers.release(self._table.clear(slots), pending=pending or ())
+        """Free `slots` and their pages; later steps may reuse both, since the device runs steps in order.
+
+        The pages become idle as if the slots were freed one after the other, each from its last page on.
+        """
+        self._tiers.release(self._table.clear(slots[::-1]), pending=pending or ())
         self._free_slots.extend(slots.tolist())
         self._running = self._running[self._table.epoch[self._running] != NOT_ADMITTED]

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from albireo_jax.core.plan import Int32s, SlotParams, SlotRules, TokenScores
+from albireo_jax.core.plan import NOT_FINITE, Int32s, SlotParams, SlotRules, TokenScores
 from albireo_jax.core.rules import NO_RULES
-from albireo_jax.core.types import FinishReason, Request
+from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched.constraints import ConstrainedAnswer
 from albireo_jax.sched.prefix import Digest, Node, extend_digests, unpacked_digests
 
@@ -32,9 +32,9 @@ class Sequence:
     `root` and `digests` are those of its full pages; `chain` are the pages found when it was last looked up.
     While its pages are copied to the device, by a step numbered `restored_by`, the request waits and owns
     those that are `held`. `pending` are pages, by their place, that steps in flight fill; they may be without
-    an owner by then, if the request ends or is preempted. `unproven` are the pages of its prefix, in this
-    admission, behind which no token was sampled yet. `cached_tokens` of the prompt were found in pages when
-    it first started.
+    an owner by then, if the request ends or is preempted. Once the last step is planned, `tail_ids` are the
+    tokens behind its pages with a digest. `unproven` are the pages of its prefix, in this admission, behind
+    which no token was sampled yet. `cached_tokens` of the prompt were found in pages when it first started.
     """
 
     request: Request
@@ -51,6 +51,7 @@ class Sequence:
     restored_by: int | None = None
     pending: dict[int, Node] = field(default_factory=dict["int", "Node"])
     unproven: list[Node] = field(default_factory=list["Node"])
+    tail_ids: list[int] = field(default_factory=list["int"])
     cached_tokens: int | None = None
 
     def full_pages(self, token_ids: Int32s, *, page_size: int) -> list[Digest]:
@@ -97,6 +98,12 @@ class Sequence:
         if length == self.limit:
             return FinishReason.LENGTH
         return None if self.answer is None else self.answer.advance(token_id, position=length)
+
+    def output(self, token_id: int, reason: FinishReason | None) -> RequestOutput:
+        """What a step brings the request that samples `token_id`; none if its logits were not finite."""
+        is_text = reason is None or token_id not in self.request.stop_ids
+        token = None if token_id == NOT_FINITE else token_id
+        return RequestOutput(self.request.request_id, token, reason, is_text=is_text)
 
     def slot_params(self, slot: int, pages: tuple[int, ...]) -> SlotParams:
         """What the device must know to go on with this request in `slot`, behind what `pages` hold."""

@@ -72,6 +72,15 @@ def test_a_page_is_unowned_once_all_its_owners_released_it() -> None:
     assert pool.share(first).tolist() == first.tolist()
 
 
+def test_pages_of_several_owners_are_released_as_if_one_after_the_other() -> None:
+    pool = PagePool(6)
+    pages = pool.take(4)
+    pool.share(pages[:2])
+    listed = np.concatenate((pages[[0, 1, 2]], pages[[3, 1, 0]]))
+    assert pool.release(listed).tolist() == pages[[2, 3, 1, 0]].tolist()
+    assert not pool.owners.any()
+
+
 def test_what_was_handed_out_does_not_change_with_the_pool() -> None:
     pool = PagePool(4)
     pages = pool.take(4)

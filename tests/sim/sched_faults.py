@@ -161,6 +161,19 @@ def stop_ids_forgotten(real: Scheduler, request: Request) -> None:
     real.add(replace(request, stop_ids=()))
 
 
+def stop_ids_of_all_forgotten(real: Scheduler, plan: StepPlan, sampled) -> list[RequestOutput]:
+    """A request that ends takes the stop ids of the others with it."""
+    outputs = real.commit(plan, sampled)
+    if any(output.finish_reason is not None for output in outputs):
+        real._stop_ids._may_end[:-1] = False
+    return outputs
+
+
+def preempted_behind_all(real: Scheduler) -> StepPlan | None:
+    real._line.requeue = real._line.append
+    return real.plan()
+
+
 def one_token_more(real: Scheduler, request: Request) -> None:
     real.add(replace(request, max_tokens=request.max_tokens + 1))
 
@@ -218,7 +231,7 @@ def scores_of_neighbours(real: Scheduler, plan: StepPlan, sampled) -> list[Reque
 
 def prompt_scored_again(real: Scheduler) -> StepPlan | None:
     """By a request that comes back."""
-    for sequence in real._line._waiting:
+    for sequence in real._line._waiting.values():
         sequence.num_scored = 0
     return real.plan()
 

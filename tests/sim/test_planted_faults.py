@@ -40,6 +40,7 @@ from sched_faults import (
     page_update_lost,
     plan_arrays_reused,
     position_too_low,
+    preempted_behind_all,
     prefix_kept_that_is_not_finite,
     prefix_taken_for_finite,
     prefixes_found_late,
@@ -55,6 +56,7 @@ from sched_faults import (
     seeds_of_others,
     slots_exchanged,
     stop_ids_forgotten,
+    stop_ids_of_all_forgotten,
     waits_for_ever,
     waits_for_others,
     with_calls,
@@ -152,6 +154,11 @@ FAULTS = {
     "abort_not_passed_on": (with_calls(abort=abort_not_passed_on), (nothing_leaks, requests_finish)),
     "abort_of_another": (with_calls(abort=abort_of_another), (requests_finish,)),
     "stop_ids_forgotten": (with_calls(add=stop_ids_forgotten), (requests_finish, tokens_are_those_alone)),
+    "stop_ids_of_all_forgotten": (
+        with_calls(commit=stop_ids_of_all_forgotten),
+        (requests_finish, tokens_are_those_alone),
+    ),
+    "preempted_behind_all": (with_calls(plan=preempted_behind_all), (order_is_fair,)),
     "scores_forgotten": (
         with_plans(lambda plan: replace(plan, scored=ScoredTokens())),
         (scores_are_those_alone,),
