@@ -109,7 +109,7 @@ def test_rows_that_end_together_are_released_by_one_call(
 ) -> None:
     engine = scheduler(num_pages=2_000, rows=128)
     for index in range(128):
-        engine.add(request(f"r{index}", max_tokens=20, prompt_token_ids=np.full(32, index % 100, np.int32)))
+        engine.add(request(f"r{index}", max_tokens=20, prompt_token_ids=(index % 100, index // 100) * 16))
     for _ in range(18):
         step(engine)
     calls: list[int] = []
