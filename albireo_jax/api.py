@@ -61,7 +61,7 @@ _NAMES_ELSEWHERE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """What one prompt came to: n outputs, each with text, token_ids, finish_reason and stop_reason."""
+    """The outputs of one prompt: n of them, each with text, token_ids, finish_reason and stop_reason."""
 
     prompt_token_ids: tuple[int, ...]
     outputs: tuple[Completion, ...]

@@ -70,7 +70,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a job gave; `seconds` are those of tracing and compiling."""
+    """The result of a job; `seconds` is the time of tracing and compiling."""
 
     job: Job
     figures: Figures
@@ -109,7 +109,7 @@ def jobs(options: argparse.Namespace, devices: tuple[object, ...]) -> list[Job]:
 
 
 def few_jobs(devices: tuple[object, ...]) -> list[Job]:
-    """What each change is held to: one model, at few degrees."""
+    """The jobs that each change must pass: one model, at few degrees of tensor parallelism."""
     one, four, eight = (Case(model=SMALLEST, tp=tp, layers=SHALLOW) for tp in (1, 4, 8))
     return [
         *forward_passes((eight, one), (DECODE, MIXED)),
@@ -184,7 +184,7 @@ def run(job: Job, devices: tuple[object, ...]) -> Result:
 
 
 def across_depths(results: list[Result]) -> list[str]:
-    """What grows with the depth and must not."""
+    """The figures that grow with the model's layers and must not, a line each."""
     by_job = {result.job: result.figures for result in results}
     lines: list[str] = []
     for job, deep in by_job.items():

@@ -113,7 +113,7 @@ class ToolCall(Object):
 
 
 class ChatMessage(Object):
-    """What the assistant says; of a stream its next piece."""
+    """The assistant's message, or its next piece in a stream."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None

@@ -95,7 +95,7 @@ async def render_chat(tokenizer: Tokenizer, format: AnswerFormat, body: Conversa
 def _constraint(
     tokenizer: Tokenizer, format: AnswerFormat, body: ChatBody, *, content: StructuredOutput | None
 ) -> StructuredOutput | None:
-    """What the answer must look like: calls if any are demanded, or else what its `content` must."""
+    """The constraint of an answer: calls if any are demanded, or else `content`, with calls if offered."""
     offered = body.offered_functions()  # also where they need no grammar, so that bad ones are refused
     demanded = body.demanded_functions()
     functions = demanded or (offered if content is not None else [])

@@ -64,7 +64,7 @@ class _ErrorResponse(JSONResponse):
 
 
 def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
-    """What the caller asked for is wrong: 400."""
+    """The request itself is wrong: 400."""
     return ApiError(HTTPStatus.BAD_REQUEST, message, param=param, code=code)
 
 

@@ -134,7 +134,7 @@ class EventStream(Response):
 
 
 async def read_to_end(turn: AsyncTurn, receive: Receive) -> list[Completion]:
-    """What all choices of a turn came to; nothing if the client left.
+    """Wait for the completions of all choices of a turn; there are none if the client left.
 
     Raises EngineDeadError, and ApiError if the engine could not complete one of the choices.
     """

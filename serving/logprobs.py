@@ -50,7 +50,7 @@ class CompletionLogprobs:
         return written
 
     def _top(self, text: str, entry: TokenLogprob) -> dict[str, float]:
-        """By text: the token itself, then the likeliest, of which the first counts if texts are the same."""
+        """Log probabilities by text: the token's, then the likeliest; the first of equal texts counts."""
         top = {text: _finite(entry.logprob)}
         for token_id, logprob in entry.top[: self._num_top]:
             top.setdefault(self._spelling.text(token_id), _finite(logprob))

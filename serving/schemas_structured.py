@@ -1,4 +1,4 @@
-"""What an answer must look like, in all the ways that clients ask for it.
+"""Constraints on an answer, in all the notations that clients use.
 
 OpenAI's `response_format`, vLLM's `structured_outputs`, and the older `guided_*` fields of vLLM all become
 one `StructuredOutput`; a body may use one of them.
@@ -85,7 +85,7 @@ class StructuredBody(Wire):
     guided_grammar: str | None = None
 
     def structured(self) -> StructuredOutput | None:
-        """What the answer must look like, if anything; raises ValueError for more than one wish."""
+        """The constraint on the answer, if any; raises ValueError if the body has more than one."""
         wishes: dict[str, tuple[Callable[[str, Any], StructuredOutput], Any]] = {
             "guided_json": (json_schema, self.guided_json),
             "guided_regex": (_regex, self.guided_regex),

@@ -41,7 +41,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heading:
-    """What every object of one answer repeats."""
+    """The fields that every object of one answer repeats."""
 
     id: str
     created: int

@@ -22,7 +22,7 @@ SERVE_FLAGS = "served-model-name host port api-key tool-call-parser reasoning-pa
 
 
 class Outcome:
-    """What a command line printed, and how it ended."""
+    """The output of a command line and its exit status."""
 
     def __init__(self, capfd: pytest.CaptureFixture[str], *arguments: str) -> None:
         with pytest.raises(SystemExit) as ended:

@@ -85,7 +85,7 @@ def _progress(config: EngineConfig) -> Generator[Callable[[int, int], None], Non
 
 
 def _progress_lines(config: EngineConfig) -> Callable[[int, int], None]:
-    """What to call instead of a bar: it writes a line now and then."""
+    """A progress callback that writes lines of text, for an output that can show no bar."""
     typer.echo(f"loading {config.model}", err=True)
 
     def show(done: int, total: int) -> None:

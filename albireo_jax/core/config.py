@@ -47,7 +47,7 @@ class KvDtype(StrEnum):
     FP8 = "fp8"
 
     def resolve(self, dtype: Dtype) -> "KvDtype":
-        """What AUTO stands for beside a model of this dtype; the others stand for themselves."""
+        """The dtype of the cache for a model of `dtype`: AUTO becomes the model's, the others stay."""
         return KvDtype(dtype.value) if self is KvDtype.AUTO else self
 
     def vector_bytes(self, head_dim: int, *, dtype: Dtype) -> int:
@@ -73,7 +73,7 @@ class Quantization(StrEnum):
 
 
 class AttentionBackend(StrEnum):
-    """What computes attention: operations of XLA, or CUDA kernels of our own.
+    """The implementation of attention: operations of XLA, or CUDA kernels of our own.
 
     AUTO takes the kernels on NVIDIA GPUs where they can do the model's attention.
     """

@@ -167,5 +167,5 @@ def _attention_factor(parameters: Json, factor: float) -> float:
 
 
 def yarn_attention_factor(factor: float, scale: float = 1.0) -> float:
-    """What YaRN multiplies queries and keys by where a file does not say."""
+    """YaRN's factor of queries and keys by the paper's formula, for a file that gives none."""
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0

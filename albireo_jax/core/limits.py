@@ -1,4 +1,4 @@
-"""What a running engine can take, checked at the door before a request is queued."""
+"""The limits of a running engine, checked when a request is added, before it is queued."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What a request wants done to its logits before a token is chosen: penalties, biases, refused tokens."""
+"""The logit rules of a request, applied before a token is sampled: penalties, biases, refused tokens."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""What a caller asks for and what comes back: requests, sampling parameters, outputs."""
+"""The types of the engine's interface: requests, sampling parameters, outputs."""
 
 import operator
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ class StructureKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutput:
-    """What a whole output must match.
+    """A constraint that a whole output must match.
 
     `text` is the schema as JSON, the regular expression (matched from end to end), or the grammar in Lark's
     notation; empty for JSON_OBJECT, and for CHOICE, which has `choices` instead. ARGUMENTS are those of a
@@ -260,7 +260,7 @@ class RequestScores(NamedTuple):
 
 
 class RequestOutput(NamedTuple):
-    """What one step brought a request: at most one token, and the reason if it ended.
+    """A request's output of one step: at most one token, and the reason if the request ended.
 
     The steps of one plan bring an output each, in their order.
     A named tuple, not a dataclass: a step of 512 rows makes 512 of them on the engine thread.

@@ -60,13 +60,13 @@ class AnswerReader:
         self._parser = ToolCallParser(tools, new_id=lambda: new_call_id(tools))
 
     def push(self, text: str) -> list[AnswerEvent]:
-        """What is known now that `text` has come."""
+        """Read more of the answer; returns the events that are certain now."""
         if self._splitter is None:
             return self._wanted(self._parser.push(text))
         return self._answered(self._splitter.push(text))
 
     def finish(self) -> list[AnswerEvent]:
-        """What is known now that nothing more comes."""
+        """End the answer; returns the events that were held back."""
         events = self._answered(self._splitter.finish()) if self._splitter is not None else []
         return events + self._wanted(self._parser.finish())
 

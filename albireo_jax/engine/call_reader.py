@@ -81,7 +81,7 @@ class _Call:
 
 
 class CallReader(TextReader):
-    """What the formats have in common: calls as JSON objects."""
+    """The reader that all tool-call formats share: it reads calls as JSON objects."""
 
     def __init__(self, events: list[ToolEvent], *, new_id: Callable[[], str], max_calls: int) -> None:
         super().__init__(self._say_content)

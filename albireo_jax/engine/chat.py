@@ -249,7 +249,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
     """A sandbox in which every call and every round of a loop looks at the time."""
 
     def tick(self) -> None:
-        """What a loop calls in each round."""
+        """Do nothing; each round of a loop in a template calls this, and so `call` looks at the time."""
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function of a template. Raises TemplateError when the rendering's time is over."""

@@ -28,7 +28,7 @@ _MAX_PENDING_BYTES = 3
 
 
 class TextDelta(NamedTuple):
-    """What new tokens add to a request's text, and how it ended if it did.
+    """The text that new tokens add to a request's output, and the reason if the request ended.
 
     A named tuple, not a dataclass: a step of 512 rows makes 512 of them. `stop_reason` is the stop string
     or the id among `stop_token_ids` that ended the request, None for any other end.
@@ -241,7 +241,7 @@ class _StopFinder:
         self.held = ""
 
     def feed(self, text: str, *, searching: bool) -> _Found:
-        """What may go out now that `text` has come; if `searching`, up to a stop string that it completes."""
+        """Add `text`; returns the text that may go out, if `searching` only up to a completed stop string."""
         if not self.held and self._first_chars.isdisjoint(text):
             return _Found(_without_marks(text), None)
         buffer = self.held + text

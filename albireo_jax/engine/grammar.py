@@ -162,7 +162,7 @@ class GrammarConstraint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Workshop:
-    """What compiling needs: the vocabulary as a tree, the trial, and masks of the tokens there are."""
+    """The tools that compile grammars: the vocabulary as a tree, the trial, masks of known and end tokens."""
 
     trie: llguidance.LLTokenizer
     trial: GrammarTrial

@@ -1,4 +1,4 @@
-"""What runs in a process that tries grammars, and may die of them.
+"""The program of a process that tries grammars, and may die of them.
 
 The process keeps the vocabulary and forks for each grammar. The fork compiles it and draws a few answers from
 it at random, with less stack and memory than there is in the engine, and within a limit of *processor* time:

@@ -8,7 +8,7 @@ MAX_DEPTH = 64
 
 
 class State(IntEnum):
-    """What may come next; the last four are no states but events."""
+    """States of the scanner, by the text that may come next; the last four are no states but events."""
 
     VALUE = 0
     FIRST_ITEM = auto()

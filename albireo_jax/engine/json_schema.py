@@ -45,7 +45,7 @@ _OPTIONS = ("item_separator", "key_separator", "whitespace_flexible", "whitespac
 
 
 def json_grammar(schema: Schema) -> str:
-    """What the library compiles for `schema`, as JSON. Raises ValueError for what no grammar can be of."""
+    """`schema` as JSON that llguidance compiles. Raises ValueError if no grammar can express it."""
     if isinstance(schema, bool):
         return json.dumps(schema)
     return json.dumps({"x-guidance": _options(schema.get("x-guidance"))} | _Writer(schema).write())

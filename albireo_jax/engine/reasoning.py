@@ -23,7 +23,7 @@ class ReasoningDelta(NamedTuple):
 
 
 class Thinking(Enum):
-    """What an answer begins with: reasoning, perhaps reasoning in tags, or what follows it."""
+    """The beginning of an answer: inside reasoning, perhaps with a tag that opens it, or after reasoning."""
 
     BEGUN = auto()
     POSSIBLE = auto()
@@ -55,13 +55,13 @@ class ReasoningSplitter:
         next(self._parser)
 
     def push(self, text: str) -> ReasoningDelta:
-        """What is known now that `text` has come."""
+        """Read more of the answer; returns the reasoning and content that are certain now."""
         self._text.add(text, final=False)
         next(self._parser)
         return self._take()
 
     def finish(self) -> ReasoningDelta:
-        """What is known now that nothing more comes."""
+        """End the answer; returns the reasoning and content that were held back."""
         self._text.add("", final=True)
         for _ in self._parser:
             raise AssertionError("a parser waits for text that will not come")

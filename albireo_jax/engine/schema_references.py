@@ -52,7 +52,7 @@ class References:
         return self._targets[self._num_written - 1]
 
     def followed(self, schema: Any) -> Any:
-        """What `schema` stands for, if it is a reference and no more."""
+        """`schema` itself, or the schema that its `$ref` leads to."""
         for _ in range(_MAX_FOLLOWED):
             if not isinstance(schema, dict) or "$ref" not in schema:
                 break

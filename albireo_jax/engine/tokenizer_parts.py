@@ -1,4 +1,4 @@
-"""What a model's files say of its tokenizer, in whatever format they are."""
+"""A model's tokenizer as read from its files, in one form for all formats."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -38,13 +38,13 @@ class ToolCallParser:
         next(self._parser)
 
     def push(self, text: str) -> list[ToolEvent]:
-        """What is known now that `text` has come."""
+        """Read more of the answer; returns the events that are certain now."""
         self._text.add(text, final=False)
         next(self._parser)
         return self._take()
 
     def finish(self) -> list[ToolEvent]:
-        """What is known now that nothing more comes."""
+        """End the answer; returns the events that were held back."""
         self._text.add("", final=True)
         for _ in self._parser:
             raise AssertionError("a parser waits for text that will not come")

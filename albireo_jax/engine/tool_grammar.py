@@ -1,4 +1,4 @@
-"""What an answer must look like when a call is demanded, or when an answer is constrained after reasoning.
+"""Constraints for answers with demanded tool calls, and for answers that are constrained after reasoning.
 
 Here stands only how calls and reasoning are written around what a caller wants, whose own translation is in
 `grammar_notation`. `<[7]>` stands for the token 7: a marker may be a token of its own, even a special one,
@@ -82,7 +82,7 @@ def calls_grammar(
 
 
 def either(first: StructuredOutput, second: StructuredOutput) -> StructuredOutput:
-    """What one of two constraints allows."""
+    """The constraint that allows an output of `first` or of `second`."""
     return _composed(f"start: {part(0)} | {part(1)}", parts=[first, second])
 
 

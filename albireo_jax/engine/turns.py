@@ -33,7 +33,7 @@ _logger = logging.getLogger(__name__)
 
 
 class ChoiceDelta(NamedTuple):
-    """What one step brought a choice; sample i of prompt p is choice p * n + i.
+    """A choice's output of one step; sample i of prompt p is choice p * n + i.
 
     `text` is empty while a character is incomplete or may begin a stop string. `stop_reason` is the
     stop string or the id among `stop_token_ids` that ended the choice. `logprobs` has an entry per token if
@@ -137,7 +137,7 @@ class Turn:
         self._failure = error
 
     def take(self) -> list[ChoiceDelta]:
-        """What came since the last call. Raises EngineDeadError if the engine died and no more will come."""
+        """The deltas since the last call. Raises EngineDeadError if the engine died and no more will come."""
         deltas, self._deltas = self._deltas, []
         if not deltas:
             self.raise_failure()

@@ -96,7 +96,7 @@ def measure_shard(
     source: str,
     between: Callable[[], None] | None = None,
 ) -> Shard:
-    """What the steps of an engine take in loops of these depths; it was prepared with its sampling measured.
+    """Measure the steps of an engine, whose sampling is measured already, in loops of these depths.
 
     All loads run `repeats` times, after a last one that warms up, at the depths in turn, and `between` is
     called after each round but the last. Raises ValueError if the engine is too small to be measured.

@@ -102,7 +102,7 @@ class Assembled:
 def launches(
     model: ModelConfig, bucket: Bucket, *, tp: int, kv_dtype: KvDtype = KvDtype.AUTO
 ) -> tuple[Launch, ...]:
-    """What the attention of one layer launches on each device in a step of this size, in order."""
+    """The kernel launches of one layer's attention on each device in a step of this size, in order."""
     heads = model.kv_heads_at(tp) // tp
     pages = (1, NUM_PAGES + 1, PAGE_SIZE, heads, model.head_dim)
     seen: list[Launch] = []
@@ -147,7 +147,7 @@ def kernels(model: ModelConfig, *, tp: int, kv_dtype: KvDtype) -> dict[str, Kern
 
 
 def assemble(text: str, architecture: str) -> Assembled:
-    """What `ptxas`, which must be on the path, makes of PTX with one kernel.
+    """Assemble PTX of one kernel with `ptxas`, which must be on the path; returns the kernel's figures.
 
     Raises RuntimeError with its words if it refuses, OSError where there is none.
     """

@@ -1,4 +1,4 @@
-"""How much of the prompts of a trace is found in the prefix cache, and how much there was to find.
+"""Replays of a trace that count the prompt tokens found in the prefix cache, beside the most there are.
 
 The prompts of a trace name the blocks of tokens that they are made of, so that what they share is known.
 `fit_context` makes them small enough for a small model; `ideal_hits` counts what a cache could find at best,
@@ -66,7 +66,7 @@ def waves(requests: Iterable[Request]) -> list[list[Request]]:
 
 
 def ideal_hits(waves: Iterable[Sequence[Request]], *, page_size: int) -> PrefixHits:
-    """What is found with endless memory if a prompt is cached as soon as the next wave comes.
+    """The hits of an endless cache in which a prompt can be found as soon as the next wave comes.
 
     A prompt finds as many full pages as it begins with like a prompt of an earlier wave; never the page of
     its own last token, which is always computed. With each request a wave of its own, this is the most that
@@ -98,7 +98,7 @@ def replay_simulated(
 
 
 def replay_waves(requests: Sequence[Request], frontend: Frontend, *, cache_salt: str = "") -> PrefixHits:
-    """What an engine finds if the requests of a wave are sent together, each wave after the last."""
+    """The hits of an engine to which the requests of a wave are sent together, each wave after the last."""
     prompt_tokens = cached_tokens = num_tokens = 0
     for wave in waves(requests):
         params = [SamplingParams(max_tokens=each.max_tokens, temperature=0, ignore_eos=True) for each in wave]

@@ -1,4 +1,4 @@
-"""What too little KV memory costs: many conversations in all the memory they want, and in a third of it.
+"""The cost of too little KV memory: many conversations in all the memory they want, and in a third of it.
 
 All conversations take their first turn, then all their second, and so on: when one goes on, all the others
 have been there since, and the page that was left longest ago is always the next one that is wanted. Three
@@ -38,7 +38,7 @@ Answer = Callable[[list[Tokens], int], list[Tokens]]
 
 
 class Memory(StrEnum):
-    """How much memory an engine has."""
+    """The KV memory of an engine."""
 
     ENDLESS = "endless"
     SWAP = "swap"
@@ -222,7 +222,7 @@ def simulate(device: SimulatedDevice, talks: Talks, pages: Pages, *, config: Sch
 
 
 def _costs(device: SimulatedDevice, limits: EngineLimits, *, tokens: int) -> CopyCosts:
-    """What the scheduler would have measured on the device."""
+    """The costs that the scheduler would measure on `device`."""
     return CopyCosts(
         page_s=device.page_copy_s,
         token_s=device.cost(_prompt_step(tokens, limits)) / tokens,

@@ -74,7 +74,7 @@ class DecoderWeights(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What turns hidden states into logits: the final norm, and the head or the embedding it is tied to."""
+    """Weights from hidden states to logits: the final norm, and the head or the embedding it is tied to."""
 
     norm_D: Float[Array, " D"]
     head_VD: Float[Array, "V D"]
@@ -99,7 +99,7 @@ class LayerWeights(NamedTuple):
 
 
 class QueriesKeysValues(NamedTuple):
-    """What attention takes, queries and keys rotated to their positions."""
+    """The inputs of attention: queries and keys rotated to their positions, and values."""
 
     q_TNGK: Float[Array, "T N G K"]
     k_TNK: Float[Array, "T N K"]

@@ -113,7 +113,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
 
 
 def rotation_factor(scaling: RopeScaling | None) -> float:
-    """What a rotation multiplies queries and keys by."""
+    """The factor by which a rotation multiplies queries and keys."""
     return scaling.attention_factor if isinstance(scaling, YarnRopeScaling) else 1.0
 
 

@@ -156,7 +156,7 @@ def _complete(shards: list[Path]) -> list[Path]:
 
 
 def _seen(folder: Path, candidates: list[Path]) -> str:
-    """What a folder has in place of weights that can be told to be the model's."""
+    """Words for an error: the files that a folder has in place of the model's weights."""
     if len(candidates) == 1:
         return f"only {candidates[0].name}, an adapter; merge it into its base model first"
     if candidates:

@@ -258,7 +258,7 @@ def test_a_loop_that_raises_ends_every_request_with_an_error(fail_at: int) -> No
 
 
 class _Panic(BaseException):
-    """What a panic of an extension module is to Python: no Exception."""
+    """A panic of an extension module as Python sees it: a BaseException that is no Exception."""
 
 
 class _Raising:

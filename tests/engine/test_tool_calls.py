@@ -42,7 +42,7 @@ CITY = {"city": 'Öl "x" \\ {[<tool_call>;', "n": [1, -2.5e3, True, None, {"deep
 
 
 class Found(NamedTuple):
-    """What a parser made of a text; calls as (name, arguments)."""
+    """The content and the calls that a parser found in a text; calls as (name, arguments)."""
 
     content: str
     calls: list[tuple[str, str]]

@@ -64,7 +64,7 @@ def alone(engine: Build) -> dict[str, list[int]]:
 
 
 def _changed(logits_V: np.ndarray, rules: TokenRules, prompt: list[int], answer: list[int]) -> np.ndarray:
-    """What the rules make of a row of logits, by a loop."""
+    """A row of logits with the rules applied, by a loop."""
     out = logits_V.astype(np.float32).copy()
     allowed = rules.allowed_token_ids.tolist() or range(VOCAB)
     out[[token for token in range(VOCAB) if token not in allowed]] = -np.inf

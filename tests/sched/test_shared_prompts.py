@@ -69,7 +69,7 @@ class Engine:
         return self
 
     def cached(self, request_id: str) -> int:
-        """How much of its prompt its first token said was found."""
+        """Tokens of the request's prompt that were found in the cache, as its first output says."""
         return next(output.cached_tokens for output in self.outputs if output.request_id == request_id)
 
     def prompt_tokens(self, request_id: str) -> int:

@@ -43,7 +43,7 @@ class Model:
         self.held: list[np.ndarray] = []
 
     def settle(self) -> None:
-        """What a step does with its copies."""
+        """Make the copies of one step."""
         copies = self.tiers.copies()
         self.host |= {host: self.device[page] for page, host in copies.to_host}
         self.device |= {page: self.host[host] for host, page in copies.to_device}

@@ -13,7 +13,7 @@ _panics = threading.Event()
 
 
 class _Panic(BaseException):
-    """What a panic of an extension module is to Python: no Exception."""
+    """A panic of an extension module as Python sees it: a BaseException that is no Exception."""
 
 
 class _Panicking:

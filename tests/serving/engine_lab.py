@@ -83,7 +83,7 @@ NO_ENERGY = NoEnergyMeter("the device is simulated")
 
 @dataclass(frozen=True, kw_only=True)
 class Lab:
-    """What the HTTP app and the tests see of a simulated engine."""
+    """A simulated engine as the HTTP app and the tests see it."""
 
     served_name: str
     limits: EngineLimits

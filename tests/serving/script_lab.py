@@ -70,7 +70,7 @@ class ScriptedExecutor:
 
 
 class Said:
-    """What a scripted step sampled."""
+    """The sampled tokens of a scripted step."""
 
     def __init__(self, sampled: SampledTokens) -> None:
         self._sampled = sampled

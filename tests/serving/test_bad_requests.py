@@ -1,4 +1,4 @@
-"""What is wrong is refused with OpenAI's error body, and the engine goes on as if nothing had been."""
+"""Wrong requests are refused with OpenAI's error body, and the engine goes on as before."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ CANARY = {"prompt": "canary", "max_tokens": 30, "seed": 7, "n": 2}
 
 
 def _run(engine: Lab, work: Any, **app_options: Any) -> Any:
-    """What `work` gives, called with a client of an app of `engine`."""
+    """Call `work` with a client of an app of `engine`; returns its result."""
 
     async def main() -> Any:
         async with in_process(create_app(engine, **app_options)) as client:

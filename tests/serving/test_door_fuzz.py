@@ -137,7 +137,7 @@ class _Door:
         )
 
     def take(self, schema: type[Wire], body: dict[str, Any]) -> list[Sequence]:
-        """What waits in the engine then, or the error of the door."""
+        """The sequences that `body` adds to the waiting queue. Raises the error of a body that is refused."""
         match parse_body(json.dumps(body).encode(), schema):
             case CompletionBody() as completion:
                 params = completion.sampling_params(16)
@@ -164,7 +164,7 @@ class _Door:
 
 
 def _pack(sequence: Sequence) -> None:
-    """What happens on the engine thread."""
+    """Do the engine thread's part of adding a sequence: its mask, its parameters and its rules."""
     request = sequence.request
     if request.constraint is not None:
         ConstrainedAnswer(request, request.constraint).look(len(request.prompt_token_ids))

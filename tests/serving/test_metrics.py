@@ -126,7 +126,7 @@ def test_rows_that_are_not_finite_are_counted() -> None:
 
 
 def test_prefixes_are_counted_as_they_are_found_moved_and_lost() -> None:
-    """Each prompt fills 3 of the 8 pages, of which 2 can be found; its answer needs a page of its own."""
+    """Each prompt fills 3 of the 8 pages, and 2 of the 3 can be found; its answer needs a page of its own."""
     limits = EngineLimits(max_model_len=64, vocab_size=101, num_pages=8, page_size=8, num_host_pages=2)
     prompts = ["a", "a", "b", "c", "a", "c"]
     with lab(limits) as engine:

@@ -1,4 +1,4 @@
-"""What clients ask an answer to look like becomes one constraint, which allows that and nothing else."""
+"""The constraint that a client asks for allows the answers that it describes, and no others."""
 
 import itertools
 import json

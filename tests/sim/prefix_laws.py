@@ -10,7 +10,7 @@ Key = tuple[str, tuple[int, ...]]
 
 
 class Prefixes:
-    """What full pages hold as a journal is read, if none is ever evicted.
+    """The contents of full pages as a journal is read, if no page is ever evicted.
 
     `committed` keys were computed by committed steps, and no prompt that begins with them was found to be not
     finite before a token was sampled behind them (`proven`). `in_flight` are those of chunks of known tokens
@@ -49,7 +49,7 @@ class Prefixes:
         self.results = []
 
     def keys(self, request_id: str, first: int, end: int) -> list[Key]:
-        """Those of the full pages behind `first` and up to `end` tokens of a request."""
+        """The keys of a request's full pages behind its `first` tokens, up to `end` tokens."""
         scope = self.requests[request_id].cache_salt if self.shares else request_id
         tokens, size = self.known[request_id], self.page_size
         ends = range((first // size + 1) * size, min(end, len(tokens)) + 1, size)
@@ -63,14 +63,14 @@ class Prefixes:
             self.in_flight.setdefault(plan.step, []).extend(keys)
 
     def useful(self, request_id: str) -> list[Key]:
-        """Those of its prompt that a request could find, if it does not want the prompt's scores."""
+        """The keys of its prompt that a request could find; none if it wants the prompt's scores."""
         request = self.requests[request_id]
         if request.prompt_logprobs is not None:
             return []
         return self.keys(request_id, 0, min(len(request.prompt_token_ids), len(self.known[request_id]) - 1))
 
     def findable(self, request_id: str) -> list[Key]:
-        """Those of them that it must find."""
+        """The keys of its prompt that a request must find: the useful ones up to the first not committed."""
         useful = self.useful(request_id)
         missing = (at for at, key in enumerate(useful) if key not in self.committed)
         return useful[: next(missing, len(useful))]

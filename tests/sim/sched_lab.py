@@ -64,7 +64,7 @@ class House:
 
 @dataclass(frozen=True, kw_only=True)
 class Bond:
-    """What a request is bound to, if anything.
+    """The rule that a request's tokens must follow, if any, and its faults.
 
     With a `modulus` its tokens must follow a rule: modulo `modulus`, the next one is the last one plus 1, 2
     or 3; after `max_length` tokens nothing may follow; after `fails_after` it is not known what may. Once
@@ -77,7 +77,7 @@ class Bond:
     breaks_after: int | None = None
 
     def allowed(self, tokens: tuple[int, ...]) -> list[int]:
-        """What may follow `tokens`."""
+        """The tokens that may follow `tokens`."""
         if len(tokens) == self.max_length:
             return []
         last = tokens[-1] if tokens else 0

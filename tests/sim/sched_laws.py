@@ -1,4 +1,4 @@
-"""What must be true of every run of any scheduler: functions of a journal that raise AssertionError."""
+"""Laws of every run of any scheduler: functions of a journal that raise AssertionError."""
 
 from prefix_laws import hits_were_seen_before, no_page_is_computed_twice, nobody_waits_in_vain
 from sched_lab import Bond, Journal, Result, alone, mask_of, run_alone
@@ -8,7 +8,7 @@ from albireo_jax.core.types import FinishReason, Request, RequestOutput
 
 
 def may_follow(request: Request, bond: Bond, tokens: list[int]) -> list[int]:
-    """What a bound request may say after `tokens`: what its rule allows, but no stop before min_tokens."""
+    """The tokens that may follow `tokens` in a bound request, without stop tokens before min_tokens."""
     banned = request.stop_ids if len(tokens) < request.min_tokens else ()
     return [token for token in bond.allowed(tuple(tokens)) if token not in banned]
 

@@ -37,7 +37,7 @@ UNMARKED = {ord("<") - 32: -100.0, 96 + SPECIAL.index("<think>"): -100.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What is wanted: equivalent bodies for HTTP, and the arguments of SamplingParams for Python."""
+    """A set of sampling options, as equivalent HTTP bodies and as arguments of SamplingParams."""
 
     name: str
     bodies: tuple[dict[str, Any], ...]

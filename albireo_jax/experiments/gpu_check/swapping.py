@@ -1,4 +1,4 @@
-"""What KV copies cost the engine's steps: conversations in all the pages they want, and in a third of them.
+"""The cost of KV copies in the engine's steps, for conversations with all their pages and a third of them.
 
 The conversations and the kinds of memory are those of `experiments.swap`; the engine has random weights.
 """
