@@ -1,6 +1,5 @@
 """A Hugging Face `config.json` as a `ModelConfig`; what cannot be run is refused by key and value."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ from albireo_jax.core.config import ModelConfig
 from albireo_jax.core.errors import ModelError, UnknownArchitectureError
 from albireo_jax.core.hf_refusals import refuse_unsupported
 from albireo_jax.core.hf_rope import read_rope, rope_to_hf
-from albireo_jax.core.json_fields import Json, integer, positive, truth
+from albireo_jax.core.json_fields import Json, integer, positive, read_json, truth
 
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
@@ -31,7 +30,7 @@ def read_hf_config(folder: Path) -> ModelConfig:
     """
     generation = folder / "generation_config.json"
     return model_config_from_hf(
-        _read_json(folder / "config.json"), _read_json(generation) if generation.is_file() else {}
+        _read_object(folder / "config.json"), _read_object(generation) if generation.is_file() else {}
     )
 
 
@@ -97,11 +96,8 @@ def model_config_to_hf(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _read_json(path: Path) -> Json:
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
+def _read_object(path: Path) -> Json:
+    contents = read_json(path)
     if not isinstance(contents, dict):
         raise ModelError(f"{path} must hold a JSON object")
     return contents

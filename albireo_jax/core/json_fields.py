@@ -1,12 +1,22 @@
-"""Typed reads of a config.json; ModelError names a key that is missing or of a wrong type."""
+"""Reads of a model's JSON files, and of typed fields of config.json; ModelError names the file or the key."""
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from albireo_jax.core.errors import ModelError
 
 Json: TypeAlias = Mapping[str, Any]
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises ModelError if the file cannot be read or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
 
 
 def integer(config: Json, key: str, default: int | None = None) -> int:

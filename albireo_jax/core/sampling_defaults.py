@@ -1,12 +1,12 @@
 """A model's own sampling defaults: what its generation_config.json says of them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from albireo_jax.core.errors import ModelError
+from albireo_jax.core.json_fields import read_json
 from albireo_jax.core.types import SamplingParams
 
 _FILE = "generation_config.json"
@@ -51,10 +51,7 @@ def read_sampling_defaults(folder: Path) -> SamplingDefaults:
     path = folder / _FILE
     if not path.is_file():
         return NO_DEFAULTS
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
+    content = read_json(path)
     if not isinstance(content, Mapping):
         raise ModelError(f"{path} must hold an object, got {content!r:.50}")
     named = {field.name: content.get(field.name) for field in fields(SamplingDefaults)}

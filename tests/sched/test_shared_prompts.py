@@ -133,9 +133,7 @@ def test_a_request_that_has_nothing_to_wait_for_does_not_wait(second: dict, opti
 def test_what_was_computed_of_an_aborted_prompt_is_found(depth: int) -> None:
     engine = Engine(depth=depth).add(request("a"))
     for _ in range(2):
-        engine.plan()
-        if len(engine.in_flight) == depth:
-            engine.commit()
+        engine.step()
     engine.scheduler.abort("a")
     engine.add(request("b")).drain()
     assert engine.computed["a"] == 24
@@ -146,9 +144,7 @@ def test_what_was_computed_of_an_aborted_prompt_is_found(depth: int) -> None:
 def test_a_prompt_that_is_preempted_is_not_computed_again(depth: int) -> None:
     engine = Engine(depth=depth).add(request("a"))
     for _ in range(2):
-        engine.plan()
-        if len(engine.in_flight) == depth:
-            engine.commit()
+        engine.step()
     engine.scheduler._preempt(int(engine.scheduler._running[-1]))
     engine.drain()
     assert engine.scheduler.stats().preemptions == 1
