@@ -26,6 +26,7 @@ A row with a constraint waits for its own tokens and delays no other row: see `c
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
@@ -222,7 +223,7 @@ class Scheduler:
         to_check[advanced] = self._stop_ids.may_end(ids)
         if self._num_constrained:
             to_check[advanced] |= table.constrained[slots]
-        checked = self._take_checked(plan, sampled, np.flatnonzero(to_check).astype(np.int32))
+        checked = self._take_checked(plan, sampled, np.flatnonzero(to_check)) if to_check.any() else {}
         outputs = step_outputs(plan, sampled, kept=advanced, checked=checked)
         self._dropped += int(plan.samples.sum()) - len(outputs)
         if scores:
@@ -230,7 +231,9 @@ class Scheduler:
         self._cache.tell_hits(outputs)
         return outputs
 
-    def _take_checked(self, plan: StepPlan, sampled: SampledTokens, rows: Int32s) -> dict[int, RequestOutput]:
+    def _take_checked(
+        self, plan: StepPlan, sampled: SampledTokens, rows: NDArray[np.intp]
+    ) -> dict[int, RequestOutput]:
         """Take in the tokens of rows that may end, or whose requests left their slots; the outputs by row."""
         outputs: dict[int, RequestOutput] = {}
         ended: list[int] = []
@@ -370,13 +373,14 @@ class Scheduler:
 
     def _retire(self, slots: Int32s) -> None:
         """Free `slots`, whose requests have their last step planned and only wait for its result."""
+        if not len(slots):
+            return
         pending: list[Node] = []
         for slot, request_id in zip(slots.tolist(), self._table.request_id[slots].tolist(), strict=True):
             sequence = self._live[request_id]
             sequence.slot = None
             pending += self._cache.expect_last(sequence, slot, self._table)
-        if len(slots):
-            self._release(slots, pending=pending)
+        self._release(slots, pending=pending)
 
     def _release_unfinished(self, sequence: Sequence) -> None:
         """Free the slot of a request that has more to compute; pages that are being filled are pending."""

@@ -9,7 +9,7 @@ import pytest
 from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import SampledTokens, StepPlan
-from albireo_jax.core.types import FinishReason, Request
+from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched.scheduler import Scheduler
 
 ROWS = 16
@@ -158,3 +158,11 @@ def test_stop_ids_that_are_counted_wrongly_are_missed() -> None:
     engine._stop_ids.remove((STOP_ID,))
     with pytest.raises(AssertionError, match="stop ids are counted wrongly"):
         engine.check_invariants()
+
+
+def test_outputs_of_rows_that_go_on_are_those_that_the_class_makes() -> None:
+    engine = scheduler(num_pages=64)
+    engine.add(request("a"))
+    (output,) = step(engine)
+    assert output == RequestOutput("a", SAMPLED_ID, None)
+    assert type(output) is RequestOutput
