@@ -1,4 +1,4 @@
-"""How much of a request's tokens is in pages already, and which of its pages others may find.
+"""The prefix cache of requests: a request's tokens found in pages, and its own pages that others may find.
 
 A page can be found once the step that filled it is committed; a step that was dropped fills none. The chunks
 of a prompt before its last one sample nothing, so that nobody has seen yet whether their keys and values are

@@ -1,4 +1,4 @@
-"""Which pages hold which prefixes: a tree of full pages, found by the hash of all that they hold.
+"""The prefix tree: its nodes are full pages, found by the hash of their tokens and all tokens before.
 
 A page's digest is the SHA-256 of its parent's digest and of its tokens; the root's is that of a salt. So
 equal digests mean equal tokens at equal positions behind the same salt, and a request that finds a chain of
@@ -71,7 +71,7 @@ def unpacked_digests(packed: bytes, root: Digest, *, num_pages: int) -> list[Dig
 
 
 def extend_digests(digests: list[Digest], root: Digest, token_ids: Int32s, *, page_size: int) -> None:
-    """Append the digests of the full pages of `token_ids`, of which the first ones are there already."""
+    """Append the digests of the full pages of `token_ids` that `digests` does not hold yet."""
     if (len(digests) + 1) * page_size <= len(token_ids):
         new_ids = token_ids[len(digests) * page_size :]
         digests += page_digests(digests[-1] if digests else root, new_ids, page_size=page_size)

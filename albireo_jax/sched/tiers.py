@@ -162,7 +162,7 @@ class PageTiers:
             self._device.give_back(np.array(self._drop(node), np.int32))
 
     def copies(self) -> PageCopies:
-        """What is to be copied by the next plan; host pages that are copied from are free after it."""
+        """The copies for the next plan; host pages that are copied from are free after it."""
         copies = PageCopies(
             to_host=tuple((page, host_page) for host_page, page in self._to_host.items()),
             to_device=tuple(self._to_device),
