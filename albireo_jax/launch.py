@@ -20,6 +20,7 @@ from albireo_jax.engine.energy import Meter, open_meter
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.interpreter import release_interpreter, settle_interpreter
 from albireo_jax.engine.loop import EngineLoop
+from albireo_jax.engine.mask_threads import ThreadedMaskMaker
 from albireo_jax.engine.service import EngineService
 from albireo_jax.engine.timeline import Timeline
 from albireo_jax.engine.tokenizer import Tokenizer
@@ -195,12 +196,7 @@ def _prepare(
         executor.measure_sampling()
     copy_costs = executor.measure_copies() if sizes.limits.num_host_pages else None
     timeline = Timeline()
-    scheduler = Scheduler(
-        config.scheduler,
-        sizes.limits,
-        shares_prefixes=config.cache.prefix_caching,
-        copy_costs=copy_costs,
-    )
+    scheduler = _scheduler(config, sizes.limits, copy_costs)
     return Prepared(
         config=config,
         model_config=model,
@@ -213,6 +209,17 @@ def _prepare(
         energy=_energy_meter(mesh),
         copy_costs=copy_costs,
         loop=EngineLoop(scheduler, executor, depth=config.scheduler.depth, timeline=timeline),
+    )
+
+
+def _scheduler(config: EngineConfig, limits: EngineLimits, copy_costs: CopyCosts | None) -> Scheduler:
+    """A scheduler that has masks made by threads beside the engine's."""
+    return Scheduler(
+        config.scheduler,
+        limits,
+        shares_prefixes=config.cache.prefix_caching,
+        copy_costs=copy_costs,
+        mask_maker=ThreadedMaskMaker(),
     )
 
 

@@ -2,8 +2,8 @@
 
 A grammar is written in llguidance's notation (see `grammar_notation`), tried in a process of its own
 (see `grammar_trials`), compiled here, and kept; each request then gets a constraint that starts from a
-copy. All of that happens in the thread of the caller. What is left to the engine's thread is a mask per
-token, some 10 µs.
+copy. All of that happens in the thread of the caller. What is left is a mask per token, mostly some
+10 µs; see `mask_threads`.
 
 The mask allows what the bytes of the tokens allow, however the text is cut into tokens. Special tokens are
 allowed only where a grammar names them, the end-of-sequence ids where the answer may end.

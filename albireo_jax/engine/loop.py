@@ -8,6 +8,9 @@ from albireo_jax.core.types import RequestOutput
 from albireo_jax.engine.timeline import StepStamps, Timeline
 from albireo_jax.sched.scheduler import Scheduler
 
+_MAX_IDLE_S = 0.01
+"""Longest wait for a mask if there is nothing else to do; new requests and aborts wait as long."""
+
 
 class _InFlight(NamedTuple):
     plan: StepPlan
@@ -42,8 +45,10 @@ class EngineLoop:
     def step(self) -> list[RequestOutput]:
         """Queue the next step if there is one; commit the oldest unless more steps can be queued before it.
 
-        An empty list means that nothing was committed, or nothing that still has a request.
+        An empty list means that nothing was committed, or nothing that still has a request. If nothing can be
+        planned before a mask is made aside, and nothing is in flight, a mask is waited for, for a while.
         """
+        outputs = self.scheduler.take_masks()
         now = self.timeline.clock
         plan_s = now()
         plan = self.scheduler.plan()
@@ -53,13 +58,13 @@ class EngineLoop:
             stamps = StepStamps(plan_s, dispatch_s, now(), self._note_pause())
             self._in_flight.append(_InFlight(plan, handle, stamps))
             if len(self._in_flight) < self._depth:
-                return []
+                return outputs
         if not self._in_flight:
-            return []
+            return outputs or self.scheduler.take_masks(_MAX_IDLE_S)
         plan, handle, stamps = self._in_flight.popleft()
         sampled = handle.wait()
         commit_s = now()
-        outputs = self.scheduler.commit(plan, sampled)
+        outputs += self.scheduler.commit(plan, sampled)
         self.timeline.record(stamps, sampled, commit_s=commit_s)
         return outputs
 

@@ -79,11 +79,14 @@ class WaitingLine:
         """Take out the first in line if it may start beside those that run, and all that it found is there.
 
         It also waits for what a step in flight computes and it would compute again; that takes no longer than
-        the steps that are planned already, and nobody overtakes it.
+        the steps that are planned already, and nobody overtakes it. Nor does anybody if it gave way before
+        the mask of its next token was made.
         """
         if not self._waiting:
             return None
         sequence = next(iter(self._waiting.values()))
+        if sequence.answer is not None and sequence.answer.is_pending:
+            return None
         if sequence.restored_by is not None and committed_step < sequence.restored_by:
             return None
         chain = self._cache.find(sequence)

@@ -32,14 +32,21 @@ class PagePlaces(NamedTuple):
 
 
 _NO_STEPS = np.zeros(0, np.int32)
+_NO_PLACES = PagePlaces(_NO_STEPS, _NO_STEPS)
 
 
-def steps_of(rows: Int32s, table: SlotTable, *, most: int) -> Int32s:
-    """How many steps each of the slots in `rows`, which all decode, can take by itself; empty if one each."""
+def steps_of(rows: Int32s, table: SlotTable, *, most: int, num_available: int) -> tuple[Int32s, PagePlaces]:
+    """How many steps each of the slots in `rows`, which all decode, can take by itself, and its new pages.
+
+    There are no steps, which means one each, if that needs more pages than are available.
+    """
     if not table.repeats[rows].all():
-        return _NO_STEPS
+        return _NO_STEPS, _NO_PLACES
     steps = np.minimum(most, table.limit[rows] - table.length[rows])
-    return steps if steps.max(initial=1) > 1 else _NO_STEPS
+    places = missing_pages(rows, steps, table)
+    if steps.max(initial=1) == 1 or len(places.slots) > num_available:
+        return _NO_STEPS, _NO_PLACES
+    return steps, places
 
 
 def missing_pages(rows: Int32s, steps: Int32s, table: SlotTable) -> PagePlaces:

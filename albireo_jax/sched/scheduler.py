@@ -20,19 +20,19 @@ plan as soon as its last step is planned, since the device runs steps in order. 
 token is seen when its step is committed; what later steps computed for it is dropped, because its id is
 gone or its epoch is old.
 
-A row with a constraint waits for its own tokens and delays no other row: see `constraints`.
+A row with a constraint waits for its own tokens and masks, and delays no other row: see `constraints`.
 """
 
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import (
     NOT_FINITE,
     TOKEN_ON_DEVICE,
+    Bools,
     CopyCosts,
     Int32s,
     SampledTokens,
@@ -42,12 +42,12 @@ from albireo_jax.core.plan import (
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched import policy
 from albireo_jax.sched.caching import PrefixCache
-from albireo_jax.sched.constraints import NO_MASKS, ConstrainedAnswer
+from albireo_jax.sched.constraints import NO_MASKS, ConstrainedAnswer, InlineMaskMaker, MaskMaker
 from albireo_jax.sched.line import WaitingLine
-from albireo_jax.sched.masks import masks_of
+from albireo_jax.sched.masks import PendingMasks, masks_of
 from albireo_jax.sched.outputs import step_outputs
 from albireo_jax.sched.prefix import Node
-from albireo_jax.sched.repeating import check_ends, missing_pages, single_steps, steps_of
+from albireo_jax.sched.repeating import check_ends, single_steps, steps_of
 from albireo_jax.sched.scoring import give_scores, scored_tokens, take_scores
 from albireo_jax.sched.sequence import NOT_ADMITTED, NewPages, Sequence, SlotTable, join_pages
 from albireo_jax.sched.stats import SchedulerStats
@@ -67,6 +67,7 @@ class Scheduler:
         *,
         shares_prefixes: bool = True,
         copy_costs: CopyCosts | None = None,
+        mask_maker: MaskMaker | None = None,
     ) -> None:
         self._max_step_tokens = config.max_step_tokens
         self._decode_steps = config.decode_steps
@@ -77,6 +78,7 @@ class Scheduler:
             self._tiers, page_size=limits.page_size, shares=shares_prefixes, costs=copy_costs
         )
         self._table = SlotTable(config.max_rows, max_len=limits.max_sequence_len, page_size=limits.page_size)
+        self._pending = PendingMasks(mask_maker or InlineMaskMaker(), self._table)
         self._free_slots = list(range(config.max_rows - 1, -1, -1))
         self._live: dict[str, Sequence] = {}
         self._stop_ids = StopIds(limits.vocab_size)
@@ -91,10 +93,7 @@ class Scheduler:
         self._epoch = NOT_ADMITTED
         self._steps = 0
         self._committed_step = -1
-        self._preemptions = 0
-        self._nonfinite = self._dropped = 0
-        self._num_constrained = 0  # of the live requests
-        self._times_emptied = 0
+        self._preemptions = self._nonfinite = self._dropped = self._times_emptied = 0
 
     @property
     def has_work(self) -> bool:
@@ -131,10 +130,9 @@ class Scheduler:
         sequence = Sequence(request, request.prompt_token_ids, root=self._cache.root(request))
         if request.constraint is not None:
             sequence.answer = ConstrainedAnswer(request, request.constraint)
-            reason = sequence.answer.look(len(request.prompt_token_ids))
-            if reason is not None:
+            if (reason := sequence.answer.look(len(request.prompt_token_ids))) is not None:
                 return RequestOutput(request.request_id, None, reason)
-            self._num_constrained += 1
+            self._pending.num_constrained += 1
         self._live[request.request_id] = sequence
         self._stop_ids.add(request.stop_ids)
         self._line.append(sequence)
@@ -142,14 +140,12 @@ class Scheduler:
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request now, its pages free at once; None if there is none of that id."""
-        if request_id not in self._live:
+        if (sequence := self._live.get(request_id)) is None:
             return None
-        sequence = self._forget(request_id)
         self._cache.drop(request_id)
         if sequence.slot is not None:
             self._release_unfinished(sequence)
-        elif sequence.epoch == NOT_ADMITTED:
-            self._line.remove(sequence)
+        self._end([sequence])
         return RequestOutput(request_id, None, FinishReason.ABORT)
 
     def plan(self) -> StepPlan | None:
@@ -173,7 +169,7 @@ class Scheduler:
         ends = starts + counts
         samples = ends == table.length[rows]
         updates = join_pages(new_pages)
-        masks = masks_of(rows[samples], table, self._live) if self._num_constrained else NO_MASKS
+        masks = masks_of(rows[samples], table, self._live) if self._pending.num_constrained else NO_MASKS
         step_plan = StepPlan(
             step=self._steps,
             request_ids=tuple(table.request_id[rows].tolist()),
@@ -221,9 +217,9 @@ class Scheduler:
 
         to_check = plan.samples & ~advanced  # no longer in the slot: finishing, preempted or gone
         to_check[advanced] = self._stop_ids.may_end(ids)
-        if self._num_constrained:
+        if self._pending.num_constrained:
             to_check[advanced] |= table.constrained[slots]
-        checked = self._take_checked(plan, sampled, np.flatnonzero(to_check)) if to_check.any() else {}
+        checked = self._take_checked(plan, sampled, to_check) if to_check.any() else {}
         outputs = step_outputs(plan, sampled, kept=advanced, checked=checked)
         self._dropped += int(plan.samples.sum()) - len(outputs)
         if scores:
@@ -231,15 +227,15 @@ class Scheduler:
         self._cache.tell_hits(outputs)
         return outputs
 
-    def _take_checked(
-        self, plan: StepPlan, sampled: SampledTokens, rows: NDArray[np.intp]
-    ) -> dict[int, RequestOutput]:
+    def _take_checked(self, plan: StepPlan, sampled: SampledTokens, rows: Bools) -> dict[int, RequestOutput]:
         """Take in the tokens of rows that may end, or whose requests left their slots; the outputs by row."""
         outputs: dict[int, RequestOutput] = {}
-        ended: list[int] = []
+        ended, bound = dict[int, Sequence](), dict[int, Sequence]()
         ids, epochs = sampled.ids[rows].tolist(), plan.epochs[rows].tolist()
         lengths = (plan.starts[rows] + plan.counts[rows] + 1).tolist()
-        for row, token_id, epoch, length in zip(rows.tolist(), ids, epochs, lengths, strict=True):
+        for row, token_id, epoch, length in zip(
+            np.flatnonzero(rows).tolist(), ids, epochs, lengths, strict=True
+        ):
             sequence = self._live.get(plan.request_ids[row])
             if sequence is None or sequence.epoch != epoch:
                 continue  # ended or preempted since the step was planned
@@ -247,14 +243,24 @@ class Scheduler:
             outputs[row] = sequence.output(token_id, reason)
             if sequence.slot is None and token_id != NOT_FINITE:
                 self._cache.register_pending(sequence, token_id, ended=reason is not None)
+            self._nonfinite += token_id == NOT_FINITE
             if reason is not None:
-                self._nonfinite += token_id == NOT_FINITE
-                self._forget(plan.request_ids[row])
-                if sequence.slot is not None:
-                    ended.append(sequence.slot)
-        if ended:
-            self._release(np.array(ended, np.int32))
+                ended[row] = sequence
+            elif sequence.answer is not None:
+                bound[row] = sequence
+        for row, reason in self._pending.make(bound).items():
+            outputs[row], ended[row] = outputs[row]._replace(finish_reason=reason), bound[row]
+        self._end([ended[row] for row in sorted(ended)])
         return outputs
+
+    def take_masks(self, timeout_s: float = 0.0) -> list[RequestOutput]:
+        """Let rows go on whose masks were made late, after a wait if there is none; the outputs of ends.
+
+        Nothing is waited for if no mask is pending.
+        """
+        late = self._pending.take(timeout_s)
+        self._end([sequence for sequence, _ in late])
+        return [RequestOutput(sequence.request.request_id, None, reason) for sequence, reason in late]
 
     def forget_prefixes(self) -> None:
         """Let requests that are added from now on find no page of earlier ones."""
@@ -268,23 +274,16 @@ class Scheduler:
     def check_invariants(self) -> None:
         """Raise AssertionError if pages, slots or queues contradict each other; for tests."""
         table, running = self._table, self._running
-        slots = sorted([*running.tolist(), *self._free_slots])
-        assert slots == list(range(len(table.epoch))), f"slots lost or doubled: {slots}"
-        table.check_invariants(running)
+        table.check_invariants(running, self._free_slots, self._live)
         held = [table.pages[slot, : table.num_pages[slot]] for slot in running.tolist()]
         self._tiers.check_invariants(np.concatenate([self._line.held_pages(), *held]))
         self._line.check_invariants()
         self._stop_ids.check_invariants(sequence.request.stop_ids for sequence in self._live.values())
-        for slot, request_id in zip(running.tolist(), table.request_id[running].tolist(), strict=True):
-            sequence = self._live[request_id]
-            assert (sequence.slot, sequence.epoch) == (slot, table.epoch[slot]), f"slot {slot} is another's"
 
     def _decoding(self) -> Int32s:
         """Slots that compute one token in the next step: of those that decode, all that are not held."""
-        rows, table = self._running[: self._table.num_decoding(self._running)], self._table
-        if not self._num_constrained:
-            return rows
-        return rows[~table.constrained[rows] | (table.committed[rows] == table.length[rows])]
+        rows = self._running[: self._table.num_decoding(self._running)]
+        return rows[~self._table.are_held(rows)] if self._pending.num_constrained else rows
 
     def _give_decode_pages(self) -> NewPages:
         """A page for each decoding row whose last one is full; preempts until there are enough."""
@@ -301,13 +300,11 @@ class Scheduler:
         """How many steps each of the decoding `rows` takes, if they take several and nothing else happens."""
         if self._decode_steps == 1 or len(self._line) or len(rows) < len(self._running):
             return np.zeros(0, np.int32)
-        steps = steps_of(rows, self._table, most=self._decode_steps)
-        if not len(steps):
-            return steps
-        slots, columns = missing_pages(rows, steps, self._table)
-        if len(slots) > self._tiers.num_available:
-            return steps[:0]
-        new_pages.append(self._give_pages(slots, columns))
+        steps, places = steps_of(
+            rows, self._table, most=self._decode_steps, num_available=self._tiers.num_available
+        )
+        if len(steps):
+            new_pages.append(self._give_pages(*places))
         return steps
 
     def _plan_chunks(self, budget: int, new_pages: list[NewPages]) -> tuple[list[SlotParams], list[Int32s]]:
@@ -363,13 +360,18 @@ class Scheduler:
         self._line.requeue(sequence)
         self._preemptions += 1
 
-    def _forget(self, request_id: str) -> Sequence:
-        """Take a request that ended out of the live ones."""
-        sequence = self._live.pop(request_id)
-        self._stop_ids.remove(sequence.request.stop_ids)
-        self._num_constrained -= sequence.answer is not None
-        self._times_emptied += not self._live
-        return sequence
+    def _end(self, sequences: list[Sequence]) -> None:
+        """Forget requests that ended; frees the slots that they still have, or takes them out of the line."""
+        for sequence in sequences:
+            del self._live[sequence.request.request_id]
+            self._stop_ids.remove(sequence.request.stop_ids)
+            self._pending.drop(sequence)
+            self._times_emptied += not self._live
+            if sequence.epoch == NOT_ADMITTED:
+                self._line.remove(sequence)
+        slots = [sequence.slot for sequence in sequences if sequence.slot is not None]
+        if slots:
+            self._release(np.array(slots, np.int32))
 
     def _retire(self, slots: Int32s) -> None:
         """Free `slots`, whose requests have their last step planned and only wait for its result."""

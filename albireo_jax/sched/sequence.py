@@ -5,12 +5,13 @@ keeps what every step reads or changes as one array per field, so that a step of
 few array operations.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from albireo_jax.core.plan import NOT_FINITE, Int32s, SlotParams, SlotRules, TokenScores
+from albireo_jax.core.plan import NOT_FINITE, Bools, Int32s, SlotParams, SlotRules, TokenScores
 from albireo_jax.core.rules import NO_RULES
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched.constraints import ConstrainedAnswer
@@ -90,14 +91,19 @@ class Sequence:
         return scores
 
     def take(self, token_id: int, *, length: int) -> FinishReason | None:
-        """The reason if the request ends with `token_id`, which makes it `length` tokens long."""
+        """The reason if the request ends with `token_id`, which makes it `length` tokens long.
+
+        If it does not, its constraint must still make the mask behind that token, and may end it.
+        """
         if self.answer is not None:
             self.answer.check(token_id)
         if token_id in self.request.stop_ids:
             return FinishReason.STOP
         if length == self.limit:
             return FinishReason.LENGTH
-        return None if self.answer is None else self.answer.advance(token_id, position=length)
+        if self.answer is not None:
+            self.answer.take(token_id, position=length)
+        return None
 
     def output(self, token_id: int, reason: FinishReason | None) -> RequestOutput:
         """What a step brings the request that samples `token_id`; none if its logits were not finite."""
@@ -156,8 +162,8 @@ class SlotTable:
     num_pages: pages held, pages[slot, :num_pages] in the order of the tokens in them. epoch: the admission,
     or NOT_ADMITTED. registered: pages, the first ones, that are in the tree of prefixes, or will be once the
     step that fills them is committed, or are not wanted there.
-    constrained: whether the request has a constraint. scored: whether it wants scores. repeats: whether
-    it may take several steps by itself.
+    constrained: whether the request has a constraint. awaits_mask: whether the mask of its next token is not
+    made yet. scored: whether it wants scores. repeats: whether it may take several steps by itself.
     """
 
     def __init__(self, max_rows: int, *, max_len: int, page_size: int) -> None:
@@ -168,6 +174,7 @@ class SlotTable:
         self.limit = np.zeros(max_rows, np.int32)
         self.epoch = np.full(max_rows, NOT_ADMITTED, np.int32)
         self.constrained = np.zeros(max_rows, np.bool_)
+        self.awaits_mask = np.zeros(max_rows, np.bool_)
         self.scored = np.zeros(max_rows, np.bool_)
         self.repeats = np.zeros(max_rows, np.bool_)
         self.num_pages = np.zeros(max_rows, np.int32)
@@ -187,6 +194,7 @@ class SlotTable:
         self.limit[slot] = sequence.limit
         self.epoch[slot] = sequence.epoch
         self.constrained[slot] = sequence.answer is not None
+        self.awaits_mask[slot] = False
         self.scored[slot] = sequence.wants_scores
         self.repeats[slot] = sequence.repeats
         self.token_ids[slot, :known] = sequence.known_ids
@@ -197,6 +205,11 @@ class SlotTable:
         if len(running) and self.computed[running[-1]] < self.known[running[-1]]:
             return len(running) - 1
         return len(running)
+
+    def are_held(self, slots: Int32s) -> Bools:
+        """Whether each of `slots` waits for its token or for the mask behind it."""
+        is_unknown = self.committed[slots] < self.length[slots]
+        return self.constrained[slots] & (is_unknown | self.awaits_mask[slots])
 
     def give(self, slots: Int32s, columns: Int32s, pages: Int32s) -> NewPages:
         """Put `pages` at `columns` of the page tables of `slots`, ascending where a slot repeats."""
@@ -225,8 +238,15 @@ class SlotTable:
         self.num_pages[slots] = 0
         return pages[np.arange(pages.shape[1]) < held[:, None]]
 
-    def check_invariants(self, running: Int32s) -> None:
-        """Raise AssertionError if the fields of the slots in `running`, oldest first, contradict."""
+    def check_invariants(self, running: Int32s, free_slots: list[int], live: Mapping[str, Sequence]) -> None:
+        """Raise AssertionError if slots are lost, or the fields of those in `running` contradict."""
+        slots = sorted([*running.tolist(), *free_slots])
+        assert slots == list(range(len(self.epoch))), f"slots lost or doubled: {slots}"
+        for slot, request_id in zip(running.tolist(), self.request_id[running].tolist(), strict=True):
+            sequence = live[request_id]
+            assert (sequence.slot, sequence.epoch) == (slot, self.epoch[slot]), f"slot {slot} is another's"
+            pending = sequence.answer is not None and sequence.answer.is_pending
+            assert self.awaits_mask[slot] == pending, f"slot {slot} is planned before its mask is made"
         computed, length = self.computed[running], self.length[running]
         exact = -(-computed // self.page_size)
         assert np.array_equal(self.num_pages[running], exact), (

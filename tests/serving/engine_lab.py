@@ -22,10 +22,12 @@ from albireo_jax.core.types import Request
 from albireo_jax.engine.energy import Meter, NoEnergyMeter
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.loop import EngineLoop
+from albireo_jax.engine.mask_threads import ThreadedMaskMaker
 from albireo_jax.engine.service import EngineService
 from albireo_jax.engine.timeline import Timeline
 from albireo_jax.engine.tokenizer import Tokenizer
 from albireo_jax.engine.tokenizer_parts import TokenizerParts
+from albireo_jax.sched.constraints import MaskMaker
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sim.executor import Clock, SimExecutor
 
@@ -111,6 +113,7 @@ def sim_loop(
     fail_at: int | None = None,
     clock: Callable[[], float] | None = None,
     wrap: Callable[[Executor], Executor] | None = None,
+    mask_maker: MaskMaker | None = None,
 ) -> EngineLoop:
     """The shipped scheduler and loop on a simulated device (in `wrap`), which raises at step `fail_at`."""
     config = SchedulerConfig(max_rows=max_rows, max_step_tokens=max_step_tokens, depth=depth)
@@ -121,7 +124,9 @@ def sim_loop(
     if wrap is not None:
         executor = wrap(executor)
     timeline = Timeline(clock=clock or sim_clock)
-    scheduler = Scheduler(config, limits, shares_prefixes=shares_prefixes)
+    scheduler = Scheduler(
+        config, limits, shares_prefixes=shares_prefixes, mask_maker=mask_maker or ThreadedMaskMaker()
+    )
     return EngineLoop(scheduler, executor, depth=depth, timeline=timeline)
 
 

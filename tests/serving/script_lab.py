@@ -18,6 +18,7 @@ from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.plan import SampledTokens, StepPlan
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.loop import EngineLoop
+from albireo_jax.engine.mask_threads import ThreadedMaskMaker
 from albireo_jax.engine.service import EngineService
 from albireo_jax.engine.timeline import Timeline
 from albireo_jax.engine.tokenizer import Tokenizer
@@ -111,7 +112,8 @@ def script_client(template: str, *answers: str, **app_options: Any) -> Iterator[
     scripts = [tokenizer.encode(answer + END) for answer in answers]
     clock = Clock()
     timeline = Timeline(clock=clock)
-    scheduler = Scheduler(SchedulerConfig(max_rows=8, max_step_tokens=256, depth=2), limits)
+    config = SchedulerConfig(max_rows=8, max_step_tokens=256, depth=2)
+    scheduler = Scheduler(config, limits, mask_maker=ThreadedMaskMaker())
     loop = EngineLoop(scheduler, ScriptedExecutor(scripts, clock), depth=2, timeline=timeline)
     service = EngineService(loop, limits)
     frontend = Frontend(service, tokenizer, limits=limits, eos_token_ids=tokenizer.eos_token_ids)

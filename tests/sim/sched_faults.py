@@ -27,12 +27,14 @@ class Faulty:
         abort=Scheduler.abort,
         plan=Scheduler.plan,
         commit=Scheduler.commit,
+        take_masks=Scheduler.take_masks,
     ) -> None:
         self.real = real
         self.add = partial(add, real)
         self.abort = partial(abort, real)
         self.plan = partial(plan, real)
         self.commit = partial(commit, real)
+        self.take_masks = partial(take_masks, real)
 
     @property
     def has_work(self) -> bool:
@@ -56,6 +58,11 @@ def with_plans(change, *, every=3):
         return change(made) if made is not None and made.step % every == every - 1 else made
 
     return with_calls(plan=plan)
+
+
+def with_late_masks(run_with_fault):
+    """Run in a house whose masks are late."""
+    return lambda case, house: run_with_fault(case, replace(house, late_masks=7))
 
 
 # The faults: each runs a case with the fault in it.
@@ -325,3 +332,35 @@ def all_rows_broken_by_one(real: Scheduler, plan: StepPlan, sampled) -> list[Req
     if (sampled.ids == NOT_FINITE).any():
         sampled = replace(sampled, ids=np.full_like(sampled.ids, NOT_FINITE))
     return real.commit(plan, sampled)
+
+
+def planned_before_its_mask(real: Scheduler) -> StepPlan | None:
+    """A row whose mask is not made yet goes on with the one before."""
+    real._table.awaits_mask[:] = False
+    return real.plan()
+
+
+def comes_back_before_its_mask(real: Scheduler) -> StepPlan | None:
+    """A request that gave way comes back with the mask before."""
+    for sequence in real._line._waiting.values():
+        if sequence.answer is not None:
+            sequence.answer._is_pending = False
+    return real.plan()
+
+
+def late_masks_lost(_: Scheduler, timeout_s: float = 0.0) -> list[RequestOutput]:
+    return []
+
+
+def late_ends_lost(real: Scheduler, timeout_s: float = 0.0) -> list[RequestOutput]:
+    real.take_masks(timeout_s)
+    return []
+
+
+def late_masks_exchanged(real: Scheduler, timeout_s: float = 0.0) -> list[RequestOutput]:
+    """Each mask that was made late goes to another request."""
+    made = [s.answer for s in real._pending._late.values() if s.answer is not None and s.answer.is_made]
+    masks = [answer._made for answer in made]
+    for answer, mask in zip(made, masks[1:] + masks[:1], strict=True):
+        answer._made = mask
+    return real.take_masks(timeout_s)

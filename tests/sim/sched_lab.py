@@ -4,6 +4,7 @@ A `Case` says which requests arrive before which step, what they are bound to, a
 `House` says how the engine is built. `run` gives the `Journal` of what happened, in order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from albireo_jax.core.plan import NOT_FINITE, Int32s, SampledTokens, StepPlan, T
 from albireo_jax.core.types import Request, RequestOutput
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
+from albireo_jax.sched.constraints import ConstrainedAnswer
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sched.stats import SchedulerStats
 from albireo_jax.sim.cost import linear_cost
@@ -40,6 +42,7 @@ class House:
     shares_prefixes: bool = True
     max_copied_pages: int = 64
     decode_steps: int = 1
+    late_masks: int | None = None  # seed of the order in which masks are made; None if none is late
 
     @property
     def limits(self) -> EngineLimits:
@@ -130,11 +133,28 @@ class Case:
 
 
 @dataclass(frozen=True)
+class MaskAwaited:
+    """A request goes on, and what it may say next is not known yet."""
+
+    request_id: str
+
+
+@dataclass(frozen=True)
+class MaskMade:
+    """It is known now."""
+
+    request_id: str
+
+
+@dataclass(frozen=True)
 class Result:
     """The tokens of this plan are on the host."""
 
     plan: StepPlan
     sampled: SampledTokens
+
+
+Event = Request | StepPlan | Result | MaskAwaited | MaskMade | RequestOutput
 
 
 class Scores(NamedTuple):
@@ -161,7 +181,7 @@ class Journal:
 
     case: Case
     house: House
-    events: list[Request | StepPlan | Result | RequestOutput] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     iterations: list[int] = field(default_factory=list)
     repeats: int = 0
     stats: SchedulerStats | None = None
@@ -232,6 +252,37 @@ class WatchedHandle:
         return sampled
 
 
+class LateMasks:
+    """A `MaskMaker` whose masks are made some time later, in a random order, or at once now and then."""
+
+    def __init__(self, journal: Journal, seed: int) -> None:
+        self.events = journal.events
+        self.random = np.random.default_rng(seed)
+        self.pending: list[ConstrainedAnswer] = []
+
+    def make(self, answers: Sequence[ConstrainedAnswer]) -> None:
+        for answer in answers:
+            if self.random.random() < 0.2:
+                answer.make()
+            else:
+                self.pending.append(answer)
+                self.events.append(MaskAwaited(answer.request_id))
+
+    def wait(self, answers: Sequence[ConstrainedAnswer], timeout_s: float) -> None:
+        assert timeout_s > 0
+        assert answers
+        assert not any(answer.is_made for answer in answers)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Make any of the masks, or none."""
+        self.random.shuffle(self.pending)
+        for _ in range(self.random.integers(len(self.pending) + 1)):
+            answer = self.pending.pop()
+            answer.make()
+            self.events.append(MaskMade(answer.request_id))
+
+
 def unrolled(plan: StepPlan, *, page_size: int) -> list[StepPlan]:
     """The steps of a plan, each with the pages that it is the first to need."""
     if not len(plan.steps):
@@ -265,7 +316,8 @@ def run(case: Case, house: House, *, break_scheduler=_same, break_executor=_same
     cost = linear_cost(step_s=1.0, token_s=0.01)
     executor = SimExecutor(house.limits, max_rows=house.max_rows, cost=cost, clock=clock)
     watched = Watched(break_executor(executor), journal)
-    real = Scheduler(house.config, house.limits, shares_prefixes=house.shares_prefixes)
+    masks = None if house.late_masks is None else LateMasks(journal, house.late_masks)
+    real = Scheduler(house.config, house.limits, shares_prefixes=house.shares_prefixes, mask_maker=masks)
     scheduler = break_scheduler(real)
     loop = EngineLoop(scheduler, watched, depth=house.depth, timeline=Timeline(clock=clock))
     arriving = list(zip(case.arrivals, case.requests, strict=True))
@@ -284,6 +336,9 @@ def run(case: Case, house: House, *, break_scheduler=_same, break_executor=_same
                 journal.events.append(output)
         if step in case.preemptions and len(real._running):
             real._preempt(int(real._running[-1]))
+        if masks is not None:
+            masks.go_on()
+            journal.events += scheduler.take_masks()
         journal.events += loop.step()
         answered = {e.request_id for e in journal.events if isinstance(e, RequestOutput) and e.finish_reason}
         if len(answered) == len(case.requests) and journal.stats_when_answered is None:

@@ -1,7 +1,7 @@
 """Laws of every run of any scheduler: functions of a journal that raise AssertionError."""
 
 from prefix_laws import hits_were_seen_before, no_page_is_computed_twice, nobody_waits_in_vain
-from sched_lab import Bond, Journal, Result, alone, mask_of, run_alone
+from sched_lab import Bond, Journal, MaskAwaited, MaskMade, Result, alone, mask_of, run_alone
 
 from albireo_jax.core.plan import NULL_PAGE, StepPlan
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
@@ -83,7 +83,7 @@ def order_is_fair(journal: Journal) -> None:
     A bound request has nothing to compute while a token of it is on its way.
     """
     live: list[str] = []
-    awaited: dict[str, StepPlan] = {}
+    awaited: dict[str, StepPlan | MaskAwaited] = {}
     bound = {request.request_id for request in journal.case.requests if journal.case.bond(request).modulus}
     planned_all: set[str] = set()
     limits: dict[str, int] = {}
@@ -96,6 +96,10 @@ def order_is_fair(journal: Journal) -> None:
                 live.remove(event.request_id)
         elif isinstance(event, Result):
             awaited = {request_id: plan for request_id, plan in awaited.items() if plan is not event.plan}
+        elif isinstance(event, MaskAwaited):
+            awaited[event.request_id] = event
+        elif isinstance(event, MaskMade):
+            awaited.pop(event.request_id, None)
         else:
             for request_id in _admitted(event):
                 awaited.pop(request_id, None)  # it gave way, comes back, and what is on its way is dropped
@@ -231,7 +235,7 @@ def no_row_is_delayed(journal: Journal) -> None:
     if journal.stats.preemptions:
         return
     decoding: dict[str, int] = {}
-    awaited: dict[str, StepPlan] = {}
+    awaited: dict[str, StepPlan | MaskAwaited] = {}
     limits = {r.request_id: len(r.prompt_token_ids) + r.max_tokens for r in journal.case.requests}
     bonds = {request.request_id: journal.case.bond(request) for request in journal.case.requests}
     for event in journal.events:
@@ -240,6 +244,10 @@ def no_row_is_delayed(journal: Journal) -> None:
                 decoding.pop(event.request_id, None)
         elif isinstance(event, Result):
             awaited = {request_id: plan for request_id, plan in awaited.items() if plan is not event.plan}
+        elif isinstance(event, MaskAwaited):
+            awaited[event.request_id] = event
+        elif isinstance(event, MaskMade):
+            awaited.pop(event.request_id, None)
         elif isinstance(event, StepPlan):
             assert decoding.keys() - awaited.keys() <= set(event.request_ids)
             ends = (event.starts + event.counts).tolist()

@@ -45,6 +45,7 @@ def houses(draw, *, max_depth: int = 4) -> House:
         shares_prefixes=draw(st.booleans()),
         max_copied_pages=draw(st.sampled_from((1, 2, 64))),
         decode_steps=draw(st.sampled_from((1, 2, 8))),
+        late_masks=draw(st.sampled_from((None, 0, 1, 2))),
     )
 
 
@@ -65,11 +66,20 @@ def test_all_laws_hold_in_larger_cases_that_are_new_each_time(case: Case, house:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
-@given(case=cases(), depth=st.integers(1, 4))
-def test_free_rows_run_as_if_there_were_no_bound_ones(case: Case, depth: int) -> None:
-    """Given pages and a budget for all, each step of theirs is in the same iteration of the loop."""
+@given(case=cases(), depth=st.integers(1, 4), late_masks=st.sampled_from((None, 0, 1, 2)))
+def test_free_rows_run_as_if_there_were_no_bound_ones(case: Case, depth: int, late_masks: int | None) -> None:
+    """Given pages and a budget for all, each step of theirs is in the same iteration of the loop.
+
+    That is so however long the masks of the bound ones take.
+    """
     house = House(
-        depth=depth, page_size=4, num_pages=200, max_rows=8, max_step_tokens=200, shares_prefixes=False
+        depth=depth,
+        page_size=4,
+        num_pages=200,
+        max_rows=8,
+        max_step_tokens=200,
+        shares_prefixes=False,
+        late_masks=late_masks,
     )
     bonds = [replace(case.bond(request), breaks_after=None) for request in case.requests]
     requests = [

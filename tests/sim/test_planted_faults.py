@@ -21,6 +21,7 @@ from sched_faults import (
     ban_forgotten,
     broken_logits_taken_for_a_token,
     budget_exceeded,
+    comes_back_before_its_mask,
     constraint_dropped,
     copies_out_exchanged,
     copy_in_lost,
@@ -30,6 +31,9 @@ from sched_faults import (
     failure_passed_over,
     hits_not_told,
     host_page_twice,
+    late_ends_lost,
+    late_masks_exchanged,
+    late_masks_lost,
     looked_up_once,
     masks_of_rows_that_have_none,
     newest_first,
@@ -39,6 +43,7 @@ from sched_faults import (
     page_in_use_given,
     page_update_lost,
     plan_arrays_reused,
+    planned_before_its_mask,
     position_too_low,
     preempted_behind_all,
     prefix_kept_that_is_not_finite,
@@ -60,6 +65,7 @@ from sched_faults import (
     waits_for_ever,
     waits_for_others,
     with_calls,
+    with_late_masks,
     with_plans,
 )
 from sched_lab import FREE, Bond, Case, House, Journal, draw_bond, draw_request, run
@@ -134,6 +140,12 @@ def broken_cases() -> tuple[Case, ...]:
 def preempted_cases() -> tuple[Case, ...]:
     """The youngest request is preempted, be it in the middle of its prompt."""
     return tuple(replace(case, preemptions=(2, 3, 5, 8, 13)) for case in crowded_cases())
+
+
+@cache
+def held_cases() -> tuple[Case, ...]:
+    """Bound requests are preempted, some of them while their masks are made."""
+    return tuple(replace(case, preemptions=tuple(range(2, 20))) for case in bound_cases())
 
 
 FAULTS = {
@@ -215,6 +227,25 @@ BROKEN_FAULTS = {
 PREEMPTED_FAULTS = {
     "prompt_scored_again": (with_calls(plan=prompt_scored_again), (scores_are_those_alone,)),
 }
+LATE_FAULTS = {
+    "planned_before_its_mask": (
+        with_late_masks(with_calls(plan=planned_before_its_mask)),
+        (masks_follow_tokens, no_row_is_delayed, order_is_fair),
+    ),
+    "comes_back_before_its_mask": (
+        with_late_masks(with_calls(plan=comes_back_before_its_mask)),
+        (masks_follow_tokens,),
+    ),
+    "late_masks_lost": (
+        with_late_masks(with_calls(take_masks=late_masks_lost)),
+        (requests_finish, nothing_leaks),
+    ),
+    "late_ends_lost": (with_late_masks(with_calls(take_masks=late_ends_lost)), (requests_finish,)),
+    "late_masks_exchanged": (
+        with_late_masks(with_calls(take_masks=late_masks_exchanged)),
+        (masks_follow_tokens, requests_finish),
+    ),
+}
 PLANTED = [
     (fault, run_with_fault, law, cases)
     for faults, cases in (
@@ -223,6 +254,7 @@ PLANTED = [
         (EQUAL_FAULTS, equal_cases),
         (BROKEN_FAULTS, broken_cases),
         (PREEMPTED_FAULTS, preempted_cases),
+        (LATE_FAULTS, held_cases),
     )
     for fault, (run_with_fault, laws) in faults.items()
     for law in laws
@@ -253,6 +285,12 @@ def test_without_a_fault_all_laws_hold(cases, house: House) -> None:
     assert not [law for law in LAWS for journal in journals if breaks(law, journal)]
     preempted = [journal.stats.preemptions > 0 for journal in journals]
     assert any(preempted) == (house is SMALL)
+
+
+def test_without_a_fault_all_laws_hold_with_late_masks() -> None:
+    runs = with_late_masks(run)
+    journals = [runs(case, house) for case in held_cases()[:6] for house in (SMALL, ROOMY)]
+    assert not [law for law in LAWS for journal in journals if breaks(law, journal)]
 
 
 @pytest.mark.parametrize(
