@@ -77,8 +77,9 @@ class EngineLimits:
         for token in request.stop_ids:
             if not 0 <= token < self.vocab_size:
                 raise self._outside(token)
-        if request.rules is not None and len(request.rules.token_ids):
-            self._check_ids(request.rules.token_ids)
+        rules = request.rules  # of many requests, perhaps with all ids: only their range is looked at
+        if rules is not None and (rules.lowest_id < 0 or rules.highest_id >= self.vocab_size):
+            self._check_ids(rules.token_ids)
 
     def _check_ids(self, token_ids: Int32s) -> None:
         if token_ids.min() < 0 or token_ids.max() >= self.vocab_size:

@@ -31,7 +31,8 @@ class TokenRules:
     once if it is.
 
     `allowed_token_ids` may be given as any sequence of ints, and becomes a read-only array, which the samples
-    of one prompt share. `token_ids` are all ids that the rules name: biased, allowed, refused.
+    of one prompt share. `token_ids` are all ids that the rules name: biased, allowed, refused. None of them
+    is below `lowest_id` or above `highest_id`.
     """
 
     repetition_penalty: float = 1.0
@@ -41,6 +42,8 @@ class TokenRules:
     allowed_token_ids: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     bad_words: tuple[tuple[int, ...], ...] = ()
     token_ids: NDArray[np.int32] = field(init=False, repr=False)
+    lowest_id: int = field(init=False, repr=False)
+    highest_id: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse more than a slot can hold; raises ValueError naming the value and the limit."""
@@ -63,6 +66,8 @@ class TokenRules:
         object.__setattr__(self, "allowed_token_ids", allowed)
         named = token_array("token ids", np.concatenate((biased, allowed, refused)))
         object.__setattr__(self, "token_ids", named)
+        object.__setattr__(self, "lowest_id", int(named.min(initial=0)))
+        object.__setattr__(self, "highest_id", int(named.max(initial=0)))
 
     def __eq__(self, other: object) -> bool:
         """Whether `other` are the same rules."""

@@ -109,21 +109,24 @@ class BufferLayout:
 
 
 def bucket_grid(max_rows: int, max_step_tokens: int, *, min_rows: int = 1) -> tuple[Bucket, ...]:
-    """All buckets of an engine: decode steps by rows, mixed steps by tokens for few and for all rows.
+    """All buckets of an engine: decode steps by rows, mixed steps by tokens and by few or all rows.
 
-    Sizes are powers of two, so that padding at most doubles a step's tokens. `min_rows` is the
-    smallest decode step to compile.
+    Sizes are powers of two, so that padding at most doubles a step's tokens. Mixed steps of short prompts
+    have a bucket for each number of rows: a short prompt beside more than few rows would otherwise be
+    padded to twice the tokens of all rows. `min_rows` is the smallest decode step to compile.
     """
     top_rows = max(_power_of_two(max_rows), min_rows)
+    few_rows = min(_FEW_ROWS, top_rows)
     decode = tuple(Bucket(rows, rows) for rows in _powers(min_rows, top_rows))
     top_tokens = max(_power_of_two(max_step_tokens), 2 * top_rows, _MIN_MIXED_TOKENS)
-    mixed = tuple(
+    short = {Bucket(2 * rows, rows) for rows in _powers(few_rows, top_rows)}
+    mixed = {
         Bucket(tokens, rows)
         for tokens in _powers(_MIN_MIXED_TOKENS, top_tokens)
-        for rows in dict.fromkeys((min(_FEW_ROWS, top_rows), top_rows))
+        for rows in (few_rows, top_rows)
         if tokens >= 2 * rows
-    )
-    return decode + mixed
+    }
+    return decode + tuple(sorted(short | mixed))
 
 
 def choose_bucket(plan: StepPlan, buckets: tuple[Bucket, ...]) -> Bucket:

@@ -12,13 +12,14 @@ import numpy as np
 from albireo_jax.core.plan import Bools, Int32s, StepPlan
 from albireo_jax.runtime.rules_stage import (
     MASKS,
+    RULED_ADMISSIONS,
+    AdmissionPacker,
     RulesShape,
     jit_admit_rules,
     jit_apply,
     jit_masks,
     jit_note,
     pack_masks,
-    pack_rules,
 )
 from albireo_jax.runtime.step import StepProgram
 from albireo_jax.sampling.logits import Rules
@@ -55,6 +56,7 @@ class RuledRows:
         self._program = program
         self._rules = rules
         self._shape = RulesShape(*rules.seen_Zv.shape, max_len=max_len)
+        self._packer = AdmissionPacker(self._shape)
         self._is_ruled = np.zeros(self._shape.num_slots, np.bool_)
         self._compiled: Mapping[Any, jax.stages.Compiled] = {}
 
@@ -77,9 +79,10 @@ class RuledRows:
         """Take in the rules and masks of a plan; its rows with rules, None if there are none that sample."""
         for params in plan.new_slots:
             self._is_ruled[params.slot] = params.rules is not None
-            if params.rules is not None:
-                words = pack_rules(params.slot, params.rules, self._shape)
-                self._rules = self._compiled[RuleProgram(_Kind.ADMIT)](self._rules, words)
+        admitted = [(params.slot, params.rules) for params in plan.new_slots if params.rules is not None]
+        for first in range(0, len(admitted), RULED_ADMISSIONS):
+            words = self._packer.pack(admitted[first : first + RULED_ADMISSIONS])
+            self._rules = self._compiled[RuleProgram(_Kind.ADMIT)](self._rules, words)
         for first in range(0, len(plan.mask_slots), MASKS):
             words = pack_masks(plan, first, self._shape)
             self._rules = self._compiled[RuleProgram(_Kind.MASK)](self._rules, words)
@@ -106,7 +109,7 @@ class RuledRows:
         self._rules = self._compiled[RuleProgram(_Kind.NOTE, len(slot_R))](self._rules, slot_R, id_R)
 
     def _lower_admit(self) -> jax.stages.Lowered:
-        words = self._program.ints(self._shape.admission_words)
+        words = self._program.ints(RULED_ADMISSIONS, self._shape.admission_words)
         return jit_admit_rules(self._program, self._shape).lower(self._rules, words)
 
     def _lower_mask(self) -> jax.stages.Lowered:

@@ -21,13 +21,16 @@ from jaxtyping import Array, Float, Int32
 from numpy.typing import NDArray
 
 from albireo_jax.core.plan import Int32s, SlotRules, StepPlan
-from albireo_jax.core.rules import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED_TOKENS
+from albireo_jax.core.rules import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED_TOKENS, TokenRules
 from albireo_jax.nn.sharding import shardings
 from albireo_jax.runtime.step import StepProgram
 from albireo_jax.sampling.logits import MASK_BITS, Rules, apply_rules, note_tokens
 
 MASKS = 8
 """Masks that are written at once."""
+
+RULED_ADMISSIONS = 8
+"""Slots with rules that one program admits at once."""
 
 _HEAD = 6 + MAX_BAD_WORD_TOKENS
 _BIASED_AT = _HEAD
@@ -50,7 +53,7 @@ class RulesShape(NamedTuple):
 
     @property
     def admission_words(self) -> int:
-        """Length of the buffer that admits one slot."""
+        """Words of the buffer that admits slots, for each of them."""
         return _MASK_AT + self.mask_words + self.max_len
 
 
@@ -78,14 +81,18 @@ def new_rules(shape: RulesShape, mesh: Mesh, *, axis: str) -> Rules:
 
 
 def pack_rules(slot: int, given: SlotRules, shape: RulesShape) -> NDArray[np.int32]:
-    """A fresh buffer with the rules of one slot."""
-    rules, answer = given.rules, given.token_ids[given.prompt_len :][-MAX_BAD_WORD_TOKENS:]
-    words = np.full(shape.admission_words, -1, np.int32)
+    """Fresh words with the rules of one slot."""
+    words = np.zeros(shape.admission_words, np.int32)
+    _write_slot(words, slot, given, packed_content(given.rules, shape))
+    return words
+
+
+def packed_content(rules: TokenRules, shape: RulesShape) -> NDArray[np.int32]:
+    """The first words of a slot, up to its tokens, as far as its rules alone say them."""
+    words = np.full(_MASK_AT + shape.mask_words, -1, np.int32)
     words[_BIAS_AT:_BAD_WORDS_AT] = 0
-    words[:3] = slot, given.prompt_len, len(given.token_ids)
     penalties = rules.repetition_penalty, rules.presence_penalty, rules.frequency_penalty
     words[3:6] = np.array(penalties, np.float32).view(np.int32)
-    words[_HEAD - len(answer) : _HEAD] = answer
     for index, (token_id, bias) in enumerate(rules.logit_bias):
         words[_BIASED_AT + index] = token_id
         words[_BIAS_AT + index] = np.float32(bias).view(np.int32)
@@ -93,10 +100,39 @@ def pack_rules(slot: int, given: SlotRules, shape: RulesShape) -> NDArray[np.int
     for row, word in zip(bad_words, rules.bad_words, strict=False):
         row[-len(word) :] = word
     if len(rules.allowed_token_ids):
-        words[_MASK_AT : _MASK_AT + shape.mask_words] = _mask(rules.allowed_token_ids, shape.mask_words)
-    tokens_at = _MASK_AT + shape.mask_words
-    words[tokens_at : tokens_at + len(given.token_ids)] = given.token_ids
+        words[_MASK_AT:] = _mask(rules.allowed_token_ids, shape.mask_words)
     return words
+
+
+class AdmissionPacker:
+    """Packs the admissions of slots with rules, equal content once for slots that follow each other.
+
+    The samples of a prompt, and the prompts of a call, have one `TokenRules` object.
+    """
+
+    def __init__(self, shape: RulesShape) -> None:
+        self._shape = shape
+        self._rules: TokenRules | None = None
+        self._content = np.zeros(0, np.int32)
+
+    def pack(self, admitted: Sequence[tuple[int, SlotRules]]) -> NDArray[np.int32]:
+        """A fresh array [RULED_ADMISSIONS, W] with the rules of up to so many slots."""
+        words = np.zeros((RULED_ADMISSIONS, self._shape.admission_words), np.int32)
+        words[len(admitted) :, 0] = self._shape.num_slots  # no slot: nothing is written for it
+        for row, (slot, given) in zip(words, admitted, strict=False):
+            if given.rules is not self._rules:
+                self._rules, self._content = given.rules, packed_content(given.rules, self._shape)
+            _write_slot(row, slot, given, self._content)
+        return words
+
+
+def _write_slot(words: Int32s, slot: int, given: SlotRules, content: Int32s) -> None:
+    """Write the rules of one slot, whose packed content is given, and the tokens that it starts from."""
+    answer = given.token_ids[given.prompt_len :][-MAX_BAD_WORD_TOKENS:]
+    words[: len(content)] = content
+    words[:3] = slot, given.prompt_len, len(given.token_ids)
+    words[_HEAD - len(answer) : _HEAD] = answer
+    words[len(content) : len(content) + len(given.token_ids)] = given.token_ids
 
 
 def pack_masks(plan: StepPlan, first: int, shape: RulesShape) -> NDArray[np.int32]:
@@ -110,7 +146,7 @@ def pack_masks(plan: StepPlan, first: int, shape: RulesShape) -> NDArray[np.int3
 
 
 def jit_admit_rules(program: StepProgram, shape: RulesShape) -> jax.stages.Wrapped:
-    """(rules, buffer of `pack_rules`) -> rules; donates the rules."""
+    """(rules, array of `AdmissionPacker.pack`) -> rules; donates the rules."""
     return _jit(program, partial(_admit, shape, program.axis), specs=(PartitionSpec(),))
 
 
@@ -164,20 +200,21 @@ def _jit(program: StepProgram, body: object, *, specs: Sequence[PartitionSpec]) 
     return jax.jit(mapped, donate_argnums=(0,))
 
 
-def _admit(shape: RulesShape, axis: str, rules: Rules, word_W: Int32[Array, " W"]) -> Rules:
-    slot, prompt_len, length = word_W[0], word_W[1], word_W[2]
+def _admit(shape: RulesShape, axis: str, rules: Rules, word_CW: Int32[Array, "C W"]) -> Rules:
+    slot_C, prompt_len_C, length_C = word_CW[:, 0], word_CW[:, 1], word_CW[:, 2]
     tokens_at = _MASK_AT + shape.mask_words
-    seen_v = _seen(word_W[tokens_at:], prompt_len, length, like=rules.seen_Zv, axis=axis)
-    bad_words = word_W[_BAD_WORDS_AT:_MASK_AT].reshape(MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS)
-    return Rules(
-        seen_Zv=rules.seen_Zv.at[slot].set(seen_v),
-        mask_ZX=rules.mask_ZX.at[slot].set(word_W[_MASK_AT:tokens_at]),
-        biased_ZB=rules.biased_ZB.at[slot].set(word_W[_BIASED_AT:_BIAS_AT]),
-        bias_ZB=rules.bias_ZB.at[slot].set(_floats(word_W[_BIAS_AT:_BAD_WORDS_AT])),
-        bad_word_ZHY=rules.bad_word_ZHY.at[slot].set(bad_words),
-        recent_ZY=rules.recent_ZY.at[slot].set(word_W[6:_HEAD]),
-        penalty_Z3=rules.penalty_Z3.at[slot].set(_floats(word_W[3:6])),
+    seen = partial(_seen, like=rules.seen_Zv, axis=axis)
+    bad_word_CHY = word_CW[:, _BAD_WORDS_AT:_MASK_AT].reshape(-1, MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS)
+    written = Rules(
+        seen_Zv=jax.vmap(seen)(word_CW[:, tokens_at:], prompt_len_C, length_C),
+        mask_ZX=word_CW[:, _MASK_AT:tokens_at],
+        biased_ZB=word_CW[:, _BIASED_AT:_BIAS_AT],
+        bias_ZB=_floats(word_CW[:, _BIAS_AT:_BAD_WORDS_AT]),
+        bad_word_ZHY=bad_word_CHY,
+        recent_ZY=word_CW[:, 6:_HEAD],
+        penalty_Z3=_floats(word_CW[:, 3:6]),
     )
+    return Rules(*(old.at[slot_C].set(new, mode="drop") for old, new in zip(rules, written, strict=True)))
 
 
 def _seen(
@@ -204,8 +241,8 @@ def _first(rules: Rules, axis: str) -> Int32[Array, ""]:
     return lax.axis_index(axis) * rules.seen_Zv.shape[1]
 
 
-def _floats(word_X: Int32[Array, " X"]) -> Float[Array, " X"]:
-    return lax.bitcast_convert_type(word_X, jnp.float32)
+def _floats(word_CX: Int32[Array, "C X"]) -> Float[Array, "C X"]:
+    return lax.bitcast_convert_type(word_CX, jnp.float32)
 
 
 def _mask(token_ids: Int32s, num_words: int) -> NDArray[np.int32]:

@@ -11,6 +11,9 @@ from collections import OrderedDict
 from albireo_jax.core.plan import CopyCosts, Int32s
 from albireo_jax.sched.sequence import Sequence
 
+_FEW_ROWS = 8
+"""Rows that any step may have."""
+
 
 def is_worth_copying(num_pages: int, num_tokens: int, *, costs: CopyCosts | None) -> bool:
     """Whether pages on the host are copied back, not their tokens computed again; always if nobody measured.
@@ -56,6 +59,24 @@ def may_start(*, num_pages: int, num_free: int, num_running: int, growth: int = 
     the whole took 1.7 times as long.
     """
     return num_running == 0 or num_pages + max(num_running, growth) <= num_free
+
+
+def most_started(num_decoding: int) -> int | None:
+    """Requests that a step may start beside `num_decoding` rows that decode; None for any number.
+
+    They may double the rows, or make them eight: those that decode wait for the step, and its time grows with
+    its rows also where their prompts are short. What starts by doubling fills any number of rows in a few
+    steps. Where no row decodes, nobody's next token is late.
+    """
+    if not num_decoding:
+        return None
+    return max(num_decoding, _FEW_ROWS - num_decoding)
+
+
+def has_room(num_started: int, *, num_decoding: int) -> bool:
+    """Whether a step of `num_decoding` decoding rows and `num_started` others may start one more request."""
+    most = most_started(num_decoding)
+    return most is None or num_started < most
 
 
 def most_copied(limit: int, *, costs: CopyCosts | None) -> int:

@@ -311,10 +311,10 @@ class Scheduler:
         """What starts, and the known tokens to compute in the rows behind the decoding ones."""
         new_slots: list[SlotParams] = []
         chunks: list[Int32s] = []
-        if self._table.num_decoding(self._running) < len(self._running):
+        if (num_decoding := self._table.num_decoding(self._running)) < len(self._running):
             chunks.append(self._plan_chunk(int(self._running[-1]), budget, new_pages))
             budget -= len(chunks[-1])
-        while budget > 0 and self._free_slots:
+        while budget > 0 and self._free_slots and policy.has_room(len(chunks), num_decoding=num_decoding):
             startable = self._line.pop(self._running, committed_step=self._committed_step)
             if startable is None:
                 break

@@ -1,5 +1,7 @@
 """Packing loses nothing: what the device unpacks is the plan, and padding touches nobody."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -151,6 +153,21 @@ def test_an_oversized_step_is_refused() -> None:
 def test_the_smallest_bucket_is_taken() -> None:
     assert choose_bucket(_decode_plan(5), GRID) == Bucket(8, 8)
     assert choose_bucket(_decode_plan(1), GRID) == Bucket(1, 1)
+
+
+@pytest.mark.parametrize("rows", [2, 8, 9, 16, 17, 33, 100, 256])
+def test_short_prompts_beside_decoding_rows_are_not_padded_to_all_rows(rows: int) -> None:
+    started = replace(_decode_plan(rows), new_slots=(_params(rows - 1),))
+    bucket = choose_bucket(started, bucket_grid(256, 2048))
+    assert not bucket.is_decode
+    assert bucket.rows < 2 * max(rows, 8)
+    assert bucket.tokens < 4 * max(rows, 8)
+
+
+def _params(slot: int) -> SlotParams:
+    return SlotParams(
+        slot=slot, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, banned_until=0, stop_ids=()
+    )
 
 
 def _decode_plan(rows: int) -> StepPlan:

@@ -7,7 +7,7 @@ from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import CopyCosts, SampledTokens
 from albireo_jax.core.types import Request
-from albireo_jax.sched.policy import is_worth_copying, most_copied
+from albireo_jax.sched.policy import is_worth_copying, most_copied, most_started
 from albireo_jax.sched.scheduler import Scheduler
 
 FAST_BUS = CopyCosts(page_s=1e-4, token_s=1e-4, wait_s=1e-3)
@@ -62,3 +62,46 @@ def test_what_is_on_the_host_comes_back_or_is_computed_again(
         assert not engine.has_work
     assert computed == [33, 33, computed_again]
     assert engine.stats().tiers.copied_in == copied_in
+
+
+def test_starts_double_the_decoding_rows_or_make_them_eight() -> None:
+    assert most_started(0) is None
+    assert [most_started(rows) for rows in (1, 2, 4, 7, 8, 9, 64)] == [7, 6, 4, 7, 8, 9, 64]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 40])
+def test_a_burst_starts_in_its_order_and_a_few_at_a_time_beside_rows_that_decode(max_tokens: int) -> None:
+    limits = EngineLimits(max_model_len=64, vocab_size=100, num_pages=600, page_size=4)
+    engine = Scheduler(SchedulerConfig(max_rows=64, max_step_tokens=256), limits)
+
+    def step() -> tuple[int, list[str]]:
+        """The rows that decode in the next step, and the requests that start in it."""
+        plan = engine.plan()
+        assert plan is not None
+        engine.commit(plan, SampledTokens(ids=np.zeros(plan.num_rows, np.int32), finished_s=0.0))
+        engine.check_invariants()
+        num_decoding = plan.num_rows - len(plan.new_slots)
+        return num_decoding, list(plan.request_ids[num_decoding:])
+
+    engine.add(Request(request_id="stream", prompt_token_ids=(1,), max_tokens=60))
+    assert step() == (0, ["stream"])
+    burst = [f"r{index}" for index in range(48)]
+    for request_id in burst:
+        engine.add(Request(request_id=request_id, prompt_token_ids=(2, 3), max_tokens=max_tokens))
+    steps = [step() for _ in range(8)]
+    assert [name for _, names in steps for name in names] == burst
+    for num_decoding, names in steps:
+        most = most_started(num_decoding)
+        assert num_decoding
+        assert most is not None
+        assert len(names) <= most
+
+
+def test_a_burst_starts_at_once_where_no_row_decodes() -> None:
+    limits = EngineLimits(max_model_len=64, vocab_size=100, num_pages=600, page_size=4)
+    engine = Scheduler(SchedulerConfig(max_rows=64, max_step_tokens=256), limits)
+    for index in range(48):
+        engine.add(Request(request_id=f"r{index}", prompt_token_ids=(2, 3), max_tokens=4))
+    plan = engine.plan()
+    assert plan is not None
+    assert len(plan.new_slots) == 48
