@@ -26,7 +26,7 @@ from albireo_jax.runtime.batch import pack_params
 from albireo_jax.runtime.rules_stage import RulesShape, pack_rules
 from albireo_jax.sched.constraints import ConstrainedAnswer
 from albireo_jax.sched.sequence import Sequence
-from albireo_jax.serving.asking import ask
+from albireo_jax.serving.asking import ask, render_chat
 from albireo_jax.serving.body import parse_body
 from albireo_jax.serving.errors import ApiError
 from albireo_jax.serving.schemas import CompletionBody, DetokenizeBody
@@ -108,6 +108,7 @@ SPECIAL: dict[str, list[Any]] = {
     "guided_grammar": ['start: "a" | "\ud800"', 'start: "a"'],
     "reasoning_effort": ["low", "high"],
     "model": ["tiny"],
+    "truncation_side": ["left", "right"],
 }
 BESIDE: dict[str, dict[str, Any]] = {  # what a field needs beside it to be taken
     "stream_options": {"stream": True},
@@ -122,6 +123,7 @@ BASE: dict[type[Wire], dict[str, Any]] = {
     TokenizeBody: {"prompt": "hi"},
     DetokenizeBody: {"tokens": [1]},
 }
+_OF_CONVERSATIONS = set(TokenizeBody.model_fields) & set(ChatBody.model_fields) - {"model"}
 SHAPE = RulesShape(num_slots=9, padded_vocab=LIMITS.vocab_size, max_len=LIMITS.max_sequence_len)
 
 
@@ -149,9 +151,10 @@ class _Door:
                 asked = asyncio.run(ask(self._tokenizer, self._format, chat))
                 params, prompts = asked.params, [asked.prompt_ids]
             case TokenizeBody() as tokenize:
-                asked_for = tokenize.asked()
-                encode = self._tokenizer.encode if isinstance(asked_for, str) else self._tokenizer.encode_chat
-                params, prompts = SamplingParams(), [tuple(encode(asked_for))]  # type: ignore[arg-type]
+                text = tokenize.prompt
+                if text is None:
+                    text = asyncio.run(render_chat(self._tokenizer, self._format, tokenize))
+                params, prompts = SamplingParams(), [tuple(self._tokenizer.encode(text))]
             case DetokenizeBody() as detokenize:
                 text = self._tokenizer.decode(detokenize.tokens)
                 params, prompts = SamplingParams(), [tuple(self._tokenizer.encode(f"x{text}"))]
@@ -193,8 +196,9 @@ def test_extreme_values_are_refused_or_packed(door: _Door, schema: type[Wire], f
     taken = 0
     for value in _values(field):
         body = BASE[schema] | BESIDE.get(field, {}) | {field: value}
-        if field == "messages" and schema is TokenizeBody:
+        if schema is TokenizeBody and field in _OF_CONVERSATIONS:
             del body["prompt"]
+            body.setdefault("messages", HELLO)
         with warnings.catch_warnings(), np.errstate(all="raise"):
             warnings.simplefilter("error")
             try:
