@@ -318,7 +318,7 @@ BAD: list[tuple[Prompt, SamplingParams, str]] = [
     ("x", SamplingParams(max_tokens=5000), "exceed the model's limit of 2048"),
     ("x" * 2000, SamplingParams(max_tokens=None, min_tokens=100), "min_tokens 100 exceeds the 48 tokens"),
     ("x", SamplingParams(stop_token_ids=(99999,)), "outside the vocabulary"),
-    ([{"role": "user"}, {"content": "x"}], SamplingParams(), r"messages\[1\] needs a role"),
+    ([{"role": "user", "content": "x"}, {"content": "x"}], SamplingParams(), r"messages\[1\]"),
     ("\ud800", SamplingParams(), "does not consist of characters"),
 ]
 
@@ -367,11 +367,13 @@ def test_only_calls_of_the_same_salt_find_each_others_prefixes() -> None:
         async def ask(salt: str) -> list[Completion]:
             return await frontend.stream_async([prompt], params, cache_salt=salt).completions()
 
-        salts = ("", "a", "a", "\ud800", "", "b", "\ud800")
+        salts = ("", "a", "a", "ü", "", "b", "ü")
         done = [frontend.generate([prompt], params, cache_salt=salt)[0] for salt in salts]
         assert [completion.cached_tokens for completion in done] == [0, 0, found, 0, found, 0, found]
         assert len({completion.token_ids for completion in done}) == 1
         assert [asyncio.run(ask(salt))[0].cached_tokens for salt in ("b", "c", "c")] == [found, 0, found]
+        with pytest.raises(ValueError, match="cache_salt"):
+            frontend.generate([prompt], params, cache_salt="\ud800")
         with frontend.stream([prompt], params, cache_salt="a") as turn:
             deltas = [delta for deltas in turn for delta in deltas]
         assert [delta.cached_tokens for delta in deltas] == [found, 0, 0, 0, 0]
