@@ -1,4 +1,4 @@
-"""What a constrained request may say next, worked out as soon as its tokens are known.
+"""Masks of a constrained request's next tokens, begun as soon as its last token is known.
 
 The mask of a request is made when its last token is committed, not when its next step is planned:
 that is when it becomes known that nothing can follow, and the output of that very token says so. Between
@@ -65,7 +65,7 @@ class ConstrainedAnswer:
 
     @property
     def mask(self) -> Int32s:
-        """Which tokens may come next, as in `TokenConstraint.mask`."""
+        """The mask of the tokens that may come next, as in `TokenConstraint.mask`."""
         return self._mask
 
     @property

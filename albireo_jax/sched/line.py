@@ -155,11 +155,11 @@ class WaitingLine:
         return np.array(held, np.int32)
 
     def _first(self) -> list[Sequence]:
-        """Those at the head of the line that may hold pages."""
+        """The waiting requests at the head of the queue; only these may hold pages."""
         return list(itertools.islice(self._waiting.values(), _MOST_HOLDERS))
 
     def _holders(self, keeping: int = 0) -> list[Sequence]:
-        """Those behind the first `keeping` in line that hold pages."""
+        """The waiting requests that hold pages, without the first `keeping` of the queue."""
         return [sequence for sequence in self._first()[keeping:] if sequence.held]
 
     def _fits(

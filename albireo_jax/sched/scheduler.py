@@ -1,4 +1,4 @@
-"""What to compute next: requests in, step plans out, sampled tokens back in.
+"""The scheduler of steps: requests in, step plans out, sampled tokens back in.
 
 There is no prefill phase and no decode phase. A sequence has tokens that are *computed* and a *length*;
 each step lets it catch up within a budget of tokens, and a row that reaches its length samples one more.
@@ -102,7 +102,7 @@ class Scheduler:
 
     @property
     def times_emptied(self) -> int:
-        """How often the last of the requests has ended, so that there was no work for a while."""
+        """The number of times that the last request ended and left no work."""
         return self._times_emptied
 
     def stats(self) -> SchedulerStats:
@@ -308,7 +308,7 @@ class Scheduler:
         return steps
 
     def _plan_chunks(self, budget: int, new_pages: list[NewPages]) -> tuple[list[SlotParams], list[Int32s]]:
-        """What starts, and the known tokens to compute in the rows behind the decoding ones."""
+        """The requests that start, and the known tokens to compute in the rows behind the decoding ones."""
         new_slots: list[SlotParams] = []
         chunks: list[Int32s] = []
         if (num_decoding := self._table.num_decoding(self._running)) < len(self._running):

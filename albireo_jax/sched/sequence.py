@@ -106,13 +106,13 @@ class Sequence:
         return None
 
     def output(self, token_id: int, reason: FinishReason | None) -> RequestOutput:
-        """What a step brings the request that samples `token_id`; none if its logits were not finite."""
+        """The output of a step that samples `token_id`; without a token if the logits were not finite."""
         is_text = reason is None or token_id not in self.request.stop_ids
         token = None if token_id == NOT_FINITE else token_id
         return RequestOutput(self.request.request_id, token, reason, is_text=is_text)
 
     def slot_params(self, slot: int, pages: tuple[int, ...]) -> SlotParams:
-        """What the device must know to go on with this request in `slot`, behind what `pages` hold."""
+        """The device's parameters to go on with this request in `slot`, behind the tokens in `pages`."""
         request = self.request
         return SlotParams(
             slot=slot,
@@ -154,7 +154,7 @@ def join_pages(parts: list[NewPages]) -> NewPages:
 
 
 class SlotTable:
-    """What the scheduler knows of the request in each slot, one array per field, indexed by slot.
+    """The scheduler's state of the request in each slot, one array per field, indexed by slot.
 
     computed: tokens whose computing is planned. length: tokens known or sampled by a planned step.
     known: tokens that the host knew at admission; later ones are read on the device. committed: tokens

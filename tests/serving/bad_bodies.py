@@ -43,7 +43,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str | None, str]] = [
     (COMPLETIONS, with_prompt(max_tokens=5.5), "max_tokens", "valid integer"),
     (COMPLETIONS, with_prompt(max_tokens=True), "max_tokens", "valid integer"),
     (COMPLETIONS, with_prompt(max_tokens=0), "max_tokens", "at least 1, got 0"),
-    (CHAT, with_hello(logprobs=True, top_logprobs=21), "top_logprobs", "less than or equal to 20"),
+    (CHAT, with_hello(logprobs=True, top_logprobs=21), "top_logprobs", "between -1 and 20, got 21"),
     (COMPLETIONS, with_prompt(min_tokens=-1), "min_tokens", "at least 0, got -1"),
     (COMPLETIONS, with_prompt(min_tokens=20, max_tokens=10), "min_tokens", "exceeds max_tokens 10"),
     (COMPLETIONS, with_prompt(temperature="hot"), "temperature", "valid number"),
