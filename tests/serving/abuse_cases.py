@@ -183,7 +183,7 @@ RAW_BODIES: list[bytes] = [
     b"\xef\xbb\xbf" + json.dumps(LEAST[COMPLETIONS]).encode(),
     json.dumps(LEAST[COMPLETIONS]).encode("utf-16"),
     json.dumps(LEAST[COMPLETIONS]).encode("utf-32"),
-    gzip.compress(json.dumps(LEAST[COMPLETIONS]).encode()),
+    gzip.compress(json.dumps(LEAST[COMPLETIONS]).encode(), mtime=0),
     b"prompt=hi&max_tokens=2",
     b"<xml><prompt>hi</prompt></xml>",
     b"null",
