@@ -236,7 +236,7 @@ class SampledTokens:
 
 
 class TokenConstraint(Protocol):
-    """What one request may still say, token by token; used by one thread at a time.
+    """The tokens that one request may still say, one after another; used by one thread at a time.
 
     Both methods raise ConstraintError if they cannot go on; that ends the request and no other.
     """

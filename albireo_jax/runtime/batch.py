@@ -54,7 +54,7 @@ class Bucket(NamedTuple):
 
 
 class StepInputs(NamedTuple):
-    """What a forward pass needs, taken apart on the device; U page updates."""
+    """The inputs of a forward pass, taken apart on the device; U page updates."""
 
     token_T: Int32[Array, " T"]
     slot_R: Int32[Array, " R"]
@@ -66,7 +66,7 @@ class StepInputs(NamedTuple):
 
 
 class SampleInputs(NamedTuple):
-    """What sampling needs besides the logits: whose rows, where their tokens will stand, which want one."""
+    """The inputs of sampling besides the logits: rows' slots, their tokens' positions, which want one."""
 
     slot_R: Int32[Array, " R"]
     position_R: Int32[Array, " R"]

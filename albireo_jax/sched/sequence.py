@@ -185,7 +185,7 @@ class SlotTable:
         self.page_size = page_size
 
     def fill(self, slot: int, sequence: Sequence, pages: tuple[int, ...]) -> None:
-        """Enter `sequence` at its epoch, of which only what `pages` hold is computed."""
+        """Enter `sequence` at its epoch; only the tokens in `pages` are computed."""
         known = len(sequence.known_ids)
         self.num_pages[slot] = self.registered[slot] = len(pages)
         self.pages[slot, : len(pages)] = pages
