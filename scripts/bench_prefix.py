@@ -40,8 +40,8 @@ NOTE = (
     "Hit rate: tokens of full prompt pages that were not computed, of all prompt tokens. The ideal counts, "
     "from the trace alone, the full pages that a prompt shares with earlier prompts from its first token on, "
     "without the page of its own last token; 'one after the other' lets a prompt find all that came before "
-    "it in the trace, 'each moment's together' only what arrived earlier in time. Requests that run at the "
-    "same time compute the same pages side by side: a page is found once a step behind it was seen."
+    "it in the trace, 'each moment's together' only what arrived earlier in time. A request waits for a page "
+    "that another one computes, and finds it once that step was seen."
 )
 
 
