@@ -164,7 +164,7 @@ def assembled_kernels(options: argparse.Namespace) -> Iterator[KernelResult]:
             for kv_dtype in KV_DTYPES:
                 for role, kernel in kernels(shape, tp=tp, kv_dtype=kv_dtype).items():
                     for architecture in ARCHITECTURES:
-                        found = assemble(ptx(kernel.macros), architecture)
+                        found = assemble(ptx(kernel), architecture)
                         yield KernelResult(
                             case=f"{model} tp={tp} {kv_dtype} pages {architecture}",
                             role=role,

@@ -14,6 +14,7 @@ from albireo_jax.nn.shapes import weight_shapes
 
 _LAUNCH = re.compile(r"^( *)\d+: (k[A-Z]\w*)")
 _KERNEL_TARGET = 'custom_call_target="__gpu$xla.gpu.ptx"'
+_IN_PLACE = "output_to_operand_aliasing"
 _COLLECTIVES = ("kAll", "kAsync", "kReduceScatter", "kCollective", "kPartitionId")
 _FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional")
 
@@ -133,13 +134,14 @@ def _weight_copies(case: Case, program: Program) -> int:
 
 
 def _pool_copies(case: Case, program: Program) -> int:
-    """Instructions that write the whole of the pool's keys or values and are no scatter into them."""
+    """Instructions that write the whole of the pool's keys or values, and not only their tokens in place."""
     model = case.config
     heads = model.kv_heads_at(case.tp) // case.tp
     pool = (model.num_layers * (NUM_PAGES + 1) * PAGE_SIZE * heads) * model.head_dim
     in_place = ("scatter", "dynamic-update-slice")
     return sum(
         any(array.elements == pool for array in one.result)
+        and not (_KERNEL_TARGET in one.text and _IN_PLACE in one.text)
         and not any(inner.opcode in in_place for inner in (one, *_inner(one, program)))
         for one, _ in _outside_fusions(program)
     )

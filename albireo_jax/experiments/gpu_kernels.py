@@ -9,7 +9,6 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,11 +24,14 @@ from albireo_jax.experiments.gpu_programs import (
     NUM_PAGES,
     PAGE_SIZE,
 )
-from albireo_jax.ops.attention import paged_attention
+from albireo_jax.nn.decoder import Projected
+from albireo_jax.nn.layers import Rotation
 from albireo_jax.ops.cuda.kernels import Kernel, Launch, ptx
 from albireo_jax.ops.kv_cache import new_cache
+from albireo_jax.ops.kv_write import TokenPages
 from albireo_jax.runtime.batch import Bucket
 from albireo_jax.runtime.state import PAGE_DTYPES
+from albireo_jax.runtime.step_attention import StepRows, attend_by_kernels
 
 KERNEL_MODELS: Mapping[str, ModelConfig] = MappingProxyType(
     {
@@ -56,7 +58,7 @@ ARCHITECTURES = ("sm_80", "sm_90")
 KV_DTYPES = (KvDtype.BFLOAT16, KvDtype.INT8, KvDtype.FP8)
 
 _CORE_REGISTERS = 65536
-_ROLES: Mapping[str, int] = MappingProxyType({"decode rows": 3, "chunks": 2, "merge": 3})
+_ROLES: Mapping[str, int] = MappingProxyType({"rotate": 4, "decode rows": 3, "chunks": 2, "merge": 3})
 """What a step with decode rows and chunks launches, in order, and the blocks that a core must hold of each.
 
 The attention kernels' grids are made for so many: with fewer, the last blocks wait for the first.
@@ -102,40 +104,44 @@ class Assembled:
 def launches(
     model: ModelConfig, bucket: Bucket, *, tp: int, kv_dtype: KvDtype = KvDtype.AUTO
 ) -> tuple[Launch, ...]:
-    """The kernel launches of one layer's attention on each device in a step of this size, in order."""
-    heads = model.kv_heads_at(tp) // tp
-    pages = (1, NUM_PAGES + 1, PAGE_SIZE, heads, model.head_dim)
+    """The kernel launches of one layer on each device in a step of this size, in order."""
+    heads, group = model.kv_heads_at(tp) // tp, model.num_heads // model.kv_heads_at(tp)
+    pages = (model.num_layers, NUM_PAGES + 1, PAGE_SIZE, heads, model.head_dim)
     seen: list[Launch] = []
 
     def note(what: Launch, _: Sequence[jax.Array]) -> Sequence[jax.Array]:
         seen.append(what)
         return [jnp.zeros(result.shape, result.dtype) for result in what.results]
 
-    def ints(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.int32)
+    def layer() -> None:
+        tokens, rows, width = bucket.tokens, bucket.rows, model.head_dim
+        dtype, norm_K = jnp.bfloat16, jnp.zeros(width, jnp.bfloat16)
+        angles_TH = jnp.zeros((tokens, width // 2))
+        projected = Projected(
+            qkv_TNXK=jnp.zeros((tokens, heads, group + 2, width), dtype),
+            bias_NXK=jnp.zeros((heads, group + 2, width), dtype) if model.attention_bias else None,
+            q_norm_K=norm_K if model.qk_norm else None,
+            k_norm_K=norm_K if model.qk_norm else None,
+            eps=model.rms_norm_eps,
+            by=Rotation(angles_TH, angles_TH),
+        )
+        of_token, of_row = jnp.zeros(tokens, jnp.int32), jnp.zeros(rows, jnp.int32)
+        where = StepRows(
+            row_start_R1=jnp.zeros(rows + 1, jnp.int32),
+            context_R=of_row,
+            page_table_RM=jnp.zeros((rows, MAX_LEN // PAGE_SIZE), jnp.int32),
+            pages=TokenPages(of_token, of_token),
+        )
+        cache = new_cache(pages, PAGE_DTYPES[kv_dtype.resolve(Dtype.BFLOAT16)])
+        attend_by_kernels(model, where, page_size=PAGE_SIZE, launch=note)(0, projected, cache)
 
-    q_shape = (bucket.tokens, heads, model.num_heads // model.kv_heads_at(tp), model.head_dim)
-    attend = partial(
-        paged_attention,
-        layer=0,
-        scale=model.head_dim**-0.5,
-        sliding_window=model.sliding_window,
-        launch=note,
-    )
-    jax.eval_shape(
-        attend,
-        jax.ShapeDtypeStruct(q_shape, jnp.bfloat16),
-        jax.eval_shape(partial(new_cache, pages, PAGE_DTYPES[kv_dtype.resolve(Dtype.BFLOAT16)])),
-        row_start_R1=ints(bucket.rows + 1),
-        context_R=ints(bucket.rows),
-        page_table_RM=ints(bucket.rows, MAX_LEN // PAGE_SIZE),
-    )
+    jax.eval_shape(layer)
     return tuple(seen)
 
 
 def scratch_bytes(model: ModelConfig, bucket: Bucket, *, tp: int, kv_dtype: KvDtype = KvDtype.AUTO) -> int:
     """Bytes on each device of what a layer's kernels leave for each other: results of cut contexts."""
-    first, *_ = launches(model, bucket, tp=tp, kv_dtype=kv_dtype)
+    _, first, *_ = launches(model, bucket, tp=tp, kv_dtype=kv_dtype)
     _, *unfinished = first.results
     return sum(result.size * result.dtype.itemsize for result in unfinished)
 
@@ -208,4 +214,4 @@ def _loop_limit(role: str, kernel: Kernel) -> int | None:
 
 def assembled(kernel: Kernel, architecture: str) -> Assembled:
     """The same of a kernel in the source."""
-    return assemble(ptx(kernel.macros), architecture)
+    return assemble(ptx(kernel), architecture)

@@ -1,7 +1,9 @@
 """A decoder-only transformer as pure functions of a flat tuple of stacked arrays.
 
 The functions know nothing of schedules, caches or samplers: attention comes in as a callback that
-also carries the cache. They run in two ways, which give the same numbers. With `axis` None, arrays
+also carries the cache. It is given projections as the layer's product gives them (`Projected`): what lies
+between the product and attention is `queries_keys_values`, or a kernel that does the same and writes the
+cache too. The functions run in two ways, which give the same numbers. With `axis` None, arrays
 are whole (or sharded by the compiler). With the name of a mesh axis, they run inside a `shard_map`
 over it on this rank's share of the heads, of the feed-forward width and of the vocabulary, and a
 forward pass is exactly 2 L + 1 all-reduces.
@@ -42,9 +44,6 @@ LayerIndex: TypeAlias = int | Int32[Array, ""]
 """A number in an unrolled loop, a traced scalar in a scanned one."""
 
 Cache = TypeVar("Cache")
-
-AttendFn: TypeAlias = Callable[[LayerIndex, Array, Array, Array, Cache], tuple[Array, Cache]]
-"""attend(layer, q_TNGK, k_TNK, v_TNK, cache) -> (o_TNGK, cache): scaling and masking are its own."""
 
 
 class DecoderWeights(NamedTuple):
@@ -96,6 +95,21 @@ class LayerWeights(NamedTuple):
     wo_scale_D: Float[Array, " D"] | None
     w_gate_up_scale_2F: Float[Array, "2 F"] | None
     w_down_scale_D: Float[Array, " D"] | None
+
+
+class Projected(NamedTuple):
+    """A layer's queries, keys and values of T tokens before bias, norms and rotation, and what these need."""
+
+    qkv_TNXK: Float[Array, "T N X K"]
+    bias_NXK: Float[Array, "N X K"] | None
+    q_norm_K: Float[Array, " K"] | None
+    k_norm_K: Float[Array, " K"] | None
+    eps: float
+    by: Rotation
+
+
+AttendFn: TypeAlias = Callable[[LayerIndex, Projected, Cache], tuple[Array, Cache]]
+"""attend(layer, projected, cache) -> (o_TNGK, cache): scaling and masking are its own."""
 
 
 class QueriesKeysValues(NamedTuple):
@@ -185,6 +199,18 @@ def layer_weights(weights: DecoderWeights, layer: LayerIndex) -> LayerWeights:
     )
 
 
+def queries_keys_values(projected: Projected) -> QueriesKeysValues:
+    """The inputs of attention, out of a layer's projections."""
+    qkv_TNXK = projected.qkv_TNXK
+    if projected.bias_NXK is not None:
+        qkv_TNXK = qkv_TNXK + projected.bias_NXK[None]
+    q_TNGK, k_TNK, v_TNK = qkv_TNXK[:, :, :-2], qkv_TNXK[:, :, -2], qkv_TNXK[:, :, -1]
+    if projected.q_norm_K is not None and projected.k_norm_K is not None:
+        q_TNGK = rms_norm(q_TNGK, projected.q_norm_K, projected.eps)
+        k_TNK = rms_norm(k_TNK, projected.k_norm_K, projected.eps)
+    return QueriesKeysValues(rotate(q_TNGK, projected.by), rotate(k_TNK, projected.by), v_TNK)
+
+
 def weight_specs(weights: DecoderWeights) -> DecoderWeights:
     """Partition specs of `weights`, as `shard_map` takes them: same structure, specs for arrays."""
 
@@ -238,9 +264,9 @@ def _layer(
     x_TD, cache = carry
     with jax.named_scope("projections"):
         normed_TD = rms_norm(x_TD, weights.attention_norm_D, config.rms_norm_eps)
-        q_TNGK, k_TNK, v_TNK = _project(config, weights, normed_TD, by=by)
+        projected = _project(config, weights, normed_TD, by=by)
     with jax.named_scope("attention"):
-        o_TNGK, cache = attend(layer, q_TNGK, k_TNK, v_TNK, cache)
+        o_TNGK, cache = attend(layer, projected, cache)
     with jax.named_scope("projections"):
         o_TA = o_TNGK.reshape(len(o_TNGK), -1)
         x_TD = x_TD + _sum(linear(o_TA, weights.wo_AD, scale_F=weights.wo_scale_D), axis)
@@ -259,18 +285,12 @@ def _layer(
 
 def _project(
     config: ModelConfig, weights: LayerWeights, x_TD: Float[Array, "T D"], *, by: Rotation
-) -> QueriesKeysValues:
+) -> Projected:
     width, *heads = weights.wqkv_DNXK.shape
     scale_NXK = weights.wqkv_scale_NXK
     flat_scale = None if scale_NXK is None else scale_NXK.reshape(-1)
     qkv_TNXK = linear(x_TD, weights.wqkv_DNXK.reshape(width, -1), scale_F=flat_scale).reshape(-1, *heads)
-    if weights.bqkv_NXK is not None:
-        qkv_TNXK = qkv_TNXK + weights.bqkv_NXK[None]
-    q_TNGK, k_TNK, v_TNK = qkv_TNXK[:, :, :-2], qkv_TNXK[:, :, -2], qkv_TNXK[:, :, -1]
-    if weights.q_norm_K is not None and weights.k_norm_K is not None:
-        q_TNGK = rms_norm(q_TNGK, weights.q_norm_K, config.rms_norm_eps)
-        k_TNK = rms_norm(k_TNK, weights.k_norm_K, config.rms_norm_eps)
-    return QueriesKeysValues(rotate(q_TNGK, by), rotate(k_TNK, by), v_TNK)
+    return Projected(qkv_TNXK, weights.bqkv_NXK, weights.q_norm_K, weights.k_norm_K, config.rms_norm_eps, by)
 
 
 def _sum(partial: Array, axis: str | None) -> Array:

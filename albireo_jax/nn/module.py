@@ -15,7 +15,16 @@ from jaxtyping import Array, Float, Int32
 from albireo_jax.core.config import ModelConfig
 from albireo_jax.core.errors import WeightError
 from albireo_jax.nn.axes import logical_axes
-from albireo_jax.nn.decoder import DecoderWeights, Layered, LayerIndex, forward, head, logits
+from albireo_jax.nn.decoder import (
+    DecoderWeights,
+    Layered,
+    LayerIndex,
+    Projected,
+    forward,
+    head,
+    logits,
+    queries_keys_values,
+)
 from albireo_jax.nn.layers import causal_attention
 from albireo_jax.nn.quantise import quantised_stack, weight_dtypes
 from albireo_jax.nn.shapes import SCALES, layer_name, weight_shapes
@@ -173,7 +182,8 @@ def _optional(name: str, array: Layered | None) -> nnx.Param[Any] | None:
 def _dense_logits(
     config: ModelConfig, weights: DecoderWeights, token_T: Int32[Array, " T"]
 ) -> Float[Array, "T V"]:
-    def attend(_: LayerIndex, q_TNGK: Array, k_TNK: Array, v_TNK: Array, cache: None) -> tuple[Array, None]:
+    def attend(_: LayerIndex, projected: Projected, cache: None) -> tuple[Array, None]:
+        q_TNGK, k_TNK, v_TNK = queries_keys_values(projected)
         return causal_attention(q_TNGK, k_TNK, v_TNK, sliding_window=config.sliding_window), cache
 
     position_T = jnp.arange(token_T.shape[0], dtype=jnp.int32)

@@ -18,10 +18,7 @@ from jaxtyping import Array, Float, Int32
 from albireo_jax.core.errors import ModelError
 from albireo_jax.ops.attention_pieces import PADDING, Cut, Pieces, Rows, cut
 from albireo_jax.ops.cuda.kernels import Entry, Kernel, Launch, LaunchFn
-from albireo_jax.ops.kv_cache import FP8_BITS, KvCache
-
-_KINDS = {jnp.dtype(jnp.bfloat16): 0, jnp.dtype(jnp.int8): 1, FP8_BITS: 2}
-"""KV_KIND of each dtype of a cache's pages."""
+from albireo_jax.ops.kv_cache import KV_KINDS, KvCache
 
 _DECODE_VECTORS = 16
 """Query vectors of a decode row at most: those of one matrix product."""
@@ -82,7 +79,7 @@ class _Shape:
 def check_shape(*, head_dim: int, group: int, q_dtype: jnp.dtype, kv_dtype: jnp.dtype) -> None:
     """Raises ModelError with the reason if the kernels cannot do a model's attention."""
     kv_bytes = kv_dtype.itemsize
-    if q_dtype != jnp.bfloat16 or kv_dtype not in _KINDS:
+    if q_dtype != jnp.bfloat16 or kv_dtype not in KV_KINDS:
         raise ModelError(
             f"the CUDA attention kernels take bfloat16 models with bfloat16, int8 or fp8 caches, "
             f"not {q_dtype} with {kv_dtype}"
@@ -120,7 +117,7 @@ def cuda_attention(
         page_size=cache.k_LPSNK.shape[2],
         table_width=page_table_RM.shape[1],
         num_pages=cache.k_LPSNK.shape[1],
-        kind=_KINDS[cache.k_LPSNK.dtype],
+        kind=KV_KINDS[cache.k_LPSNK.dtype],
         window=sliding_window,
         soft_cap=soft_cap,
         scale=scale,

@@ -19,6 +19,9 @@ _INT8 = jnp.dtype(jnp.int8)
 _LARGEST = {_INT8: 127.0, FP8_BITS: 448.0}
 """The largest code of each quantised dtype."""
 
+KV_KINDS = {jnp.dtype(jnp.bfloat16): 0, _INT8: 1, FP8_BITS: 2}
+"""The number by which CUDA kernels know each dtype of pages that they take."""
+
 _SMALLEST_PEAK = 2.0**-100
 """Stands for the peak of vectors closer to zero, which are zero then: the scale is a normal number."""
 

@@ -22,13 +22,12 @@ from jaxtyping import Array, Float, Int32
 
 from albireo_jax.core.config import ModelConfig, SamplingMode
 from albireo_jax.core.plan import TOKEN_ON_DEVICE
-from albireo_jax.nn.decoder import DecoderWeights, LayerIndex, forward, head, logits, unstack, weight_specs
-from albireo_jax.ops.attention import paged_attention
+from albireo_jax.nn.decoder import DecoderWeights, forward, head, logits, unstack, weight_specs
 from albireo_jax.ops.cuda.kernels import LaunchFn
-from albireo_jax.ops.kv_cache import KvCache
-from albireo_jax.ops.kv_write import token_pages, write_kv
+from albireo_jax.ops.kv_write import token_pages
 from albireo_jax.runtime.batch import Bucket, BufferLayout, StepInputs, unpack
 from albireo_jax.runtime.state import CacheState, cache_specs
+from albireo_jax.runtime.step_attention import StepRows, attend_by_kernels, attend_by_operations
 
 _GRAPH_COMMANDS = (  # WHILE, and all of XLA's default that a program on one GPU can have
     "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
@@ -228,27 +227,18 @@ def _forward(
     token_T: Int32[Array, " T"],
 ) -> tuple[Float[Array, "T D"], CacheState]:
     """Hidden state of each token, and the cache with the step's keys and values in it."""
-    model = program.model
+    model, launch = program.model, program.launch
     page_table_RM = state.page_table_ZM[inputs.slot_R]
-    pages = token_pages(page_table_RM, rows.row_T, rows.position_T, page_size=program.page_size)
-
-    def attend(
-        layer: LayerIndex, q_TNGK: Array, k_TNK: Array, v_TNK: Array, cache: KvCache
-    ) -> tuple[Array, KvCache]:
-        cache = write_kv(cache, k_TNK=k_TNK, v_TNK=v_TNK, layer=layer, pages=pages)
-        out_TNGK = paged_attention(
-            q_TNGK,
-            cache,
-            layer=layer,
-            row_start_R1=rows.row_start_R1,
-            context_R=inputs.start_R + inputs.count_R,
-            page_table_RM=page_table_RM,
-            scale=model.head_dim**-0.5,
-            sliding_window=model.sliding_window,
-            launch=program.launch,
-        )
-        return out_TNGK, cache
-
+    where = StepRows(
+        row_start_R1=rows.row_start_R1,
+        context_R=inputs.start_R + inputs.count_R,
+        page_table_RM=page_table_RM,
+        pages=token_pages(page_table_RM, rows.row_T, rows.position_T, page_size=program.page_size),
+    )
+    if launch is None:
+        attend = attend_by_operations(model, where)
+    else:
+        attend = attend_by_kernels(model, where, page_size=program.page_size, launch=launch)
     loop = program.layer_loop(_bucket(inputs))
     hidden_TD, kv = forward(
         model,

@@ -191,7 +191,7 @@ def good_decode():
         output_bytes=pool + 65 * 512 * 4 + 2**22,
         temp_bytes=2**22,
         collectives=Counter({("all-reduce", 64 * 4096 * 2): 5}),
-        kernels=4,
+        kernels=6,
         host_waits=0,
         command_buffers=5,
         lone_launches=Counter(kAllReduce=5),
@@ -309,13 +309,16 @@ def test_spills_a_stack_too_many_registers_and_a_long_loop_break_the_gates_of_ke
 
 
 @pytest.mark.parametrize("model", KERNEL_MODELS)
-def test_every_model_has_three_kernels_for_each_kind_of_pages(model):
+def test_every_model_has_four_kernels_for_each_kind_of_pages(model):
     seen = [kernels(KERNEL_MODELS[model], tp=1, kv_dtype=kv_dtype) for kv_dtype in KV_DTYPES]
     for each in seen:
-        assert [kernel.entry for kernel in each.values()] == [Entry.ATTEND, Entry.ATTEND, Entry.MERGE]
+        entries = [kernel.entry for kernel in each.values()]
+        assert entries == [Entry.ROTATE, Entry.ATTEND, Entry.ATTEND, Entry.MERGE]
     decode = launches(KERNEL_MODELS[model], DECODE, tp=1, kv_dtype=KV_DTYPES[0])
-    assert [launch.kernel for launch in decode] == [seen[0]["decode rows"], seen[0]["merge"]]
-    assert len({kernel for each in seen for kernel in each.values()}) == 9
+    assert [launch.kernel for launch in decode] == [
+        seen[0][role] for role in ("rotate", "decode rows", "merge")
+    ]
+    assert len({kernel for each in seen for kernel in each.values()}) == 12
     assert (
         0
         < scratch_bytes(KERNEL_MODELS[model], DECODE, tp=1)

@@ -18,7 +18,7 @@ from albireo_jax.core.config import Dtype, Llama3RopeScaling, ModelConfig
 from albireo_jax.core.hf_config import read_hf_config
 from albireo_jax.core.model_files import find_model
 from albireo_jax.models.registry import load_model, model_config
-from albireo_jax.nn.decoder import forward, head, logits, weight_specs
+from albireo_jax.nn.decoder import forward, head, logits, queries_keys_values, weight_specs
 from albireo_jax.nn.layers import causal_attention
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.sharding import TP, make_mesh
@@ -90,7 +90,8 @@ def sharded_logits(model: Decoder, tokens: np.ndarray, *, unroll: bool) -> np.nd
     config, weights = model.config, model.weights()
 
     def local(weights, token_T):
-        def attend(layer, q, k, v, cache):
+        def attend(layer, projected, cache):
+            q, k, v = queries_keys_values(projected)
             return causal_attention(q, k, v, sliding_window=config.sliding_window), cache
 
         position_T = jnp.arange(token_T.shape[0], dtype=jnp.int32)

@@ -10,7 +10,15 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from albireo_jax.core.config import Dtype, ModelConfig
-from albireo_jax.nn.decoder import forward, head, layer_weights, logits, unstack, weight_specs
+from albireo_jax.nn.decoder import (
+    forward,
+    head,
+    layer_weights,
+    logits,
+    queries_keys_values,
+    unstack,
+    weight_specs,
+)
 from albireo_jax.nn.layers import causal_attention
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.random_weights import random_weights
@@ -30,7 +38,8 @@ def program(model: Decoder, *, unroll: bool, weights: Any = None) -> Any:
     config, weights = model.config, model.weights() if weights is None else weights
 
     def local(weights, token_T, cache_LN):
-        def attend(layer, q_TNGK, k_TNK, v_TNK, cache_LN):
+        def attend(layer, projected, cache_LN):
+            q_TNGK, k_TNK, v_TNK = queries_keys_values(projected)
             cache_LN = cache_LN.at[layer].add(k_TNK.sum(axis=(0, 2)).astype(cache_LN.dtype))
             return causal_attention(q_TNGK, k_TNK, v_TNK, sliding_window=config.sliding_window), cache_LN
 
@@ -100,7 +109,8 @@ def test_the_cache_is_carried_and_never_copied(llama: ModelConfig) -> None:
     weights = make(llama, 1).weights()
 
     def step(token_T, cache_LC):
-        def attend(layer, q_TNGK, k_TNK, v_TNK, cache_LC):
+        def attend(layer, projected, cache_LC):
+            q_TNGK, k_TNK, v_TNK = queries_keys_values(projected)
             return causal_attention(q_TNGK, k_TNK, v_TNK), cache_LC.at[layer, 0].add(k_TNK.sum())
 
         position_T = jnp.arange(token_T.shape[0], dtype=jnp.int32)

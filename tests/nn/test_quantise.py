@@ -18,7 +18,7 @@ from albireo_jax.core.hf_config import model_config_from_hf, model_config_to_hf
 from albireo_jax.core.memory import weight_bytes
 from albireo_jax.models.llama import HF_NAMES
 from albireo_jax.nn.checkpoint import restore_weights, save
-from albireo_jax.nn.decoder import DecoderWeights, forward, unstack
+from albireo_jax.nn.decoder import DecoderWeights, Projected, forward, queries_keys_values, unstack
 from albireo_jax.nn.layers import causal_attention
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.quantise import Coded, decode, dequantise, encode
@@ -127,7 +127,8 @@ def test_all_layer_loops_compute_the_same(everything: ModelConfig) -> None:
     weights = make(config).weights()
 
     def hidden(weights: DecoderWeights, *, unroll: bool) -> np.ndarray:
-        def attend(layer: Any, q_TNGK: Any, k_TNK: Any, v_TNK: Any, cache: None) -> Any:
+        def attend(layer: Any, projected: Projected, cache: None) -> Any:
+            q_TNGK, k_TNK, v_TNK = queries_keys_values(projected)
             return causal_attention(q_TNGK, k_TNK, v_TNK, sliding_window=config.sliding_window), cache
 
         position_T = jnp.arange(len(TOKENS), dtype=jnp.int32)

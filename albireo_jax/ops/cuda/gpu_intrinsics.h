@@ -17,12 +17,14 @@ __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commi
 template <int LEFT>
 __device__ __forceinline__ void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
 
+#ifdef GROUP_WARPS
 __device__ __forceinline__ void sync_group() {
   if (GROUP_WARPS == 1)
     __syncwarp();
   else
     __syncthreads();
 }
+#endif
 
 __device__ __forceinline__ float shuffle_xor(float x, int far) { return __shfl_xor_sync(0xffffffffu, x, far); }
 
@@ -31,6 +33,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+
+// Operations that the compiler neither fuses nor replaces by approximations: each is rounded once.
+__device__ __forceinline__ float mul_rn(float x, float y) { return __fmul_rn(x, y); }
+__device__ __forceinline__ float add_rn(float x, float y) { return __fadd_rn(x, y); }
+__device__ __forceinline__ float sub_rn(float x, float y) { return __fsub_rn(x, y); }
+__device__ __forceinline__ float div_rn(float x, float y) { return __fdiv_rn(x, y); }
+__device__ __forceinline__ float rsqrt_rn(float x) { return __frsqrt_rn(x); }
 
 // Two numbers rounded to bfloat16, the first in the low half.
 __device__ __forceinline__ u32 pack_bf16(float low, float high) {

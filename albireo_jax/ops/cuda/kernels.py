@@ -1,4 +1,4 @@
-"""The attention kernels as operations of a JAX program.
+"""The CUDA kernels as operations of a JAX program.
 
 XLA takes a kernel as PTX text and launches it itself, inside its command buffers too. A kernel gets the
 addresses of its operands and then of its results, as 64-bit numbers; all else is fixed when it is compiled.
@@ -16,14 +16,25 @@ import numpy as np
 
 from albireo_jax.ops.cuda.nvrtc import compile_ptx
 
-_SOURCE = "paged_attention.cu"
-
 
 class Entry(StrEnum):
-    """A kernel in the source, by its name there."""
+    """A kernel, by its name in its source."""
 
     ATTEND = "attend_pieces"
     MERGE = "merge_pieces"
+    ROTATE = "rotate_and_write"
+
+    @property
+    def source(self) -> str:
+        """The file that holds it."""
+        return _SOURCES[self]
+
+
+_SOURCES = {
+    Entry.ATTEND: "paged_attention.cu",
+    Entry.MERGE: "paged_attention.cu",
+    Entry.ROTATE: "rotate_and_write.cu",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +84,7 @@ def launch(what: Launch, operands: Sequence[jax.Array]) -> Sequence[jax.Array]:
         *operands,
         name=str(what.kernel.entry),
         kernel_type="ptx",
-        kernel_data=ptx(what.kernel.macros),
+        kernel_data=ptx(what.kernel),
         grid_x=np.int32(x),
         grid_y=np.int32(y),
         grid_z=np.int32(1),
@@ -85,9 +96,13 @@ def launch(what: Launch, operands: Sequence[jax.Array]) -> Sequence[jax.Array]:
     )
 
 
+def ptx(kernel: Kernel) -> str:
+    """A kernel's PTX; NVRTC takes a second or so for it, once per source and macros."""
+    return _ptx(kernel.entry.source, kernel.macros)
+
+
 @cache
-def ptx(macros: tuple[tuple[str, str], ...]) -> str:
-    """The kernels' PTX with these macros; NVRTC takes a second or so for it."""
+def _ptx(source: str, macros: tuple[tuple[str, str], ...]) -> str:
     folder = resources.files("albireo_jax.ops.cuda")
     headers = {file.name: file.read_text() for file in folder.iterdir() if file.name.endswith(".h")}
-    return compile_ptx((folder / _SOURCE).read_text(), headers=headers, macros=macros)
+    return compile_ptx((folder / source).read_text(), headers=headers, macros=macros)

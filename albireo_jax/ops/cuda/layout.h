@@ -1,14 +1,6 @@
 // How one model and cache lie in shared memory and registers; the macros are described in paged_attention.cu.
 #pragma once
-
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
-#ifndef ON_CPU
-#include "gpu_intrinsics.h"
-#endif
+#include "device.h"
 
 enum {
   KV_BYTES = KV_KIND == 0 ? 2 : 1,

@@ -106,16 +106,23 @@ inline float __uint_as_float(uint32_t bits) {
   return x;
 }
 
-inline uint32_t float_as_uint(float x) {
+inline uint32_t __float_as_uint(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   return bits;
 }
 
+// Each is rounded once: the compiler is told to fuse nothing.
+inline float mul_rn(float x, float y) { return x * y; }
+inline float add_rn(float x, float y) { return x + y; }
+inline float sub_rn(float x, float y) { return x - y; }
+inline float div_rn(float x, float y) { return x / y; }
+inline float rsqrt_rn(float x) { return (float)(1.0 / std::sqrt((double)x)); }
+
 inline float exp2_fast(float x) { return std::exp2(x); }
 
 inline uint32_t rounded_bf16(float x) {
-  uint32_t bits = float_as_uint(x);
+  uint32_t bits = __float_as_uint(x);
   if (std::isnan(x)) return 0x7fff;
   return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
@@ -160,15 +167,17 @@ inline void cp_async_wait() {
   }
 }
 
+#ifdef GROUP_WARPS
 inline void sync_group() {
   if (GROUP_WARPS == 1)
     sync_warp();
   else
     __syncthreads();
 }
+#endif
 
 inline float bf16_half(float packed, int half) {
-  uint32_t bits = float_as_uint(packed);
+  uint32_t bits = __float_as_uint(packed);
   return __uint_as_float(half ? bits & 0xffff0000u : bits << 16);
 }
 

@@ -1,11 +1,7 @@
-// A kernel of paged_attention.cu as a function of a shared library.
+// A kernel as a function of a shared library: SOURCE is its file, ENTRY its name there.
 #include "cuda_on_cpu.h"
-#include "paged_attention.cu"
+#include SOURCE
 
 extern "C" void run(int grid_x, int grid_y, uint64_t seed, int eager, void **args) {
-#if MERGE
-  run_kernel(merge_pieces, grid_x, grid_y, THREADS, seed, eager, args);
-#else
-  run_kernel(attend_pieces, grid_x, grid_y, THREADS, seed, eager, args);
-#endif
+  run_kernel(ENTRY, grid_x, grid_y, THREADS, seed, eager, args);
 }
