@@ -180,7 +180,7 @@ def _prepare(
     mesh = make_mesh(config.parallel.tp)
     dtype = config.dtype or _default_dtype(mesh)
     sizes = _sizes(config, model, mesh, dtype=dtype)
-    use_persistent_cache(_cache_folder())
+    use_persistent_cache(cache_folder())
     decoder = load(dtype, mesh)
     executor = _executor(
         config,
@@ -326,7 +326,7 @@ def _default_dtype(mesh: Mesh) -> Dtype:
     return Dtype.FLOAT32 if _is_cpu(mesh) else Dtype.BFLOAT16
 
 
-def _cache_folder() -> Path | None:
+def cache_folder() -> Path | None:
     """Where compiled programs are kept, apart for each kind of host: CPU programs are made for one.
 
     None for a user without a home.

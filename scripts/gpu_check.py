@@ -1,30 +1,52 @@
-"""Checks and measures the engine on a machine with one GPU, in parts that can be run alone.
+"""Checks and measures the engine on a machine with one GPU, in two calls that need no network.
 
-`scripts/gpu_check.sh` takes these options, and runs every part as a process with a limit of time. It needs
-neither a network nor an installed albireo_jax: what a Python lacks is carried as wheels.
+Where there is a network, once; what is made here travels with the checkout:
 
-    scripts/gpu_check.sh --data DATA --wheels WHEELS            everything, in less than nine minutes
-    scripts/gpu_check.sh --only numerics,decode                 two parts
-    scripts/gpu_check.sh --only decode --stretch 3              one part, with three times its time
-    scripts/gpu_check.sh --only peers --stretch 5 --peer vllm=VENV/bin/python --peer llama.cpp=LLAMA_SERVER
-    scripts/gpu_check.sh --device cpu --small --data DATA       every part at tiny sizes, without a GPU
+    scripts/gpu_check.sh prepare --data DATA
+
+On the machine with the GPU:
+
+    scripts/gpu_check.sh right --output OUT       is it right, and in which form is the step quickest?
+    scripts/gpu_check.sh fast --output OUT        how fast is it in that form?
+    scripts/gpu_check.sh more --output OUT        other models, KV copies, tables for the planner
+
+Results are written to OUT after every figure: a record, a log, and an archive that `right` hands on to
+`fast`. Where these are two machines of one kind, put OUT/carried.tar.gz into the prepared folder.
+
+    scripts/gpu_check.sh right --only golden,forms --stretch 2            two parts, with twice their time
+    scripts/gpu_check.sh fast --only peers --stretch 5 --peer vllm=PYTHON --peer llama.cpp=SERVER
+    scripts/gpu_check.sh right --device cpu --small                       tiny sizes, without a GPU
 
 Exits with 1 if a part failed or was cut off, or if something is wrong; goals of speed that are missed are
-only told. The commands are those that the shell script calls: plan, part, start, report.
+only told.
 """
 
 import argparse
+import os
+import signal
+import site
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
 
-from albireo_jax.experiments.gpu_check.parts import PARTS, PEERS, TRANSFORMERS, chosen, find_part
+from albireo_jax.experiments.gpu_check import carried, prepared
+from albireo_jax.experiments.gpu_check.machine import (
+    ROOT,
+    commit_of,
+    device_here,
+    package_versions,
+)
+from albireo_jax.experiments.gpu_check.parts import PEERS, RUNS, TRANSFORMERS, Run, chosen
+from albireo_jax.experiments.gpu_check.record_file import RecordFile
+from albireo_jax.experiments.gpu_check.report import CPU_NOTE, NOTE, is_good, table
+from albireo_jax.experiments.gpu_check.runner import Runner
+from albireo_jax.experiments.gpu_check.settings import PartSettings
+from albireo_jax.experiments.records import Record, record_content, record_file_name
 
-if TYPE_CHECKING:
-    from albireo_jax.experiments.gpu_check.check import Check
-
-ROOT = Path(__file__).resolve().parents[1]
+BEGAN_S = time.monotonic()
 _CPU_STRETCH = 5.0
 
 
@@ -33,22 +55,41 @@ def parser() -> argparse.ArgumentParser:
         prog="gpu_check.sh",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="parts: " + "; ".join(f"{part.name} ({part.title}, {part.limit_s:g} s)" for part in PARTS),
+    )
+    commands = made.add_subparsers(dest="command", required=True)
+    for run in RUNS.values():
+        _add_run_options(commands.add_parser(run.name, help=run.title, epilog=_parts_text(run)))
+    making = commands.add_parser("prepare", help="make the folder that travels with the checkout")
+    making.add_argument("--data", type=Path, required=True, help="folder of real models and traces")
+    making.add_argument("--for-python", default="3.12", help="Python of that machine")
+    making.add_argument(
+        "--package",
+        action="append",
+        metavar="NAME==VERSION",
+        help="a package that it lacks, instead of the usual",
+    )
+    for each in commands.choices.values():
+        each.add_argument("--prepared", type=Path, default=ROOT / "gpu-check", help="the folder that travels")
+        each.add_argument("--python", default=sys.executable, help="the interpreter that runs everything")
+    return made
+
+
+def _add_run_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder of results"
     )
     made.add_argument("--only", metavar="PART,PART", help="these parts, not all")
     made.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
     made.add_argument("--small", action="store_true", help="tiny models and few cases, to try everything")
     made.add_argument(
-        "--stretch", type=float, help="times as long for every part; by default 1, or 5 on a CPU"
+        "--stretch", type=float, help="times as long for every part and for all; by default 1, or 5 on a CPU"
     )
+    made.add_argument("--data", type=Path, help="folder of real data; by default that of the prepared folder")
     made.add_argument(
-        "--data", type=Path, help="folder of real models and traces; its parts are skipped without"
+        "--carried",
+        type=Path,
+        help="archive of an earlier run; by default that of the output or prepared folder, for `right` none",
     )
-    made.add_argument(
-        "--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder of records"
-    )
-    made.add_argument("--wheels", type=Path, help="folder of wheels to install for this run only")
-    made.add_argument("--python", default=sys.executable, help="the interpreter that runs everything")
     made.add_argument(
         "--peer",
         action="append",
@@ -57,30 +98,10 @@ def parser() -> argparse.ArgumentParser:
         help="an engine to compare with: transformers=PYTHON (by default this Python), "
         "llama.cpp=LLAMA_SERVER, vllm=PYTHON",
     )
-    made.add_argument(
-        "--dump-target", type=Path, help="file for the description of this GPU, as tests/data has it"
-    )
-    made.add_argument("--dump-hlo", type=Path, help="file for the compiled decode step, gzipped text")
-    made.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    return made
 
 
-def arguments(argv: list[str]) -> argparse.Namespace:
-    """The options, with `command` and, for a part, its `name`; exits with 2 and a reason for bad ones."""
-    made = parser()
-    made.add_argument("command", choices=("plan", "part", "start", "report"))
-    made.add_argument("name", nargs="?")
-    options = made.parse_args(argv)
-    if options.stretch is None:
-        options.stretch = _CPU_STRETCH if options.device == "cpu" else 1.0
-    try:
-        options.peers = {TRANSFORMERS: options.python, **named_peers(options.peer)}
-        options.parts = chosen(options.only, stretch=options.stretch)
-        if options.command == "part":
-            options.part = next(each for each in options.parts if each.name == find_part(options.name).name)
-    except ValueError as error:
-        made.error(str(error))
-    return options
+def _parts_text(run: Run) -> str:
+    return "parts: " + "; ".join(f"{part.name} ({part.title}, {part.limit_s:g} s)" for part in run.parts)
 
 
 def named_peers(words: list[str]) -> dict[str, str]:
@@ -92,117 +113,117 @@ def named_peers(words: list[str]) -> dict[str, str]:
     return parse_peers(words, known=PEERS)
 
 
-def runners() -> "dict[str, Callable[[Check], None]]":
-    """The function of each part; importing them imports JAX."""
-    from albireo_jax.experiments.gpu_check.ceilings import run_ceilings
-    from albireo_jax.experiments.gpu_check.golden import run_golden
-    from albireo_jax.experiments.gpu_check.host import run_host
-    from albireo_jax.experiments.gpu_check.numerics import run_numerics
-    from albireo_jax.experiments.gpu_check.peers import run_peers
-    from albireo_jax.experiments.gpu_check.programs import run_programs
-    from albireo_jax.experiments.gpu_check.shards import run_shards
-    from albireo_jax.experiments.gpu_check.steps import run_decode, run_prefill
-    from albireo_jax.experiments.gpu_check.swapping import run_swap
-    from albireo_jax.experiments.gpu_check.trace import run_trace
-
-    return {
-        "ceilings": run_ceilings,
-        "numerics": run_numerics,
-        "golden": run_golden,
-        "decode": run_decode,
-        "prefill": run_prefill,
-        "trace": run_trace,
-        "peers": run_peers,
-        "programs": run_programs,
-        "host": run_host,
-        "swap": run_swap,
-        "shards": run_shards,
-    }
+def check(options: argparse.Namespace, run: Run) -> int:
+    """Run the parts, print the table and keep the results."""
+    with tempfile.TemporaryDirectory() as work:
+        home, folder = _folders(options, run, Path(work))
+        settings, file = _settings(options, run, folder), Path(work) / "settings.json"
+        settings.write(file)
+        archive = options.output / carried.ARCHIVE
+        runner = Runner(
+            run=run,
+            python=options.python,
+            settings=file,
+            record=Path(settings.record),
+            log=Path(settings.record).with_suffix(".log"),
+            began_s=BEGAN_S,
+            after_part=lambda _: carried.pack(archive, folder=folder, home=home),
+        )
+        try:
+            runner.run_parts()
+        finally:
+            record = RecordFile.read(Path(settings.record))
+            notes = [record.notes(part.name) for part in run.parts]
+            print(table(run.parts, notes, on_cpu=settings.on_cpu))
+            print(f"{settings.record}, {time.monotonic() - BEGAN_S:.0f} of {run.total_s:g} s", flush=True)
+    return 0 if is_good(notes, on_cpu=settings.on_cpu) else 1
 
 
-def new_check(options: argparse.Namespace, *, name: str, deadline_s: float) -> "Check":
-    """What a part is told. JAX is held to the device that was asked for, and starts later."""
-    import jax
+def _folders(options: argparse.Namespace, run: Run, work: Path) -> tuple[Path, Path]:
+    """A home for the parts and the folder of what is handed on, with what an earlier run left in both.
 
-    from albireo_jax.experiments.gpu_check.check import Check
-    from albireo_jax.experiments.gpu_check.notebook import Notebook
+    The home is the run's own, so that a start is cold unless something was handed on.
+    """
+    home, folder, packages = work / "home", work / "carried", work / "site"
+    for each in (home, folder / carried.HLO):
+        each.mkdir(parents=True)
+    usual = (options.output / carried.ARCHIVE, options.prepared / carried.ARCHIVE)
+    for archive in (*(usual if run.is_carried_to else ()), options.carried):
+        if archive is not None and archive.is_file():
+            carried.unpack(archive, folder=folder, home=home)
+    prepared.unpack_wheels(options.prepared / prepared.WHEELS, packages)
+    os.environ["PYTHONUSERBASE"] = site.getuserbase()  # which is in the home that was
+    os.environ["HOME"] = str(home)
+    os.environ["PYTHONPATH"] = f"{os.environ.get('PYTHONPATH', ROOT)}:{packages}"
+    return home, folder
 
+
+def _settings(options: argparse.Namespace, run: Run, folder: Path) -> PartSettings:
+    """What the parts are told; the record is there when it returns."""
     on_cpu = options.device == "cpu"
-    jax.config.update("jax_platforms", "cpu" if on_cpu else "cuda,cpu")
-    return Check(
+    data = options.data or options.prepared / prepared.DATA
+    return PartSettings(
         small=options.small,
         on_cpu=on_cpu,
-        data=options.data,
-        output=options.output,
-        notebook=Notebook(name, options.work, deadline_s=deadline_s),
+        data=str(data) if data.is_dir() else None,
+        output=str(options.output),
+        record=str(_new_record(options, run, on_cpu=on_cpu)),
+        carried=str(folder),
         peers=options.peers,
-        dump_target=options.dump_target,
-        dump_hlo=options.dump_hlo,
     )
 
 
-def run_part(options: argparse.Namespace) -> int:
-    """Run one part; what it measured is in its notebook however it ends."""
-    from albireo_jax.experiments.gpu_check.notebook import DONE, FAILED, SKIPPED, PartSkipped
+def _new_record(options: argparse.Namespace, run: Run, *, on_cpu: bool) -> Path:
+    now, source = datetime.now(UTC), prepared.read_source(options.prepared)
+    device, commit = device_here(on_cpu=on_cpu), commit_of(source)
+    record = Record(
+        name=f"gpu-check-{run.name}",
+        device=device,
+        settings={
+            "small": options.small,
+            "stretch": options.stretch,
+            "only": options.only,
+            "total_s": run.total_s,
+        },
+        series=[],
+        note=f"{CPU_NOTE} {NOTE}" if on_cpu else NOTE,
+        load_before=os.getloadavg()[0],
+    )
+    content = record_content(record, now=now, commit=commit)
+    content["versions"] |= package_versions() | ({"albireo-jax": source.version} if source else {})
+    path = options.output / record_file_name(record.name, device, now=now)
+    RecordFile.create(path, content, parts=[part.name for part in run.parts])
+    return path
 
-    check = new_check(options, name=options.part.name, deadline_s=options.part.deadline_s)
-    status, reason = FAILED, ""
-    try:
-        runners()[options.part.name](check)
-        status = DONE
-    except PartSkipped as skipped:
-        print(f"SKIPPED {options.part.name}: {skipped}", flush=True)
-        status, reason = SKIPPED, str(skipped)
-    finally:
-        error = sys.exception() if status == FAILED else None
-        check.notebook.close(status, reason or _first_line(error))
+
+def make(options: argparse.Namespace) -> int:
+    """Make the folder that travels."""
+    packages = options.package or prepared.missing_packages()
+    wanted = prepared.Wanted(packages=packages, python=options.for_python)
+    size = prepared.prepare_folder(options.prepared, data=options.data, wanted=wanted)
+    print(f"{options.prepared}: {size / 1e6:.1f} MB with {', '.join(packages)}")
     return 0
 
 
-def _first_line(error: BaseException | None) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}" if error is not None else ""
-
-
-def run_start(options: argparse.Namespace) -> int:
-    """Prepare the engine that the part `host` starts, and print what it took."""
-    import tempfile
-
-    from albireo_jax.experiments.gpu_check.host import measure_start, start_line
-
-    with tempfile.TemporaryDirectory() as folder:
-        options.work = Path(folder)
-        print(start_line(measure_start(new_check(options, name="start", deadline_s=0.0))))
-    return 0
-
-
-def run_report(options: argparse.Namespace) -> int:
-    """Print the table and write the record."""
-    from albireo_jax.experiments.gpu_check.device import device_here
-    from albireo_jax.experiments.gpu_check.report import is_good, read_all, record_of, table
-    from albireo_jax.experiments.records import write_record
-
-    on_cpu = options.device == "cpu"
-    notes = read_all(options.work, options.parts)
-    print(table(options.parts, notes, on_cpu=on_cpu))
-    settings = {"small": options.small, "stretch": options.stretch, "only": options.only}
-    record = record_of(options.parts, notes, device=device_here(on_cpu=on_cpu), settings=settings)
-    print(write_record(record, options.output))
-    return 0 if is_good(notes, on_cpu=on_cpu) else 1
+def _ended(number: int, _: FrameType | None) -> None:
+    """Asked to end: the part is ended too, and what there is of the table is printed."""
+    raise SystemExit(128 + number)
 
 
 def main() -> int:
-    options = arguments(sys.argv[1:])
-    match options.command:
-        case "plan":
-            for part in options.parts:
-                print(part.name, f"{part.limit_s:g}")
-            return 0
-        case "part":
-            return run_part(options)
-        case "start":
-            return run_start(options)
-        case _:
-            return run_report(options)
+    made = parser()
+    options = made.parse_args()
+    try:
+        if options.command == "prepare":
+            return make(options)
+        if options.stretch is None:
+            options.stretch = _CPU_STRETCH if options.device == "cpu" else 1.0
+        options.peers = {TRANSFORMERS: options.python, **named_peers(options.peer)}
+        run = chosen(RUNS[options.command], only=options.only, stretch=options.stretch)
+    except ValueError as error:
+        made.error(str(error))
+    signal.signal(signal.SIGTERM, _ended)
+    return check(options, run)
 
 
 if __name__ == "__main__":

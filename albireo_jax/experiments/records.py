@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 PACKAGES = ("jax", "jaxlib", "numpy", "albireo-jax")
 """Distributions whose versions every record names."""
@@ -96,8 +97,22 @@ def write_record(record: Record, folder: Path, *, now: datetime | None = None) -
     Raises FileExistsError rather than replace a record of the same minute.
     """
     now = now or datetime.now(UTC)
-    commit = current_commit(Path(__file__).resolve().parents[2])
-    content = {
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / record_file_name(record.name, record.device, now=now)
+    with path.open("x") as file:
+        commit = current_commit(Path(__file__).resolve().parents[2])
+        file.write(record_text(record_content(record, now=now, commit=commit)))
+    return path
+
+
+def record_file_name(name: str, device: Device, *, now: datetime) -> str:
+    """Name of the file of a record that was begun `now`."""
+    return f"{name}-{device.label}-{now:%Y%m%d-%H%M}.json"
+
+
+def record_content(record: Record, *, now: datetime, commit: Commit | None) -> dict[str, Any]:
+    """A record as it is written, with what can be found out here: the command and versions."""
+    return {
         "name": record.name,
         "date": now.isoformat(timespec="seconds"),
         "command": command_line(sys.orig_argv),
@@ -108,13 +123,19 @@ def write_record(record: Record, folder: Path, *, now: datetime | None = None) -
         "load_before": record.load_before,
         "settings": dict(record.settings),
         "note": record.note,
-        "series": [_series_content(series) for series in record.series],
+        "series": [series_content(series) for series in record.series],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{record.name}-{record.device.label}-{now:%Y%m%d-%H%M}.json"
-    with path.open("x") as file:
-        file.write(_compact_lists(json.dumps(content, indent=1)) + "\n")
-    return path
+
+
+def record_text(content: Mapping[str, object]) -> str:
+    """The text of a record's file: lists of numbers on one line each, so that it stays readable."""
+    return _compact_lists(json.dumps(content, indent=1)) + "\n"
+
+
+def series_content(series: Series) -> dict[str, object]:
+    """A series as it is written: samples to six digits, and their median."""
+    samples = [float(f"{sample:.6g}") for sample in series.samples]
+    return {**asdict(series), "samples": samples, "median": statistics.median(samples)}
 
 
 def cpu_device(*, virtual_devices: int = 0) -> Device:
@@ -170,13 +191,7 @@ def _last_parts(path: str) -> str:
     return "/".join(path.split("/")[2:][-2:]) or path
 
 
-def _series_content(series: Series) -> dict[str, object]:
-    samples = [float(f"{sample:.6g}") for sample in series.samples]
-    return {**asdict(series), "samples": samples, "median": statistics.median(samples)}
-
-
 def _compact_lists(text: str) -> str:
-    """Lists of numbers on one line each, so that a record stays readable."""
     number = r"-?[\d.]+(?:[eE][-+]?\d+)?"
     return re.sub(
         rf"\[\s*{number}(?:,\s*{number})*\s*\]", lambda match: " ".join(match.group().split()), text

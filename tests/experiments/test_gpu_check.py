@@ -11,28 +11,35 @@ import numpy as np
 import pytest
 
 from albireo_jax.core.config import Dtype
+from albireo_jax.experiments.gpu_check.attention_cases import attention_cases, attention_error, attention_step
 from albireo_jax.experiments.gpu_check.check import Check, Sizes
+from albireo_jax.experiments.gpu_check.engines import step_buckets
 from albireo_jax.experiments.gpu_check.golden import GoldenAnswer, parting_margin
-from albireo_jax.experiments.gpu_check.kernels import Span, idle_share
-from albireo_jax.experiments.gpu_check.notebook import (
-    DONE,
-    FAILED,
-    RUNNING,
-    SKIPPED,
-    Notebook,
-    Notes,
-    PartSkipped,
-    read_notes,
+from albireo_jax.experiments.gpu_check.kernels import Span, idle_share, seconds_by_name
+from albireo_jax.experiments.gpu_check.notebook import PartSkipped
+from albireo_jax.experiments.gpu_check.numerics import equal_tokens
+from albireo_jax.experiments.gpu_check.parts import (
+    FAST,
+    GOALS,
+    RIGHT,
+    RUNS,
+    Goal,
+    Run,
+    begin_until_s,
+    chosen,
+    find_part,
+    goal_of,
 )
-from albireo_jax.experiments.gpu_check.numerics import attention_cases, attention_error, attention_step
-from albireo_jax.experiments.gpu_check.parts import GOALS, PARTS, TOTAL_S, Goal, chosen, goal_of
+from albireo_jax.experiments.gpu_check.record_file import CUT_OFF, DONE, FAILED, RUNNING, SKIPPED, Notes
 from albireo_jax.experiments.gpu_check.report import is_good, table, verdicts
+from albireo_jax.experiments.gpu_check.runner import RESERVE_S
+from albireo_jax.experiments.gpu_check.settings import PartSettings
 from albireo_jax.experiments.gpu_check.shards import carried_on
 from albireo_jax.experiments.gpu_check.steps import (
     DecodeCase,
     admission,
     decode_plans,
-    prompt_plan,
+    prompt_plans,
     scattered_pages,
 )
 from albireo_jax.experiments.gpu_check.trace import trace_buckets
@@ -44,54 +51,70 @@ from albireo_jax.sim.host import HostTerms, TaskTerms
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "gpu_check.sh"
-CPU = Check(small=True, on_cpu=True, data=None, output=ROOT, notebook=None)  # type: ignore[arg-type]
+SMALL = PartSettings(
+    small=True, on_cpu=True, data=None, output="/nowhere", record="/nowhere", carried="/nowhere", peers={}
+)
+CPU = Check(settings=SMALL, notebook=None)  # type: ignore[arg-type]
 
 
 def run_script(*words: object, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-    command = ["bash", str(SCRIPT), "--python", sys.executable, *map(str, words)]
+    command = ["bash", str(SCRIPT), *map(str, words), "--python", sys.executable]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout_s)
 
 
-def test_the_parts_fit_in_nine_minutes_and_can_be_chosen() -> None:
-    assert sum(part.limit_s for part in chosen(None)) <= TOTAL_S - 20  # for what lies between them
-    assert [part.name for part in chosen("decode, ceilings")] == ["ceilings", "decode"]
-    (stretched,) = chosen("decode", stretch=3.0)
-    (plain,) = chosen("decode")
-    assert (stretched.limit_s, stretched.deadline_s) == (3 * plain.limit_s, 3 * plain.deadline_s)
-    assert plain.deadline_s < plain.limit_s
-    with pytest.raises(ValueError, match="'nothing' is not known; known are ceilings, numerics"):
-        chosen("decode,nothing")
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_the_parts_of_a_run_fit_in_its_time(run: Run) -> None:
+    *others, last = run.parts
+    assert sum(part.limit_s for part in others) + last.least_s <= run.total_s - RESERVE_S
+    assert all(part.least_s <= part.limit_s for part in run.parts)
+    assert all(begin_until_s(part.limit_s) < part.limit_s for part in run.parts)
+
+
+def test_the_two_runs_are_as_long_as_they_may_be() -> None:
+    assert (RIGHT.total_s, FAST.total_s) == (210, 450)
+
+
+def test_parts_can_be_chosen_and_stretched() -> None:
+    assert [part.name for part in chosen(FAST, only="trace, decode").parts] == ["decode", "trace"]
+    stretched = chosen(FAST, only="decode", stretch=3.0)
+    plain = find_part(FAST, "decode")
+    assert (stretched.parts[0].limit_s, stretched.total_s) == (3 * plain.limit_s, 3 * FAST.total_s)
+    with pytest.raises(ValueError, match="'nothing' is not known to 'right'; known are device, golden"):
+        chosen(RIGHT, only="golden,nothing")
     with pytest.raises(ValueError, match="above 0, got 0"):
-        chosen(None, stretch=0.0)
+        chosen(RIGHT, stretch=0.0)
 
 
-def test_every_goal_is_of_a_figure_that_the_table_shows() -> None:
-    shown = {part.name: part.shown for part in PARTS}
-    assert all(goal.metric in shown[goal.part] for goal in GOALS)
+def test_every_goal_is_of_a_figure_of_some_part() -> None:
+    parts = {part.name: part for run in RUNS.values() for part in run.parts}
+    assert len(parts) == sum(len(run.parts) for run in RUNS.values())
+    assert all(goal.metric in parts[goal.part].shown for goal in GOALS)
     assert all(goal.at_least is not None or goal.at_most is not None for goal in GOALS)
 
 
 def test_the_script_refuses_bad_options_and_plans_without_jax() -> None:
-    bad = run_script("--only", "decode,nothing")
+    bad = run_script("right", "--only", "golden,nothing")
     assert bad.returncode == 2
-    assert "known are ceilings" in bad.stderr
-    assert run_script("--device", "abacus").returncode == 2
-    unknown = run_script("--peer", "sglang=/bin/true")
+    assert "known are device" in bad.stderr
+    assert run_script("right", "--device", "abacus").returncode == 2
+    unknown = run_script("fast", "--peer", "sglang=/bin/true")
     assert unknown.returncode == 2
     assert "known are ['transformers', 'llama.cpp', 'vllm']" in unknown.stderr
-    assert "no program for vllm at '/no/where'" in run_script("--peer", "vllm=/no/where").stderr
+    assert "no program for vllm at '/no/where'" in run_script("fast", "--peer", "vllm=/no/where").stderr
     program = "import sys; import albireo_jax.experiments.gpu_check.parts; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT).returncode == 0
 
 
 def test_a_part_without_its_data_is_skipped_aloud_and_recorded(tmp_path: Path) -> None:
-    done = run_script("--only", "trace", "--device", "cpu", "--small", "--output", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "SKIPPED trace: it needs --data" in done.stdout
-    (path,) = tmp_path.iterdir()
+    options = ("--device", "cpu", "--small", "--output", tmp_path, "--prepared", tmp_path / "none")
+    done = run_script("fast", "--only", "trace", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.glob("*.json")
     record = json.loads(path.read_text())
-    assert record["settings"]["parts"]["trace"]["status"] == SKIPPED
+    assert record["parts"]["trace"]["status"] == SKIPPED
+    assert "it needs --data" in record["parts"]["trace"]["reason"]
     assert record["series"] == []
+    assert "SKIPPED trace" in path.with_suffix(".log").read_text()
 
 
 def test_goals_cover_the_cases_that_they_name() -> None:
@@ -102,7 +125,7 @@ def test_goals_cover_the_cases_that_they_name() -> None:
     assert goal_of("decode", ("llama-3.1-8b", "256 rows, 1024 context", roofline)) is None
     assert goal_of("decode", ("qwen3-0.6b", "64 rows, 1024 context", roofline)) is None
     assert goal_of("prefill", ("llama-3.1-8b", "64 rows, 1024 context", roofline)) is None
-    goal = goal_of("numerics", ("sampling", "greedy", "share of equal tokens"))
+    goal = goal_of("sampling", ("sampling", "greedy", "share of equal tokens"))
     assert goal is not None
     assert not goal.is_met(0.99)
 
@@ -128,29 +151,13 @@ def test_what_is_wrong_fails_everywhere() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "good"), [(DONE, True), (SKIPPED, True), (FAILED, False), (RUNNING, False)]
+    ("status", "good"), [(DONE, True), (SKIPPED, True), (FAILED, False), (RUNNING, False), (CUT_OFF, False)]
 )
 def test_a_check_is_as_good_as_its_parts(status: str, good: bool) -> None:
-    notes = [Notes(part="ceilings", status=DONE), Notes(part="decode", status=status, reason="why")]
+    notes = [Notes(part="decode", status=DONE), Notes(part="prefill", status=status, reason="why")]
     assert is_good(notes, on_cpu=False) == good
-    text = table(chosen("ceilings,decode"), notes, on_cpu=False)
-    assert ("cut off" if status == RUNNING else status) in text.splitlines()[-1]
-
-
-def test_a_part_that_is_cut_off_keeps_its_figures(tmp_path: Path) -> None:
-    now_s = [0.0]
-    notebook = Notebook("decode", tmp_path, deadline_s=10.0, clock=lambda: now_s[0])
-    notebook.add("s", "c", metric="step", unit="ms", samples=[1.0, 3.0])
-    assert notebook.has_time("the next")
-    now_s[0] = 11.0
-    assert not notebook.has_time("the last")
-    notes = read_notes(tmp_path, "decode")
-    assert (notes.status, notes.seconds) == (RUNNING, 11.0)
-    assert notes.left_out == ("the last: the part's 10 s are over",)
-    assert notes.series[0].median == 2.0
-    notebook.close(DONE)
-    assert read_notes(tmp_path, "decode").status == DONE
-    assert read_notes(tmp_path, "prefill").status == FAILED
+    text = table(chosen(FAST, only="decode,prefill").parts, notes, on_cpu=False)
+    assert status in text.splitlines()[-1]
 
 
 def test_idle_time_is_what_no_kernel_covers() -> None:
@@ -163,6 +170,11 @@ def test_idle_time_is_what_no_kernel_covers() -> None:
         assert idle_share(spans) == pytest.approx(1 - len(busy) / whole)
     with pytest.raises(ValueError, match="no kernel"):
         idle_share([])
+
+
+def test_time_of_kernels_is_summed_by_name() -> None:
+    spans = [Span(0, 1e9, "small"), Span(1e9, 3e9, "large"), Span(5e9, 5.5e9, "small")]
+    assert list(seconds_by_name(spans).items()) == [("large", 2.0), ("small", 1.5)]
 
 
 def test_tables_of_shallow_ranks_are_carried_on_along_a_line() -> None:
@@ -196,7 +208,10 @@ def test_steps_are_those_that_the_runtime_pads_and_the_arithmetic_counts() -> No
     admitting = admission(pages)
     assert [params.pages for params in admitting.new_slots] == pages
     assert choose_bucket(admitting, buckets) == buckets[1]
-    assert choose_bucket(prompt_plan(20), buckets) == buckets[1]
+    prompt = prompt_plans(50, chunk=20)
+    assert [plan.starts.tolist() for plan in prompt] == [[0], [20], [40]]
+    assert [len(plan.token_ids) for plan in prompt] == [plan.counts.item() for plan in prompt] == [20, 20, 10]
+    assert {choose_bucket(plan, buckets) for plan in prompt} == {buckets[1]}
     plans = decode_plans(case, steps=4)
     assert {choose_bucket(plan, buckets) for plan in plans} == {buckets[0]}
     work = RankWork(model, tp=1, dtype=Dtype.BFLOAT16)
@@ -206,6 +221,14 @@ def test_steps_are_those_that_the_runtime_pads_and_the_arithmetic_counts() -> No
     fewer = work.of(decode_plans(replace(case, rows=1), steps=1)[0]).memory_bytes
     logit_bytes = 2 * 4 * model.vocab_size
     assert sizes[0] - fewer == 2 * (token_bytes * (case.context + 2) + logit_bytes)
+
+
+def test_shared_engines_take_what_their_parts_plan() -> None:
+    buckets, sizes = step_buckets(CPU), Sizes.of(small=True)
+    assert max(bucket.tokens for bucket in buckets) == sizes.max_step_tokens
+    assert all(bucket.rows <= sizes.max_rows for bucket in buckets)
+    (prompt,) = prompt_plans(sizes.max_step_tokens, chunk=sizes.max_step_tokens)
+    assert choose_bucket(prompt, buckets) == buckets[-1]
 
 
 def test_buckets_of_the_trace_hold_whatever_its_engine_may_plan() -> None:
@@ -237,18 +260,20 @@ def test_attention_is_compared_where_reading_what_no_row_owns_would_show() -> No
     assert finite.sum() == context_tokens < finite.size
 
 
+def test_sampled_tokens_are_compared_where_rows_draw_differently() -> None:
+    assert equal_tokens(CPU, "drawn, unfiltered", rows=8) == 1.0
+
+
 @pytest.mark.slow
-def test_every_part_runs_on_a_cpu(data_dir: Path, tmp_path: Path) -> None:
-    hlo = tmp_path / "hlo.txt.gz"
-    done = run_script(
-        *("--device", "cpu", "--small", "--data", data_dir, "--output", tmp_path / "out", "--dump-hlo", hlo),
-        timeout_s=1200,
-    )
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_every_part_runs_on_a_cpu(run: Run, data_dir: Path, tmp_path: Path) -> None:
+    options = ("--device", "cpu", "--small", "--data", data_dir, "--output", tmp_path)
+    done = run_script(run.name, *options, "--prepared", tmp_path / "none", timeout_s=3600)
     assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = (tmp_path / "out").glob("gpu-check-*.json")
+    (path,) = tmp_path.glob("gpu-check-*.json")
     record = json.loads(path.read_text())
-    parts = record["settings"]["parts"]
-    assert {name: part["status"] for name, part in parts.items()} == {part.name: DONE for part in PARTS}
-    assert {one["subject"].partition(":")[0] for one in record["series"]} == set(parts)
-    assert list((tmp_path / "out").glob("calibration-*.json"))
-    assert hlo.stat().st_size > 1000
+    assert {name: part["status"] for name, part in record["parts"].items()} == {
+        part.name: DONE for part in run.parts
+    }
+    assert {one["subject"].partition(":")[0] for one in record["series"]} == set(record["parts"])
+    assert (tmp_path / "carried.tar.gz").stat().st_size > 1000

@@ -15,12 +15,16 @@ from albireo_jax.core.hf_config import model_config_to_hf
 from albireo_jax.core.model_files import find_model
 from albireo_jax.experiments.compare import Worker, WorkerCommand, WorkerError
 from albireo_jax.experiments.gpu_check.check import Check
+from albireo_jax.experiments.gpu_check.settings import PartSettings
 from albireo_jax.models.registry import load_model, model_config
 from albireo_jax.nn.sharding import make_mesh
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / "scripts" / "peers"
-CHECK = Check(small=True, on_cpu=True, data=None, output=ROOT, notebook=None)  # type: ignore[arg-type]
+SETTINGS = PartSettings(
+    small=True, on_cpu=True, data=None, output="/nowhere", record="/nowhere", carried="/nowhere", peers={}
+)
+CHECK = Check(settings=SETTINGS, notebook=None)  # type: ignore[arg-type]
 SERVER = """#!{python}
 import json, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

@@ -63,19 +63,17 @@ def best_copy_bytes_per_s(*, small: bool) -> float:
     return _median(copy_bytes_per_s(small=small))
 
 
-def run_ceilings(check: Check) -> None:
+def note_ceilings(check: Check) -> None:
     """Copies, reads, and products of several sizes."""
     notebook = check.notebook
     size = f"{_COPIED_BYTES[not check.small] / 2**20:.0f} MiB"
-    rates = (
-        ("copy bandwidth", copy_bytes_per_s(small=check.small)),
-        ("read bandwidth", read_bytes_per_s(small=check.small)),
-    )
-    for metric, samples in rates:
-        notebook.add("device", size, metric=metric, unit="GB/s", samples=[sample / 1e9 for sample in samples])
-    for size in _MATRIX_SIZES[not check.small]:
-        samples = [sample / 1e12 for sample in matrix_flops_per_s(size)]
-        notebook.add("device", f"{size} bfloat16", metric="matrix rate", unit="TFLOP/s", samples=samples)
+    for metric, measure in (("copy bandwidth", copy_bytes_per_s), ("read bandwidth", read_bytes_per_s)):
+        samples = [sample / 1e9 for sample in measure(small=check.small)]
+        notebook.add("device", size, metric=metric, unit="GB/s", samples=samples)
+    for size in _MATRIX_SIZES[not check.small][::-1]:
+        if notebook.has_time(f"matrix rate at {size}"):
+            samples = [sample / 1e12 for sample in matrix_flops_per_s(size)]
+            notebook.add("device", f"{size} bfloat16", metric="matrix rate", unit="TFLOP/s", samples=samples)
 
 
 def _median(samples: tuple[float, ...]) -> float:

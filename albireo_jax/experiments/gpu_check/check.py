@@ -1,21 +1,31 @@
-"""What every part of the check is told, and the engines that the parts share: real shapes, and tiny ones.
+"""What every part of the check is told, and the sizes that the parts share: real shapes, and tiny ones.
 
 All engines of a model have one configuration, so that a program that one part compiled is found by the next
 in the persistent cache.
 """
 
-import gc
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from albireo_jax.core.config import CacheConfig, EngineConfig, ModelConfig, Quantization, SchedulerConfig
+import jax
+
+from albireo_jax.core.config import (
+    MEMORY_SHARE,
+    CacheConfig,
+    EngineConfig,
+    ModelConfig,
+    Quantization,
+    SchedulerConfig,
+)
 from albireo_jax.experiments.gpu_check.notebook import Notebook, PartSkipped
+from albireo_jax.experiments.gpu_check.settings import PartSettings
 from albireo_jax.experiments.gpu_programs import MODELS
-from albireo_jax.launch import Prepared, prepare_random
-from albireo_jax.runtime.batch import Bucket
+from albireo_jax.launch import cache_folder
+from albireo_jax.runtime.compile import use_persistent_cache
+from albireo_jax.runtime.device_memory import take_memory
 
 _QWEN3 = partial(
     ModelConfig,
@@ -81,27 +91,42 @@ _TINY_SHAPES: Mapping[str, ModelConfig] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """What a part is told: how large everything is, where real data lies, and where figures go.
+    """What a part is told: the run's options, and where figures go."""
 
-    `data` is None where there is none. `peers` are the engines that ours is compared with, and what runs
-    each. The files are what only some parts write, None if nobody wants them; the planner's tables go to
-    `output`.
-    """
-
-    small: bool
-    on_cpu: bool
-    data: Path | None
-    output: Path
+    settings: PartSettings
     notebook: Notebook
-    peers: Mapping[str, str] = field(default_factory=dict[str, str])
-    dump_target: Path | None = None
-    dump_hlo: Path | None = None
+
+    @property
+    def small(self) -> bool:
+        """Whether everything is tiny, and only shown to run."""
+        return self.settings.small
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether there is no GPU."""
+        return self.settings.on_cpu
+
+    @property
+    def output(self) -> Path:
+        """The folder of results."""
+        return Path(self.settings.output)
+
+    @property
+    def carried(self) -> Path:
+        """The folder of what the next run may use."""
+        return Path(self.settings.carried)
+
+    @property
+    def peers(self) -> Mapping[str, str]:
+        """Engines that ours is compared with, and what runs each."""
+        return self.settings.peers
 
     def data_folder(self) -> Path:
         """The folder of real data; raises PartSkipped where there is none."""
-        if self.data is None or not self.data.is_dir():
-            raise PartSkipped(f"it needs --data FOLDER with the real data; got {self.data}")
-        return self.data
+        folder = self.settings.data
+        if folder is None or not Path(folder).is_dir():
+            raise PartSkipped(f"it needs --data FOLDER with the real data; got {folder}")
+        return Path(folder)
 
     def shape(self, name: str) -> ModelConfig:
         """The model of this name, or what stands for it in a small check."""
@@ -141,19 +166,13 @@ class Sizes:
         )
 
 
-def prepared(
-    check: Check, model: str, buckets: tuple[Bucket, ...], *, quantization: Quantization | None = None
-) -> Prepared:
-    """The shared engine with random weights of this shape, for steps of these sizes only.
+def new_check(settings: PartSettings, notebook: Notebook) -> Check:
+    """The check that a part is told. JAX is held to the device that was asked for; it starts later.
 
-    It fills the device's memory: no other engine may be held when it is made.
+    Then it takes of a GPU what it takes in the product, and keeps programs where that does, whatever the part
+    calls first.
     """
-    free()
-    return prepare_random(
-        Sizes.of(small=check.small).config(quantization=quantization), check.shape(model), buckets=buckets
-    )
-
-
-def free() -> None:
-    """Give back the memory of engines that nothing holds but cycles."""
-    gc.collect()
+    jax.config.update("jax_platforms", "cpu" if settings.on_cpu else "cuda,cpu")
+    take_memory(MEMORY_SHARE)
+    use_persistent_cache(cache_folder())
+    return Check(settings=settings, notebook=notebook)

@@ -1,6 +1,7 @@
 """When kernels ran on a GPU, from a profiler's trace, and how long none did."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ class Span(NamedTuple):
 
     begin_ns: float
     end_ns: float
+    name: str = ""
 
 
 def kernel_spans(run: Callable[[], object]) -> list[Span]:
@@ -46,6 +48,14 @@ def idle_share(spans: Sequence[Span]) -> float:
     return idle_ns / whole_ns if whole_ns else 0.0
 
 
+def seconds_by_name(spans: Iterable[Span]) -> dict[str, float]:
+    """Seconds of all kernels of a name, the largest first."""
+    total_ns = Counter[str]()
+    for span in spans:
+        total_ns[span.name] += span.end_ns - span.begin_ns  # type: ignore[operator]
+    return {name: nanoseconds / 1e9 for name, nanoseconds in total_ns.most_common()}
+
+
 def _spans(trace: Any) -> Iterable[Span]:
     for plane in trace.planes:
         if not plane.name.startswith(_DEVICE):
@@ -55,4 +65,4 @@ def _spans(trace: Any) -> Iterable[Span]:
                 continue  # other lines sum up what the streams did
             for event in line.events:
                 if not event.name.startswith(_NO_KERNELS):
-                    yield Span(event.start_ns, event.start_ns + event.duration_ns)
+                    yield Span(event.start_ns, event.start_ns + event.duration_ns, event.name)

@@ -1,53 +1,48 @@
 """What one part of the check measured so far: written after every figure, as the part may be cut off."""
 
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from traceback import format_exception
 
+from albireo_jax.experiments.gpu_check.parts import begin_until_s
+from albireo_jax.experiments.gpu_check.record_file import FAILED, RUNNING, Notes, RecordFile
 from albireo_jax.experiments.records import Series
-from albireo_jax.experiments.restoring import restore
 
-RUNNING, DONE, SKIPPED, FAILED = "running", "done", "skipped", "failed"
-"""How a part stands; one that was cut off is still RUNNING when all is over."""
+_TRACE_CHARACTERS = 3000
 
 
 class PartSkipped(Exception):  # noqa: N818
     """A part has nothing to do here, for the reason that it gives."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notes:
-    """A part's figures, what of it was left out and why, and how it stands after so many seconds."""
-
-    part: str
-    status: str = RUNNING
-    reason: str = ""
-    seconds: float = 0.0
-    left_out: tuple[str, ...] = ()
-    series: tuple[Series, ...] = ()
-    peer_versions: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
-
-
 class Notebook:
-    """Takes a part's figures and keeps them in `folder`; tells how much of its time is left.
+    """Takes a part's figures and keeps them in the record; tells how much of its time is left.
 
-    Time counts from when the notebook is opened, on `clock`.
+    Time counts from `began_s` on `clock`, which is when the part's process was started.
     """
 
     def __init__(
-        self, part: str, folder: Path, *, deadline_s: float, clock: Callable[[], float] = time.monotonic
+        self,
+        part: str,
+        record: RecordFile,
+        *,
+        limit_s: float,
+        began_s: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._part = part
-        self._path = _file(folder, part)
-        self._deadline_s = deadline_s
+        self._record = record
         self._clock = clock
-        self._began_s = clock()
-        self._series: list[Series] = []
-        self._left_out: list[str] = []
-        self._peers: dict[str, dict[str, str]] = {}
-        self._write(RUNNING)
+        self._began_s = began_s
+        self._notes = Notes(part=part, status=RUNNING, limit_s=limit_s)
+        self._failed: list[str] = []
+        self._write()
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until nothing new is to be begun, less than 0 when it is too late."""
+        return begin_until_s(self._notes.limit_s) - self._spent_s
 
     def add(self, subject: str, case: str, *, metric: str, unit: str, samples: Iterable[float]) -> None:
         """Keep the samples of a figure."""
@@ -55,52 +50,59 @@ class Notebook:
 
     def extend(self, series: Iterable[Series]) -> None:
         """Keep figures that are series already."""
-        self._series += series
-        self._write(RUNNING)
+        self._write(series=(*self._notes.series, *series))
 
     def leave_out(self, what: str, why: str) -> None:
         """Say aloud, and keep, that something is not measured."""
-        self._left_out.append(f"{what}: {why}")
         print(f"LEFT OUT {what}: {why}", flush=True)  # noqa: T201
-        self._write(RUNNING)
+        self._write(left_out=(*self._notes.left_out, f"{what}: {why}"))
 
     def add_peer(self, name: str, versions: Mapping[str, str]) -> None:
         """Keep the versions of what we are compared with."""
-        self._peers[name] = dict(versions)
+        self._write(peer_versions={**self._notes.peer_versions, name: dict(versions)})
 
     def has_time(self, what: str) -> bool:
         """Whether `what` may still be begun; it is left out otherwise."""
-        has_time = self._clock() - self._began_s < self._deadline_s
+        has_time = self.left_s > 0
         if not has_time:
-            self.leave_out(what, f"the part's {self._deadline_s:.0f} s are over")
+            self.leave_out(what, f"the part's {begin_until_s(self._notes.limit_s):.0f} s are over")
         return has_time
 
-    def close(self, status: str, reason: str = "") -> None:
+    @contextmanager
+    def attempt(self, what: str) -> Generator[None]:
+        """Do something that may fail without ending the part, which counts as failed when it is closed."""
+        try:
+            yield
+        except PartSkipped:
+            raise
+        except Exception as error:  # noqa: BLE001
+            self._failed.append(what)
+            self._write(trace=(self._notes.trace + end_of_trace(error))[-_TRACE_CHARACTERS:])
+            self.leave_out(what, f"FAILED: {first_line(error)}")
+
+    def close(self, status: str, *, reason: str = "", error: BaseException | None = None) -> None:
         """The part is over."""
-        self._write(status, reason)
+        trace = self._notes.trace
+        if error is not None:
+            trace, reason = trace + end_of_trace(error), reason or first_line(error)
+        elif self._failed:
+            status, reason = FAILED, f"failed: {', '.join(self._failed)}"
+        self._write(status=status, reason=reason, trace=trace[-_TRACE_CHARACTERS:])
 
-    def _write(self, status: str, reason: str = "") -> None:
-        notes = Notes(
-            part=self._part,
-            status=status,
-            reason=reason,
-            seconds=self._clock() - self._began_s,
-            left_out=tuple(self._left_out),
-            series=tuple(self._series),
-            peer_versions=self._peers,
-        )
-        new = self._path.with_suffix(".new")
-        new.write_text(json.dumps(asdict(notes)))
-        new.replace(self._path)
+    @property
+    def _spent_s(self) -> float:
+        return self._clock() - self._began_s
 
-
-def read_notes(folder: Path, part: str) -> Notes:
-    """What the notebook of a part says; that it failed, if it was never opened."""
-    path = _file(folder, part)
-    if not path.is_file():
-        return Notes(part=part, status=FAILED, reason="it ended before it began")
-    return restore(Notes, json.loads(path.read_text()))
+    def _write(self, **changes: object) -> None:
+        self._notes = replace(self._notes, seconds=self._spent_s, **changes)  # type: ignore[arg-type]
+        self._record.put(self._notes)
 
 
-def _file(folder: Path, part: str) -> Path:
-    return folder / f"{part}.json"
+def first_line(error: BaseException) -> str:
+    """Kind and first line of an error."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def end_of_trace(error: BaseException) -> str:
+    """The traceback of an error, its end if it is long."""
+    return "".join(format_exception(error))[-_TRACE_CHARACTERS:]

@@ -1,18 +1,17 @@
-"""All parts of a check as one record, and as one table with the goals beside the measured values."""
+"""The parts of a run as one table, with the goals beside the measured values."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-from albireo_jax.experiments.gpu_check.notebook import DONE, RUNNING, SKIPPED, Notes, read_notes
 from albireo_jax.experiments.gpu_check.parts import GOALS, Goal, Part, goal_of
-from albireo_jax.experiments.records import Device, Record, Series
+from albireo_jax.experiments.gpu_check.record_file import DONE, SKIPPED, Notes
+from albireo_jax.experiments.records import Series
 
 NOTE = (
     "Shares of ceilings are of those measured in the same process. Random weights, but for golden tokens. "
     "Keys and values of decode and prefill steps are zeros. Profiled runs are slowed down by the profiler."
 )
-_CPU_NOTE = "Run on a CPU with tiny models: shows that everything runs, says nothing of any speed."
+CPU_NOTE = "Run on a CPU with tiny models: shows that everything runs, says nothing of any speed."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,36 +60,6 @@ def table(parts: Sequence[Part], notes: Sequence[Notes], *, on_cpu: bool) -> str
     return "\n".join(lines)
 
 
-def record_of(
-    parts: Sequence[Part], notes: Sequence[Notes], *, device: Device, settings: dict[str, object]
-) -> Record:
-    """Everything that was measured; a series' subject begins with the name of its part."""
-    on_cpu = device.kind == "cpu"
-    series = [replace(each, subject=f"{one.part}: {each.subject}") for one in notes for each in one.series]
-    how = {
-        one.part: {
-            "status": _status(one),
-            "seconds": round(one.seconds, 1),
-            "limit_s": part.limit_s,
-            "left_out": list(one.left_out),
-        }
-        for part, one in zip(parts, notes, strict=True)
-    }
-    return Record(
-        name="gpu-check",
-        device=device,
-        settings={**settings, "parts": how},
-        series=series,
-        note=f"{_CPU_NOTE} {NOTE}" if on_cpu else NOTE,
-        peer_versions={name: versions for one in notes for name, versions in one.peer_versions.items()},
-    )
-
-
-def read_all(folder: Path, parts: Sequence[Part]) -> list[Notes]:
-    """The notes of each part."""
-    return [read_notes(folder, part.name) for part in parts]
-
-
 def _line(verdict: Verdict) -> str:
     figure, goal = verdict.figure, verdict.goal
     said = {True: "met", False: "MISSED", None: "not judged"}[verdict.met] if goal is not None else ""
@@ -106,11 +75,5 @@ def _ending(part: Part, notes: Notes, *, on_cpu: bool) -> str:
     left = f"{len(notes.left_out)} left out" if notes.left_out else ""
     words = ", ".join(word for word in (goals, left) if word)
     reason = f": {notes.reason}" if notes.reason else ""
-    return (
-        f"{part.name:<10}{_status(notes):<12}{notes.seconds:6.1f} of {part.limit_s:4.0f} s  {words}{reason}"
-    )
-
-
-def _status(notes: Notes) -> str:
-    """How the part ended: one that still runs when all is over was cut off."""
-    return "cut off" if notes.status == RUNNING else notes.status
+    limit_s = notes.limit_s or part.limit_s
+    return f"{part.name:<10}{notes.status:<12}{notes.seconds:6.1f} of {limit_s:4.0f} s  {words}{reason}"

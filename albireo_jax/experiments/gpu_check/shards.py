@@ -12,8 +12,9 @@ from pathlib import Path
 from albireo_jax.core.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from albireo_jax.core.shards import shard_shaped
 from albireo_jax.experiments.calibrate import measure_shard
-from albireo_jax.experiments.gpu_check.check import Check, free
-from albireo_jax.experiments.gpu_check.device import device_here
+from albireo_jax.experiments.gpu_check.check import Check
+from albireo_jax.experiments.gpu_check.engines import free
+from albireo_jax.experiments.gpu_check.machine import device_here
 from albireo_jax.experiments.records import versions
 from albireo_jax.launch import prepare_random
 from albireo_jax.runtime.batch import Bucket

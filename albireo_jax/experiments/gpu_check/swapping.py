@@ -10,7 +10,8 @@ from albireo_jax.core.config import Dtype
 from albireo_jax.core.memory import page_bytes
 from albireo_jax.core.token_ids import token_array
 from albireo_jax.core.types import Request
-from albireo_jax.experiments.gpu_check.check import SMALL_QWEN, Check, Sizes, free
+from albireo_jax.experiments.gpu_check.check import SMALL_QWEN, Check, Sizes
+from albireo_jax.experiments.gpu_check.engines import free
 from albireo_jax.experiments.gpu_check.loops import answers_of
 from albireo_jax.experiments.swap import (
     PAGE_SIZE,

@@ -14,7 +14,8 @@ from pathlib import Path
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import Request
 from albireo_jax.experiments.bench import percentile
-from albireo_jax.experiments.gpu_check.check import LARGE, LEAST_ROWS, SMALL_QWEN, Check, Sizes, prepared
+from albireo_jax.experiments.gpu_check.check import LARGE, LEAST_ROWS, SMALL_QWEN, Check, Sizes
+from albireo_jax.experiments.gpu_check.engines import shared_engine
 from albireo_jax.experiments.gpu_check.kernels import idle_share, kernel_spans
 from albireo_jax.experiments.sweep.engines import VariantEngines
 from albireo_jax.experiments.sweep.results import ReplicaRun
@@ -74,7 +75,7 @@ def at_once(requests: Iterable[Request]) -> list[Request]:
 
 
 def run_trace(check: Check) -> None:
-    """Both models, the small one first: its host has the least time."""
+    """The small model first: its host has the least time. The large one if there is time for it."""
     data = check.data_folder()
     for model in (SMALL_QWEN, LARGE):
         if check.notebook.has_time(f"trace with {model}"):
@@ -83,7 +84,7 @@ def run_trace(check: Check) -> None:
 
 def _run_model(check: Check, model: str, *, data: Path) -> None:
     size = _SMALL if check.small else _SIZES[model]
-    ready = prepared(check, model, trace_buckets(Sizes.of(small=check.small)))
+    ready = shared_engine(check, model, trace_buckets(Sizes.of(small=check.small))).ready
     engines = VariantEngines(_VARIANTS, lambda _: ready, tp=1)
     requests = trace_requests(data, count=size.requests, limits=ready.limits, small=check.small)
     batch, some = at_once(requests), at_once(requests[: size.profiled])

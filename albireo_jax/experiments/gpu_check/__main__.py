@@ -1,0 +1,71 @@
+"""The process of one part of the GPU check, as `gpu_check.runner` starts it."""
+
+import ctypes
+import signal
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from albireo_jax.experiments.gpu_check.notebook import Notebook, PartSkipped
+from albireo_jax.experiments.gpu_check.record_file import DONE, FAILED, SKIPPED, RecordFile
+from albireo_jax.experiments.gpu_check.settings import PartSettings, read_settings
+
+if TYPE_CHECKING:
+    from albireo_jax.experiments.gpu_check.check import Check
+
+_RUNNERS = {
+    "device": "device.run_device",
+    "golden": "golden.run_golden",
+    "attention": "attention_cases.run_attention",
+    "sampling": "numerics.run_sampling",
+    "decode": "decode.run_decode",
+    "prefill": "prefill.run_prefill",
+    "trace": "trace.run_trace",
+    "start": "start.run_start",
+    "peers": "peers.run_peers",
+    "models": "decode.run_models",
+    "swap": "swapping.run_swap",
+    "shards": "shards.run_shards",
+}
+_PARENT_DIED = 1  # PR_SET_PDEATHSIG
+
+
+def main() -> int:
+    """Run one part; what it measured is in the record however it ends."""
+    end_with_parent()
+    name, file, limit_s, began_s = sys.argv[1:]
+    settings = read_settings(Path(file))
+    record = RecordFile.read(Path(settings.record))
+    notebook = Notebook(name, record, limit_s=float(limit_s), began_s=float(began_s))
+    try:
+        _run(name, settings, notebook)
+    except PartSkipped as skipped:
+        print(f"SKIPPED {name}: {skipped}", flush=True)  # noqa: T201
+        notebook.close(SKIPPED, reason=str(skipped))
+    except BaseException as error:
+        notebook.close(FAILED, error=error)
+        raise
+    else:
+        notebook.close(DONE)
+    return 0
+
+
+def end_with_parent() -> None:
+    """Have this process killed when the one that started it ends: it must not keep the device."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGKILL)
+
+
+def _run(name: str, settings: PartSettings, notebook: Notebook) -> None:
+    from albireo_jax.experiments.gpu_check.check import new_check
+
+    module, function = _RUNNERS[name].split(".")
+    found = import_module(f"albireo_jax.experiments.gpu_check.{module}")
+    run = cast("Callable[[Check], None]", vars(found)[function])
+    run(new_check(settings, notebook))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
