@@ -3,13 +3,14 @@
 import json
 import logging
 from collections.abc import Mapping
-from http import HTTPStatus
+from http import HTTPMethod, HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from albireo_jax.core.errors import EngineDeadError, OverloadedError
 
@@ -146,13 +147,28 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def answer_http_exception(request: Request, error: HTTPException) -> JSONResponse:
         message = f"{error.detail}: {request.method} {request.url.path}"
-        return ApiError(HTTPStatus(error.status_code), message, headers=error.headers).response()
+        status = HTTPStatus(error.status_code)
+        headers = error.headers
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers = {"Allow": ", ".join(_methods(request))}
+        return ApiError(status, message, headers=headers).response()
 
     @app.exception_handler(Exception)
     async def answer_bug(request: Request, error: Exception) -> JSONResponse:
         name = request.scope.get("state", {}).get("request_id")
         _log.error("request %s, %s %s, failed", name, request.method, request.url.path, exc_info=error)
         return internal_error().response()
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods of a path: several routes may share it, and Starlette tells those of the first alone."""
+    app: FastAPI = request.app
+    scopes = {method.value: {**request.scope, "method": method.value} for method in HTTPMethod}
+    return sorted(
+        method
+        for method, scope in scopes.items()
+        if any(route.matches(scope)[0] is Match.FULL for route in app.routes)
+    )
 
 
 def _fitting(text: str, max_bytes: int) -> int:

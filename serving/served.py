@@ -52,11 +52,11 @@ class ServedEngine(Protocol):
         ...
 
 
-def _format_of(request: Request) -> AnswerFormat:
+async def _format_of(request: Request) -> AnswerFormat:
     return request.app.state.answer_format
 
 
-def _engine_of(request: Request) -> ServedEngine:
+async def _engine_of(request: Request) -> ServedEngine:
     return request.app.state.engine
 
 

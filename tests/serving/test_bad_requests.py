@@ -108,6 +108,7 @@ def test_other_statuses_have_openai_bodies_too(engine: Lab) -> None:
         wrong_method = await client.get(COMPLETIONS)
         _error(wrong_method, 405)
         assert wrong_method.headers["allow"] == "POST"
+        assert (await client.delete("/ping")).headers["allow"] == "GET, POST"  # routes of their own
         for headers in ({}, {"content-type": "text/plain"}, {"content-type": "application/jsonp"}):
             answer = await client.post(COMPLETIONS, content=b'{"prompt": "x"}', headers=headers)
             assert "application/json" in _error(answer, 415)["message"]
