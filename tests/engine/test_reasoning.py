@@ -60,10 +60,10 @@ def test_reasoning_comes_as_it_is_thought() -> None:
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_hostile_megabyte_takes_well_under_a_second(unit: str, inside: bool) -> None:
     text = (unit * 10**6)[: 10**6]
-    started_s = time.process_time()
+    started_s = time.thread_time()
     _split([text], inside=inside)
     _split([text[start : start + 100] for start in range(0, len(text), 100)], inside=inside)
-    assert time.process_time() - started_s < 1
+    assert time.thread_time() - started_s < 1
 
 
 BEGUN, POSSIBLE, OVER = Thinking

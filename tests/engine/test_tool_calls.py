@@ -336,9 +336,9 @@ def test_a_hostile_megabyte_takes_less_than_a_second(format: ToolFormat) -> None
 
 
 def _seconds(format: ToolFormat, pieces: Sequence[str]) -> float:
-    started_s = time.process_time()
+    started_s = time.thread_time()
     _parse(format, pieces)
-    return time.process_time() - started_s
+    return time.thread_time() - started_s
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,9 @@ def _parse(path: str, body: dict[str, Any]) -> ApiError:
 def test_a_list_beyond_its_limit_is_refused_unread(path: str, body: dict[str, Any], message: str) -> None:
     if path == COMPLETIONS and "prompt" not in body:
         body = {"prompt": "x", **body}
-    began_s = time.process_time()
+    began_s = time.thread_time()
     error = _parse(path, body)
-    took_s = time.process_time() - began_s
+    took_s = time.thread_time() - began_s
     assert error.status == 400
     assert message in error.message
     assert took_s < 2  # the slowest takes 0.2 s, most of it to write the body
