@@ -3,9 +3,11 @@
 import logging
 import math
 import os
+import stat
 import sys
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TypeVar
@@ -57,8 +59,8 @@ def use_persistent_cache(folder: Path | None, *, max_bytes: int = MAX_CACHE_BYTE
     """Keep compiled programs in `folder`, so that the next start takes seconds instead of minutes.
 
     The quickly compiled ones too: all of them together take a second, and the next start should compile none.
-    Beyond `max_bytes` the least recently used are dropped. Entries do not depend on where the folder is. A
-    folder that cannot be written to is only read; where there is none, programs are compiled each time. A
+    Beyond `max_bytes` the least recently used are dropped, now. Entries do not depend on where the folder is.
+    A folder that cannot be written to is only read; where there is none, programs are compiled each time. A
     warning says so, since the engine works all the same.
     """
     if folder is None:
@@ -66,7 +68,9 @@ def use_persistent_cache(folder: Path | None, *, max_bytes: int = MAX_CACHE_BYTE
         return
     changes: dict[str, object] = {
         "jax_compilation_cache_dir": str(folder),
-        "jax_compilation_cache_max_size": max_bytes,
+        # JAX's own bound has all processes of the host wait for one lock, in which it reads a file of every
+        # entry to write one.
+        "jax_compilation_cache_max_size": -1,
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     try:
@@ -76,10 +80,11 @@ def use_persistent_cache(folder: Path | None, *, max_bytes: int = MAX_CACHE_BYTE
         _logger.warning("compiled programs are not kept: %s", error)
         changes = {"jax_compilation_cache_dir": None}
     else:
-        if not _is_writable(folder):
+        if _is_writable(folder):
+            _drop_least_recently_used(folder, max_bytes)
+        else:
             _logger.warning("compiled programs are read from %s, which cannot be written to", folder)
             changes |= {
-                "jax_compilation_cache_max_size": -1,  # a bound needs a lock, which is a file
                 "jax_persistent_cache_min_compile_time_secs": math.inf,
                 "jax_persistent_cache_enable_xla_caches": "none",
             }
@@ -87,6 +92,25 @@ def use_persistent_cache(folder: Path | None, *, max_bytes: int = MAX_CACHE_BYTE
         compilation_cache.reset_cache()  # it would go on with the folder that it used first
     for name, value in changes.items():
         jax.config.update(name, value)
+
+
+def _drop_least_recently_used(folder: Path, max_bytes: int) -> None:
+    """Remove files of a cache until the others have at most `max_bytes`, by the times of their last reading.
+
+    Where a file system does not keep these, by the times of writing. Another process may do the same.
+    """
+    files: list[tuple[float, int, Path]] = []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):
+            found = path.stat()
+            if stat.S_ISREG(found.st_mode):
+                files.append((max(found.st_atime, found.st_mtime), found.st_size, path))
+    excess = sum(size for _, size, _ in files) - max_bytes
+    for _, size, path in sorted(files):
+        if excess <= 0:
+            return
+        path.unlink(missing_ok=True)
+        excess -= size
 
 
 def _is_writable(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """Compiled programs are kept within a bound, wherever their folder is, and an engine starts without one."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,10 @@ def _entries(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in folder.glob("*-cache")}
 
 
+def _read_at(path: Path) -> float:
+    return path.stat().st_atime
+
+
 def test_a_folder_that_was_moved_is_used_as_before(tmp_path: Path) -> None:
     use_persistent_cache(tmp_path / "here")
     _compile(11)
@@ -50,19 +55,26 @@ def test_a_folder_that_was_moved_is_used_as_before(tmp_path: Path) -> None:
     assert not (tmp_path / "here").exists()
 
 
-def test_the_least_recently_used_programs_are_dropped(tmp_path: Path) -> None:
-    use_persistent_cache(tmp_path / "sized")
-    _compile(21)
-    (size,) = _entries(tmp_path / "sized").values()
-    folder = tmp_path / "bounded"
-    use_persistent_cache(folder, max_bytes=2 * size + size // 2)
-    names: list[str] = []
-    for length in (22, 23, 22, 24):
-        jax.clear_caches()
-        known = _entries(folder)
+def test_the_least_recently_used_programs_are_dropped_at_a_start(tmp_path: Path) -> None:
+    use_persistent_cache(tmp_path)
+    for nth, length in enumerate((21, 22, 23, 24)):
+        known = _entries(tmp_path).keys()
         _compile(length)
-        names += _entries(folder).keys() - known.keys()
-    assert set(_entries(folder)) == {names[0], names[2]}
+        (name,) = _entries(tmp_path).keys() - known
+        os.utime(tmp_path / name, (1000 + nth, 1000))  # read one after the other, written at once
+    first, _, third, fourth = sorted(_entries(tmp_path), key=lambda name: _read_at(tmp_path / name))
+    os.utime(tmp_path / first, (2000, 1000))
+    sizes = _entries(tmp_path)
+    use_persistent_cache(tmp_path, max_bytes=sizes[first] + sizes[third] + sizes[fourth])
+    assert set(_entries(tmp_path)) == {first, third, fourth}
+    use_persistent_cache(tmp_path, max_bytes=sizes[first])
+    assert set(_entries(tmp_path)) == {first}
+
+
+def test_processes_that_start_together_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    use_persistent_cache(tmp_path)
+    _compile(25)
+    assert {path.name for path in tmp_path.iterdir()} == set(_entries(tmp_path))  # there is no lock
 
 
 @pytest.mark.parametrize("folder", [None, Path(__file__) / "below a file", Path("/proc/self/fdinfo")])
