@@ -22,6 +22,7 @@ only told.
 """
 
 import argparse
+import json
 import os
 import signal
 import site
@@ -167,13 +168,20 @@ def _settings(options: argparse.Namespace, run: Run, folder: Path) -> PartSettin
         on_cpu=on_cpu,
         data=str(data) if data.is_dir() else None,
         output=str(options.output),
-        record=str(_new_record(options, run, on_cpu=on_cpu)),
+        record=str(_new_record(options, run, folder)),
         carried=str(folder),
         peers=options.peers,
     )
 
 
-def _new_record(options: argparse.Namespace, run: Run, *, on_cpu: bool) -> Path:
+def _carried_form(folder: Path) -> dict[str, object] | None:
+    """The form of the step that an earlier run found best, None where there was none."""
+    path = folder / carried.FORM
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _new_record(options: argparse.Namespace, run: Run, folder: Path) -> Path:
+    on_cpu = options.device == "cpu"
     now, source = datetime.now(UTC), prepared.read_source(options.prepared)
     device, commit = device_here(on_cpu=on_cpu), commit_of(source)
     record = Record(
@@ -184,6 +192,7 @@ def _new_record(options: argparse.Namespace, run: Run, *, on_cpu: bool) -> Path:
             "stretch": options.stretch,
             "only": options.only,
             "total_s": run.total_s,
+            "form": _carried_form(folder),
         },
         series=[],
         note=f"{CPU_NOTE} {NOTE}" if on_cpu else NOTE,

@@ -172,7 +172,7 @@ def test_figures_are_read_as_they_were_noted(tmp_path: Path) -> None:
     notes = RecordFile.read(record.path).notes("decode")
     assert (notes.status, notes.seconds) == (RUNNING, 9.0)
     assert notes.left_out[0] == "the middle: FAILED: RuntimeError: first line"
-    assert notes.left_out[1].startswith("the last: the part's 8 s are over")
+    assert notes.left_out[1].startswith("the last: 0 of the part's 8 s are left")
     assert "second line" in notes.trace
     assert notes.series[0].samples == (1.0, 3.0)
     notebook.close(DONE)

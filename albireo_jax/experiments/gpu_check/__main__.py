@@ -1,7 +1,5 @@
 """The process of one part of the GPU check, as `gpu_check.runner` starts it."""
 
-import ctypes
-import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -10,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from albireo_jax.experiments.gpu_check.notebook import Notebook, PartSkipped
 from albireo_jax.experiments.gpu_check.record_file import DONE, FAILED, SKIPPED, RecordFile
-from albireo_jax.experiments.gpu_check.settings import PartSettings, read_settings
+from albireo_jax.experiments.gpu_check.settings import PartSettings, end_with_parent, read_settings
 
 if TYPE_CHECKING:
     from albireo_jax.experiments.gpu_check.check import Check
@@ -29,7 +27,6 @@ _RUNNERS = {
     "swap": "swapping.run_swap",
     "shards": "shards.run_shards",
 }
-_PARENT_DIED = 1  # PR_SET_PDEATHSIG
 
 
 def main() -> int:
@@ -50,12 +47,6 @@ def main() -> int:
     else:
         notebook.close(DONE)
     return 0
-
-
-def end_with_parent() -> None:
-    """Have this process killed when the one that started it ends: it must not keep the device."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGKILL)
 
 
 def _run(name: str, settings: PartSettings, notebook: Notebook) -> None:

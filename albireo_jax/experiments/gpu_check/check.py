@@ -143,9 +143,9 @@ class Sizes:
 
     @classmethod
     def of(cls, *, small: bool) -> "Sizes":
-        """Those of a real check or of a small one."""
+        """Those of a real check, or of a small one, whose parts share their few programs."""
         if small:
-            return cls(max_rows=8, max_step_tokens=64, max_model_len=512)
+            return cls(max_rows=4, max_step_tokens=64, max_model_len=512)
         return cls(max_rows=256, max_step_tokens=2048, max_model_len=16384 + 256)
 
     def config(

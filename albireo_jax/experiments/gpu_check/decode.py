@@ -32,7 +32,7 @@ _CASES = (
     ),
 )
 _MODEL_CASES = (
-    (DecodeCase(rows=2, context=32),),
+    (DecodeCase(rows=4, context=32),),
     tuple(
         DecodeCase(rows=rows, context=context)
         for context in (1024, 4096, 16384)
@@ -67,9 +67,9 @@ _MODELS = (
 
 def run_decode(check: Check) -> None:
     """The large model: its start, its decode steps by rows and context, a step that draws, a profile."""
+    bandwidth = best_copy_bytes_per_s(small=check.small)  # while the memory is free
     started = shared_engine(check, LARGE, step_buckets(check))
     note_start(check, "few sizes of steps", started)
-    bandwidth = best_copy_bytes_per_s(small=check.small)
     first, *others = _CASES[not check.small]
     _try_case(check, LARGE, started.ready, case=first, bandwidth=bandwidth)
     with check.notebook.attempt("profile"):
@@ -85,7 +85,7 @@ def run_models(check: Check) -> None:
     bandwidth = best_copy_bytes_per_s(small=check.small)
     cases = _MODEL_CASES[not check.small]
     rows = sorted({max(LEAST_ROWS, case.rows) for case in cases})
-    buckets = (*(Bucket(count, count) for count in rows), Bucket(32, 2))
+    buckets = (*(Bucket(count, count) for count in rows), Bucket(64, rows[0]))
     for weights in _MODELS:
         if not check.notebook.has_time(f"decode of {weights.name}"):
             continue

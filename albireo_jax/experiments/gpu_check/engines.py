@@ -31,8 +31,8 @@ class Started:
 def step_buckets(check: Check) -> tuple[Bucket, ...]:
     """The sizes of steps that parts share: a few of rows that decode, and one of prompts."""
     sizes = Sizes.of(small=check.small)
-    decode = (2, 4, 8) if check.small else (2, 64, 256)
-    return (*(Bucket(rows, rows) for rows in decode), Bucket(sizes.max_step_tokens, 8))
+    decode, prompts = ((4,), 4) if check.small else ((2, 64, 256), 8)
+    return (*(Bucket(rows, rows) for rows in decode), Bucket(sizes.max_step_tokens, prompts))
 
 
 def shared_engine(

@@ -61,11 +61,12 @@ class Notebook:
         """Keep the versions of what we are compared with."""
         self._write(peer_versions={**self._notes.peer_versions, name: dict(versions)})
 
-    def has_time(self, what: str) -> bool:
-        """Whether `what` may still be begun; it is left out otherwise."""
-        has_time = self.left_s > 0
+    def has_time(self, what: str, *, takes_s: float = 0.0) -> bool:
+        """Whether `what` may still be begun, which takes about so long; it is left out otherwise."""
+        has_time = self.left_s > takes_s
         if not has_time:
-            self.leave_out(what, f"the part's {begin_until_s(self._notes.limit_s):.0f} s are over")
+            until_s = begin_until_s(self._notes.limit_s)
+            self.leave_out(what, f"{max(self.left_s, 0):.0f} of the part's {until_s:.0f} s are left")
         return has_time
 
     @contextmanager

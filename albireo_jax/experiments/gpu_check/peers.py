@@ -23,6 +23,16 @@ from albireo_jax.experiments.gpu_check.trace import at_once, trace_requests
 
 _WORKERS = Path(__file__).resolve().parents[3] / "scripts" / "peers"
 _REQUESTS: Mapping[str, int] = {SMALL_QWEN: 64, LARGE_QWEN: 32}
+_TAKES_S: Mapping[str, float] = {SMALL_QWEN: 0.0, LARGE_QWEN: 60.0}
+"""Seconds until the first figure of a model, for the second one's decision."""
+
+_MODULES: Mapping[str, Sequence[str]] = {
+    TRANSFORMERS: ("transformers", "torch"),
+    VLLM: ("vllm",),
+    LLAMA_CPP: (),
+}
+"""Python modules that the worker of an engine needs, of the program that is given for it."""
+
 _SMALL_REQUESTS = 3
 _WARM_UP = 4
 _OURS = "albireo"
@@ -33,16 +43,17 @@ def run_peers(check: Check) -> None:
     data = check.data_folder()
     present = [name for name in PEERS if _is_present(check, name)]
     for model in (SMALL_QWEN, LARGE_QWEN):
-        if check.notebook.has_time(f"peers with {model}"):
-            _compare(check, model, present, data=data)
+        if check.notebook.has_time(f"peers with {model}", takes_s=_TAKES_S[model]):
+            with check.notebook.attempt(f"peers with {model}"):
+                _compare(check, model, present, data=data)
 
 
 def _is_present(check: Check, name: str) -> bool:
     program = check.peers.get(name)
     if program is None:
         why = "no program is given for it"
-    elif name != LLAMA_CPP and not _imports(program, name):
-        why = f"{Path(program).name} has no {name}"
+    elif lacking := [module for module in _MODULES[name] if not _imports(program, module)]:
+        why = f"{Path(program).name} has no {', '.join(lacking)}"
     else:
         return True
     check.notebook.leave_out(name, why)
@@ -96,7 +107,11 @@ def _command(check: Check, name: str, requests: Sequence[Request], *, config: Pa
     """How to start the worker of an engine, which is told how much memory these requests take at most."""
     program = check.peers.get(name, sys.executable)
     python, worker, more = {
-        _OURS: (sys.executable, "albireo_batch_worker.py", ["--small"] if check.small else []),
+        _OURS: (
+            sys.executable,
+            "albireo_batch_worker.py",
+            ["--small"] if check.small else [],
+        ),
         TRANSFORMERS: (program, "transformers_batch_worker.py", []),
         VLLM: (program, "vllm_batch_worker.py", []),
         LLAMA_CPP: (sys.executable, "llama_cpp_batch_worker.py", ["--server", program]),

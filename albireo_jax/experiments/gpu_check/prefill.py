@@ -16,9 +16,9 @@ _LENGTHS = ((64, 128), (2048, 16384))
 
 def run_prefill(check: Check) -> None:
     """Prompts of the large model, the shortest first."""
+    rate = best_matrix_flops_per_s(small=check.small)  # while the memory is free
     started = shared_engine(check, LARGE, step_buckets(check))
     note_start(check, "few sizes of steps, once more", started)
-    rate = best_matrix_flops_per_s(small=check.small)
     for length in _LENGTHS[not check.small]:
         if check.notebook.has_time(f"{LARGE}, {length} tokens"):
             with check.notebook.attempt(f"{LARGE}, {length} tokens"):

@@ -1,11 +1,16 @@
-"""Options of a run as its parts are told them: a JSON file, as each part is a process of its own."""
+"""The processes of a run: their commands, and the options that they are told in a JSON file."""
 
+import ctypes
 import json
+import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from albireo_jax.experiments.restoring import restore
+
+_PARENT_DIED = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,3 +48,9 @@ def part_command(python: str, part: str, *, settings: Path, limit_s: float, bega
 def with_environment(command: list[str], environment: Mapping[str, str]) -> list[str]:
     """A command that is run with these variables added."""
     return ["env", *(f"{name}={value}" for name, value in environment.items()), *command]
+
+
+def end_with_parent() -> None:
+    """Have this process killed when the one that started it ends: it must not keep the device."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGKILL)

@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from albireo_jax.core.config import EngineConfig
-from albireo_jax.experiments.gpu_check.check import LARGE, Check, Sizes, new_check
-from albireo_jax.experiments.gpu_check.engines import start_engine
+from albireo_jax.experiments.gpu_check.check import LARGE, Check, new_check
+from albireo_jax.experiments.gpu_check.engines import shared_engine, start_engine, step_buckets
 from albireo_jax.experiments.gpu_check.notebook import Notebook
 from albireo_jax.experiments.gpu_check.record_file import RecordFile
-from albireo_jax.experiments.gpu_check.settings import read_settings, with_environment
+from albireo_jax.experiments.gpu_check.settings import end_with_parent, read_settings, with_environment
 from albireo_jax.experiments.restoring import restore
 
 _RESERVE_S = 5.0
@@ -80,12 +80,15 @@ def _note(check: Check, case: str, start: Start, *, whole_s: float) -> None:
 
 def main() -> int:
     """Start the engine in this process and print what it took."""
+    end_with_parent()
     settings = read_settings(Path(sys.argv[1]))
     with tempfile.TemporaryDirectory() as folder:
         record = RecordFile.create(Path(folder) / "record.json", {"peer_versions": {}}, parts=("start",))
         check = new_check(settings, Notebook("start", record, limit_s=0.0, began_s=time.monotonic()))
-        config = Sizes.of(small=True).config() if check.small else EngineConfig(model="random")
-        started = start_engine(check, LARGE, config)
+        if check.small:
+            started = shared_engine(check, LARGE, step_buckets(check))
+        else:
+            started = start_engine(check, LARGE, EngineConfig(model="random"))
     start = Start(seconds=started.seconds, found=started.found, compiled=started.compiled)
     print(json.dumps(asdict(start)))  # noqa: T201
     return 0

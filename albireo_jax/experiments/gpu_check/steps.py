@@ -22,6 +22,7 @@ _DEPTH = 2
 _REPEATS = 3
 MOST_STEPS, _LEAST_STEPS = 24, 3
 _REPEAT_S = 0.5
+_QUEUED_PROMPTS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +123,7 @@ def run_steps(executor: Executor, plans: Sequence[StepPlan]) -> StepTimes:
 
 
 def _ends_s(executor: Executor, plans: Sequence[StepPlan]) -> tuple[list[float], list[float]]:
-    """When each step ended on the device, and how long its dispatch took on the host."""
+    """When the host had waited for each step, and how long its dispatch took on the host."""
     in_flight: deque[StepHandle] = deque()
     ends_s: list[float] = []
     dispatches_s: list[float] = []
@@ -131,8 +132,12 @@ def _ends_s(executor: Executor, plans: Sequence[StepPlan]) -> tuple[list[float],
         in_flight.append(executor.dispatch(plan))
         dispatches_s.append(time.perf_counter() - began_s)
         if len(in_flight) == _DEPTH:
-            ends_s.append(in_flight.popleft().wait().finished_s)
-    return ends_s + [handle.wait().finished_s for handle in in_flight], dispatches_s
+            in_flight.popleft().wait()
+            ends_s.append(time.perf_counter())
+    for handle in in_flight:
+        handle.wait()
+        ends_s.append(time.perf_counter())
+    return ends_s, dispatches_s
 
 
 def time_steps(executor: Executor, plans: Sequence[StepPlan]) -> StepTimes:
@@ -148,11 +153,11 @@ def time_steps(executor: Executor, plans: Sequence[StepPlan]) -> StepTimes:
 
 
 def time_prompt(executor: Executor, plans: Sequence[StepPlan]) -> tuple[float, ...]:
-    """Seconds of a prompt of these steps, each repeat queued behind another prompt."""
+    """Seconds of a prompt of these steps, in each repeat a mean of some that are queued behind another."""
     run_steps(executor, plans)  # warms up
     count = len(plans)
-    runs = [_ends_s(executor, [*plans, *plans])[0] for _ in range(_REPEATS)]
-    return tuple(ends_s[2 * count - 1] - ends_s[count - 1] for ends_s in runs)
+    runs = [_ends_s(executor, [*plans] * (1 + _QUEUED_PROMPTS))[0] for _ in range(_REPEATS)]
+    return tuple((ends_s[-1] - ends_s[count - 1]) / _QUEUED_PROMPTS for ends_s in runs)
 
 
 def admit(ready: Prepared, *, rows: int, tokens: int, drawn: Drawn = GREEDY) -> None:

@@ -29,7 +29,7 @@ from albireo_jax.runtime.batch import Bucket
 _REAL = Talks(count=32, turns=3, said=480, answered=32, vocab_size=400)
 _SMALL = Talks(count=4, turns=2, said=24, answered=8, vocab_size=400)
 _BUCKETS = (Bucket(32, 32), Bucket(2048, 32))
-_SMALL_BUCKETS = (Bucket(8, 8), Bucket(64, 8))
+_SMALL_BUCKETS = (Bucket(4, 4), Bucket(64, 4))
 
 
 def run_swap(check: Check) -> None:

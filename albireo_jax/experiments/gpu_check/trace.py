@@ -42,13 +42,16 @@ _SIZES: Mapping[str, TraceSize] = {
     SMALL_QWEN: TraceSize(requests=200, profiled=32),
     LARGE: TraceSize(requests=96, profiled=16),
 }
+_TAKES_S: Mapping[str, float] = {SMALL_QWEN: 0.0, LARGE: 40.0}
+"""Seconds until the first figure of a model, for the second one's decision."""
+
 _SMALL = TraceSize(requests=6, profiled=2)
 
 
 def trace_buckets(sizes: Sizes) -> tuple[Bucket, ...]:
     """Few sizes of steps, which take whatever the trace asks for."""
     rows, tokens = sizes.max_rows, sizes.max_step_tokens
-    decode = {count for count in (LEAST_ROWS, 16, 64, 256) if count < rows} | {rows}
+    decode = {count for count in (LEAST_ROWS, 16, 64, 256) if count < rows // 2} | {rows}
     return (
         *(Bucket(count, count) for count in sorted(decode)),
         Bucket(2 * rows, rows),
@@ -78,8 +81,9 @@ def run_trace(check: Check) -> None:
     """The small model first: its host has the least time. The large one if there is time for it."""
     data = check.data_folder()
     for model in (SMALL_QWEN, LARGE):
-        if check.notebook.has_time(f"trace with {model}"):
-            _run_model(check, model, data=data)
+        if check.notebook.has_time(f"trace with {model}", takes_s=_TAKES_S[model]):
+            with check.notebook.attempt(f"trace with {model}"):
+                _run_model(check, model, data=data)
 
 
 def _run_model(check: Check, model: str, *, data: Path) -> None:
