@@ -13,6 +13,7 @@ from albireo_jax.core.checks import ArrayLike, choice, flag
 from albireo_jax.core.config import (
     MAX_LOGPROBS,
     MEMORY_SHARE,
+    STEP_TOKENS,
     AttentionBackend,
     CacheConfig,
     EngineConfig,
@@ -24,6 +25,7 @@ from albireo_jax.core.config import (
     model_dtype,
     weight_quantization,
 )
+from albireo_jax.core.gpu_options import GpuConfig
 from albireo_jax.core.types import SamplingParams
 from albireo_jax.engine.frontend import Prompt
 from albireo_jax.engine.prompts import read_chat_options, read_conversations, read_params, read_prompts
@@ -76,6 +78,7 @@ class LLM:
     `quantization` "int8" or "fp8" keeps the layers' matrices in one byte a number, made of what is loaded.
     Pages, their precision, those on the host and the sharing of prefixes are as in `core.config.CacheConfig`,
     rows, steps and their depth as in `core.config.SchedulerConfig`.
+    `cuda_graph_collectives` is as in `core.gpu_options.GpuConfig`.
     `generation_config` "none" leaves the sampling defaults of the model's files aside.
     Raises ValueError or ModelError for what cannot be served, naming the value and the limit.
     """
@@ -90,7 +93,7 @@ class LLM:
         quantization: str | None = None,
         max_model_len: int | None = None,
         max_rows: int = 64,
-        max_step_tokens: int = 512,
+        max_step_tokens: int | None = None,
         num_pages: int | None = None,
         page_size: int = 16,
         kv_cache_dtype: str = "auto",
@@ -103,6 +106,7 @@ class LLM:
         attention: str = "auto",
         max_logprobs: int = MAX_LOGPROBS,
         generation_config: str = "auto",
+        cuda_graph_collectives: bool = False,
         measure_sampling: bool = False,
         progress: Progress | None = None,
         **unknown: Any,
@@ -124,12 +128,11 @@ class LLM:
                 host_memory_bytes=host_kv_memory_bytes,
                 prefix_caching=prefix_caching,
             ),
-            scheduler=SchedulerConfig(
-                max_rows=max_rows, max_step_tokens=max_step_tokens, depth=depth, decode_steps=decode_steps
-            ),
+            **_scheduling(max_rows, max_step_tokens, depth=depth, decode_steps=decode_steps),
+            gpu=GpuConfig(cuda_graph_collectives=cuda_graph_collectives),
         )
-        measured = flag("measure_sampling", measure_sampling)
-        self.engine: Engine = launch(config, progress=progress, measure_sampling=measured)
+        measures = flag("measure_sampling", measure_sampling)
+        self.engine: Engine = launch(config, progress=progress, measure_sampling=measures)
 
     def generate(
         self,
@@ -254,6 +257,19 @@ def _read(turn: SyncTurn) -> Generator[ChoiceDelta]:
         yield ChoiceDelta(choice=0, text="", token_ids=(), finish_reason=None, stop_reason=None)
         for deltas in turn:
             yield from deltas
+
+
+def _scheduling(
+    max_rows: int, max_step_tokens: int | None, *, depth: int, decode_steps: int
+) -> dict[str, Any]:
+    """The options of steps; the device decides on their tokens if the caller does not."""
+    config = SchedulerConfig(
+        max_rows=max_rows,
+        max_step_tokens=STEP_TOKENS if max_step_tokens is None else max_step_tokens,
+        depth=depth,
+        decode_steps=decode_steps,
+    )
+    return {"scheduler": config, "step_tokens_by_device": max_step_tokens is None}
 
 
 def _chosen(*, sampling: str, attention: str, generation_config: str) -> dict[str, Any]:

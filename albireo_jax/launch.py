@@ -10,12 +10,13 @@ import jax
 from jax.sharding import Mesh
 
 from albireo_jax.core.config import Dtype, EngineConfig, GenerationConfig, ModelConfig
+from albireo_jax.core.gpu_options import LayerForm
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.memory import MemoryPlan
 from albireo_jax.core.model_files import find_model
 from albireo_jax.core.plan import CopyCosts
 from albireo_jax.core.sampling_defaults import NO_DEFAULTS, read_sampling_defaults
-from albireo_jax.core.sizes import EngineSizes, engine_sizes
+from albireo_jax.core.sizes import EngineSizes, engine_sizes, resolve_step_tokens
 from albireo_jax.engine.energy import Meter, open_meter
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.interpreter import release_interpreter, settle_interpreter
@@ -31,11 +32,11 @@ from albireo_jax.nn.sharding import TP, make_mesh
 from albireo_jax.runtime.attention import choose_attention
 from albireo_jax.runtime.batch import Bucket, bucket_grid
 from albireo_jax.runtime.compile import Progress, use_persistent_cache
-from albireo_jax.runtime.device_memory import budget_bytes, take_memory
+from albireo_jax.runtime.device_memory import budget_bytes, device_bytes, take_memory
 from albireo_jax.runtime.executor import JaxExecutor
 from albireo_jax.runtime.rules_stage import RulesShape, new_rules
 from albireo_jax.runtime.state import StateShape, plan_state
-from albireo_jax.runtime.step import LayerLoop, StepProgram
+from albireo_jax.runtime.step import LayerLoop, StepProgram, default_products
 from albireo_jax.sched.scheduler import Scheduler
 
 _MAX_CPU_UNROLLED_LAYERS = 12
@@ -109,7 +110,7 @@ def launch(
     )
     settle_interpreter()
     return Engine(
-        config=config,
+        config=ready.config,
         model_config=ready.model_config,
         memory=ready.memory,
         limits=ready.limits,
@@ -137,7 +138,7 @@ def prepare(
     model = replace(model_config(files), quantization=config.quantization)
 
     def load(dtype: Dtype, mesh: Mesh) -> Decoder:
-        return load_model(files, config=model, dtype=dtype, mesh=mesh)
+        return load_model(files, config=model, dtype=dtype, mesh=mesh, form=_layer_form(config, mesh))
 
     return _prepare(config, model, load=load, progress=progress, measure_sampling=measure_sampling)
 
@@ -158,7 +159,7 @@ def prepare_random(
     model = replace(model, quantization=config.quantization)
 
     def load(dtype: Dtype, mesh: Mesh) -> Decoder:
-        return random_model(model, dtype=dtype, mesh=mesh, seed=seed)
+        return random_model(model, dtype=dtype, mesh=mesh, seed=seed, form=_layer_form(config, mesh))
 
     return _prepare(
         config, model, load=load, buckets=buckets, progress=progress, measure_sampling=measure_sampling
@@ -178,6 +179,8 @@ def _prepare(
     use_virtual_devices(config.parallel.virtual_devices)
     take_memory(config.cache.memory_share)
     mesh = make_mesh(config.parallel.tp)
+    device = device_bytes(mesh, memory_share=config.cache.memory_share)
+    config = resolve_step_tokens(config, device_bytes=device)
     dtype = config.dtype or _default_dtype(mesh)
     sizes = _sizes(config, model, mesh, dtype=dtype)
     use_persistent_cache(cache_folder())
@@ -195,6 +198,8 @@ def _prepare(
     if measure_sampling:
         executor.measure_sampling()
     copy_costs = executor.measure_copies() if sizes.limits.num_host_pages else None
+    if not _is_cpu(mesh):  # a CPU has nothing to load
+        executor.warm_up()
     timeline = Timeline()
     scheduler = _scheduler(config, sizes.limits, copy_costs)
     return Prepared(
@@ -262,7 +267,9 @@ def _executor(
         axis=TP,
         page_size=config.cache.page_size,
         sampling=config.sampling,
-        layers=_layer_loop(model, mesh),
+        layers=_layer_loop(config, model, mesh),
+        products=config.gpu.product_library or default_products(model),
+        graph_collectives=config.gpu.cuda_graph_collectives,
         launch=choose_attention(config.attention, model, mesh, dtype=dtype, kv_dtype=config.cache.kv_dtype),
     )
     num_slots = config.scheduler.max_rows + 1
@@ -305,11 +312,19 @@ def _buckets(config: EngineConfig, mesh: Mesh, dtype: Dtype) -> tuple[Bucket, ..
     )
 
 
-def _layer_loop(model: ModelConfig, mesh: Mesh) -> LayerLoop:
-    """Unrolled on a GPU; on a CPU only where so few layers still compile in seconds."""
+def _layer_form(config: EngineConfig, mesh: Mesh) -> LayerForm:
+    """The form in which the layers' weights are held."""
+    return config.gpu.layer_form or (LayerForm.STACKED if _is_cpu(mesh) else LayerForm.UNSTACKED)
+
+
+def _layer_loop(config: EngineConfig, model: ModelConfig, mesh: Mesh) -> LayerLoop:
+    """Unrolled on GPUs and over unstacked weights; else only where so few layers compile in seconds."""
+    if _layer_form(config, mesh) is LayerForm.UNSTACKED:
+        return LayerLoop.UNSTACKED
     if not _is_cpu(mesh):
         return LayerLoop.UNROLLED
-    return LayerLoop.UNSTACKED if model.num_layers <= _MAX_CPU_UNROLLED_LAYERS else LayerLoop.SCANNED
+    few = config.gpu.layer_form is None and model.num_layers <= _MAX_CPU_UNROLLED_LAYERS
+    return LayerLoop.UNSTACKED_DECODE if few else LayerLoop.SCANNED
 
 
 def _energy_meter(mesh: Mesh) -> Meter:

@@ -4,6 +4,7 @@ from jax.sharding import Mesh
 
 from albireo_jax.core.config import Dtype, ModelConfig
 from albireo_jax.core.errors import UnknownArchitectureError
+from albireo_jax.core.gpu_options import LayerForm
 from albireo_jax.core.hf_config import ARCHITECTURES, read_hf_config
 from albireo_jax.core.model_files import ModelFiles, ModelFormat
 from albireo_jax.models.llama import Llama
@@ -26,7 +27,14 @@ def model_config(files: ModelFiles) -> ModelConfig:
             return model_config_from_gguf(GgufSource(files.path))
 
 
-def load_model(files: ModelFiles, *, config: ModelConfig, dtype: Dtype, mesh: Mesh) -> Decoder:
+def load_model(
+    files: ModelFiles,
+    *,
+    config: ModelConfig,
+    dtype: Dtype,
+    mesh: Mesh,
+    form: LayerForm = LayerForm.STACKED,
+) -> Decoder:
     """The model in `files`, converted to `dtype`, each device of `mesh` reading only its share.
 
     Raises WeightError naming the file and tensor that is missing, unused or broken.
@@ -35,20 +43,24 @@ def load_model(files: ModelFiles, *, config: ModelConfig, dtype: Dtype, mesh: Me
     match files.format:
         case ModelFormat.HF_FOLDER:
             source = SafetensorsSource(files.path)
-            weights = load_weights(source, model.hf_names, config=config, dtype=dtype, mesh=mesh)
+            names = model.hf_names
+            weights = load_weights(source, names, config=config, dtype=dtype, mesh=mesh, form=form)
         case ModelFormat.GGUF:
             source = GgufSource(files.path)
-            weights = load_weights(source, model.gguf_names, config=config, dtype=dtype, mesh=mesh)
+            names = model.gguf_names
+            weights = load_weights(source, names, config=config, dtype=dtype, mesh=mesh, form=form)
         case ModelFormat.ORBAX:
             from albireo_jax.nn.checkpoint import restore_weights  # orbax takes a second to import
 
-            weights = restore_weights(files.path, config=config, mesh=mesh, dtype=dtype)
+            weights = restore_weights(files.path, config=config, mesh=mesh, dtype=dtype, form=form)
     return model(config, weights, mesh)
 
 
-def random_model(config: ModelConfig, *, dtype: Dtype, mesh: Mesh, seed: int) -> Decoder:
-    """A model of this shape with random weights, drawn on the devices; the same at any degree."""
-    weights = random_weights(config, dtype=dtype, mesh=mesh, seed=seed)
+def random_model(
+    config: ModelConfig, *, dtype: Dtype, mesh: Mesh, seed: int, form: LayerForm = LayerForm.STACKED
+) -> Decoder:
+    """A model of this shape with random weights, drawn on the devices; the same at any degree and form."""
+    weights = random_weights(config, dtype=dtype, mesh=mesh, seed=seed, form=form)
     return model_class(config.architecture)(config, weights, mesh)
 
 

@@ -109,12 +109,14 @@ def jobs(options: argparse.Namespace, devices: tuple[object, ...]) -> list[Job]:
 
 
 def few_jobs(devices: tuple[object, ...]) -> list[Job]:
-    """The jobs that each change must pass: one model, at few degrees of tensor parallelism."""
+    """The jobs that each change must pass: decode steps of all models, the rest of one at few degrees."""
     one, four, eight = (Case(model=SMALLEST, tp=tp, layers=SHALLOW) for tp in (1, 4, 8))
     return [
         *forward_passes((eight, one), (DECODE, MIXED)),
         *forward_passes((four,), (DECODE,)),
-        *forward_passes((replace(one, layers=DEEP), replace(eight, layers=DEEP)), (DECODE,)),
+        *forward_passes((case for case in every_case() if case not in (one, four, eight)), (DECODE,)),
+        *forward_passes((replace(case, layers=DEEP) for case in every_case()), (DECODE,)),
+        *forward_passes((replace(eight, graph_collectives=True),), (DECODE,)),
         *forward_passes((replace(one, quantization=Quantization.INT8),), (DECODE,)),
         *forward_passes((replace(eight, quantization=Quantization.FP8, kv_dtype=KvDtype.FP8),), (MIXED,)),
         *(job for job in others(one, devices) if isinstance(job.name, DecodeLoop | Sampling | ScoreProgram)),
@@ -124,7 +126,7 @@ def few_jobs(devices: tuple[object, ...]) -> list[Job]:
 
 def all_jobs(devices: tuple[object, ...]) -> list[Job]:
     """All models at all degrees; what is not a forward pass, of one model and at the highest degree."""
-    cases = [Case(model=model, tp=tp, layers=SHALLOW) for model in MODELS for tp in DEGREES]
+    cases = every_case()
     smallest = [case for case in cases if case.model == SMALLEST]
     ends = [case for case in smallest if case.tp in (min(DEGREES), max(DEGREES))]
     deep = [replace(case, layers=DEEP) for case in cases]
@@ -136,6 +138,9 @@ def all_jobs(devices: tuple[object, ...]) -> list[Job]:
         *forward_passes(deep, (DECODE,)),
         *(job for case in ends for job in others(case, devices)),
         *forward_passes(codes + paged, (DECODE, MIXED)),
+        *forward_passes(
+            [replace(case, graph_collectives=True) for case in smallest if case.tp > 1], (DECODE, MIXED)
+        ),
         *forward_passes(whole, (DECODE,)),
         *forward_passes(deep, (MIXED,)),
         *(
@@ -145,6 +150,11 @@ def all_jobs(devices: tuple[object, ...]) -> list[Job]:
             for job in others(case, devices)
         ),
     ]
+
+
+def every_case() -> list[Case]:
+    """All models at all degrees, at the smaller depth."""
+    return [Case(model=model, tp=tp, layers=SHALLOW) for model in MODELS for tp in DEGREES]
 
 
 def forward_passes(cases: Iterable[Case], buckets: Iterable[Bucket]) -> list[Job]:
@@ -220,8 +230,9 @@ def label(job: Job) -> str:
 
 def case_name(case: Case) -> str:
     weights = f" {case.quantization}" if case.quantization else ""
+    graphs = " graphs" if case.graph_collectives else ""
     pages = "" if case.kv_dtype is KvDtype.AUTO else f" {case.kv_dtype} pages"
-    return f"{case.model}{weights}{pages} tp={case.tp} layers={case.layers}"
+    return f"{case.model}{weights}{pages} tp={case.tp}{graphs} layers={case.layers}"
 
 
 def row(result: Result) -> str:
@@ -233,6 +244,7 @@ def row(result: Result) -> str:
         f"{label(job):62} args {found.num_arguments:3} {found.argument_bytes / 2**20:9.1f} MiB  "
         f"in place {found.alias_bytes / 2**20:8.2f}  temp {found.temp_bytes / 2**20:7.2f}{limit}  "
         f"copies {found.weight_copies}+{found.pool_copies}  kernels {found.kernels}  "
+        f"products {found.product_bodies} of {found.products}  "
         f"loops {found.loops}, waits {found.host_waits}  "
         f"command buffers {found.command_buffers}, lone {dict(lone) if lone is not None else None}  "
         f"sent: {sent}  {result.seconds:.0f} s"
@@ -252,6 +264,8 @@ def series_of(result: Result) -> list[Series]:
         ("loops", "instructions"): found.loops,
         ("waits of the host", "instructions"): found.host_waits,
         ("attention kernels", "launches"): found.kernels,
+        ("matrix products", "instructions"): found.products,
+        ("distinct matrix products", "bodies"): found.product_bodies,
         ("gates broken", "gates"): len(result.broken),
     }
     for (kind, size), count in found.collectives.items():

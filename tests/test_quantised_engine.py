@@ -73,7 +73,7 @@ def test_an_engine_answers_like_its_model_at_any_degree() -> None:
     """Prompts in a scanned loop over layers, answers in one of arrays for each layer; the module is dense."""
     engine = prepared(Quantization.FP8)
     assert engine.model_config == engine.model.config == replace(MODEL, quantization=Quantization.FP8)
-    assert engine.executor.program.layers is LayerLoop.UNSTACKED
+    assert engine.executor.program.layers is LayerLoop.UNSTACKED_DECODE
     assert engine.memory.weight_bytes == sum(
         array.nbytes for array in jax.tree.leaves(engine.model.weights())
     )

@@ -15,6 +15,7 @@ from albireo_jax.core.config import (
     MAX_DEPTH,
     MAX_LOGPROBS,
     MEMORY_SHARE,
+    STEP_TOKENS,
     TP_DEGREES,
     AttentionBackend,
     CacheConfig,
@@ -28,6 +29,7 @@ from albireo_jax.core.config import (
     SchedulerConfig,
     model_dtype,
 )
+from albireo_jax.core.gpu_options import GpuConfig
 from albireo_jax.engine.tool_formats import ReasoningFormat, ToolFormat
 
 Model = Annotated[
@@ -100,8 +102,13 @@ class EngineFlags:
         int, typer.Option(metavar="N", help="Requests computed at once; the others wait.")
     ] = 64
     max_step_tokens: Annotated[
-        int, typer.Option(metavar="N", help="Tokens computed per step; longer prompts take several steps.")
-    ] = 512
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens computed per step; longer prompts take several. Default: 512; 2048 on 80 GB GPUs.",
+            show_default=False,
+        ),
+    ] = None
     num_pages: Annotated[
         int | None,
         typer.Option(
@@ -178,6 +185,13 @@ class EngineFlags:
             help="Sampling parameters that a request leaves out: the model's generation_config.json, or not.",
         ),
     ] = GenerationConfig.AUTO
+    cuda_graph_collectives: Annotated[
+        bool,
+        typer.Option(
+            "--cuda-graph-collectives/--no-cuda-graph-collectives",
+            help="Record collectives into CUDA graphs; NCCL is said to hang there at times.",
+        ),
+    ] = False
 
     def engine_config(self, model: str) -> EngineConfig:
         """The configuration of an engine for `model`; raises ValueError for values out of range."""
@@ -201,10 +215,12 @@ class EngineFlags:
             ),
             scheduler=SchedulerConfig(
                 max_rows=self.max_rows,
-                max_step_tokens=self.max_step_tokens,
+                max_step_tokens=STEP_TOKENS if self.max_step_tokens is None else self.max_step_tokens,
                 depth=self.depth,
                 decode_steps=self.decode_steps,
             ),
+            step_tokens_by_device=self.max_step_tokens is None,
+            gpu=GpuConfig(cuda_graph_collectives=self.cuda_graph_collectives),
         )
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import PurePath
 
 from albireo_jax.core import checks
+from albireo_jax.core.gpu_options import GpuConfig
 
 TP_DEGREES = (1, 2, 4, 8)
 MAX_DEPTH = 8
@@ -17,6 +18,9 @@ MEMORY_SHARE = 0.9
 
 MAX_DECODE_STEPS = 32
 """Tokens per row that one dispatch may sample."""
+
+STEP_TOKENS = 512
+"""Tokens per step, unless others are given or suit the device."""
 
 MAX_LOGPROBS = 20
 """Likeliest tokens that a caller can ask for beside each token."""
@@ -286,7 +290,7 @@ class SchedulerConfig:
     """
 
     max_rows: int = 64
-    max_step_tokens: int = 512
+    max_step_tokens: int = STEP_TOKENS
     depth: int = 2
     max_copied_pages: int = 64
     decode_steps: int = 1
@@ -313,6 +317,7 @@ class EngineConfig:
     `model` is a built-in name, a Hugging Face folder or a GGUF file. `max_model_len` None takes
     the model's own limit, or less if the cache cannot hold it. `max_logprobs` of the likeliest tokens can be
     asked for beside each token; 0 turns log probabilities off, and their programs are not compiled.
+    `step_tokens_by_device` raises `scheduler.max_step_tokens` on large devices (`core.sizes`).
     `quantization` stores the layers' matrices in one byte a number, made while the model is loaded.
     """
 
@@ -327,6 +332,8 @@ class EngineConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    gpu: GpuConfig = field(default_factory=GpuConfig)
+    step_tokens_by_device: bool = False
 
     def __post_init__(self) -> None:
         """Refuse lengths that hold no prompt and answer."""

@@ -8,6 +8,7 @@ from math import prod
 from typing import NamedTuple
 
 from albireo_jax.experiments.collectives import collectives
+from albireo_jax.experiments.gpu_products import product_bodies
 from albireo_jax.experiments.gpu_programs import NUM_PAGES, PAGE_SIZE, Case, CompiledProgram
 from albireo_jax.experiments.hlo import Instruction, Program, parse
 from albireo_jax.nn.shapes import weight_shapes
@@ -24,7 +25,8 @@ class Figures:
     """What one program is on each device.
 
     `collectives` counts them by kind and bytes of the result. `weight_copies` and `pool_copies` count
-    instructions that write a layer's weights or the KV pool anew. `kernels` are launches of ours.
+    instructions that write a layer's weights or the KV pool anew. `kernels` are launches of ours. `products`
+    are matrix products, and `product_bodies` those of them that XLA would tune apart.
     `host_waits` are conditionals, and loops whose number of turns only the device knows, outside of command
     buffers: the host decides there, once it has waited for the device. `command_buffers`, `lone_launches`,
     those outside of any, and `longest_run` of these between collectives are None where XLA does not tell.
@@ -41,6 +43,8 @@ class Figures:
     loops: int
     host_waits: int
     kernels: int
+    products: int
+    product_bodies: int
     command_buffers: int | None
     lone_launches: Mapping[str, int] | None
     longest_run: int | None
@@ -56,6 +60,7 @@ def figures(case: Case, compiled: CompiledProgram) -> Figures:
     program = parse(compiled.text)
     opcodes = Counter(one.opcode for one in program.instructions())
     launched = launch_order(compiled.launches) if compiled.launches else None
+    bodies = product_bodies(program)
     return Figures(
         argument_bytes=compiled.argument_bytes,
         num_arguments=sum(one.opcode == "parameter" for one in program.computations[program.entry]),
@@ -68,6 +73,8 @@ def figures(case: Case, compiled: CompiledProgram) -> Figures:
         loops=opcodes["while"],
         host_waits=_host_waits(program, launched),
         kernels=sum(_KERNEL_TARGET in one.text for one in program.instructions()),
+        products=bodies.total(),
+        product_bodies=len(bodies),
         command_buffers=launched.buffers if launched else None,
         lone_launches=launched.lone if launched else None,
         longest_run=launched.longest_run if launched else None,

@@ -21,6 +21,8 @@ from albireo_jax.experiments.gpu_programs import (
     Case,
     Name,
 )
+from albireo_jax.nn.axes import has_layers
+from albireo_jax.nn.shapes import weight_names
 from albireo_jax.runtime.banned_rows import BanProgram
 from albireo_jax.runtime.batch import SLOT_FIELDS, Bucket
 from albireo_jax.runtime.decode_loop import DecodeLoop
@@ -37,8 +39,11 @@ The arguments of forward passes and loops from what is counted at their depth; w
 arguments, from nothing, in parts of the weights and pages of the whole model, as it does not grow with depth.
 """
 
-_MAX_ARGUMENTS = 18
-_MAX_SCALES = 4
+MAX_PRODUCT_BODIES = 5
+"""Distinct matrix products of a step: four of a layer, whatever the depth, and the head."""
+
+_WHOLE_FIELDS = 3  # of the weights: embedding, final norm and head
+_MAX_STATE = 7  # arrays of the cache with its scales, and what the host sends
 _PENALTIES = 3
 _TABLE_BYTES = 4 * (MAX_ROWS + 1) * (MAX_LEN // PAGE_SIZE)
 _FEWEST_LAUNCHES = 5  # that XLA makes a command buffer of
@@ -55,6 +60,7 @@ def breaches(case: Case, name: Name, found: Figures) -> list[str]:
         *(_sampling(case, name, found) if isinstance(name, Sampling) else []),
         *(_loop(case, name, found) if isinstance(name, DecodeLoop) else []),
         *(_decisions(case, name, found) if isinstance(name, Sampling | DecodeLoop) else []),
+        *_products(found),
     ]
     if not isinstance(name, Bucket | Sampling | DecodeLoop):
         said += _small(case, name, found)
@@ -65,6 +71,8 @@ def depth_breaches(shallow: Figures, deep: Figures) -> list[str]:
     """What grows with the depth of the model and must not, of one program at two depths."""
     if deep.temp_bytes > 1.05 * shallow.temp_bytes + _PACKING_BYTES:
         return [f"temporaries grow with the layers: {shallow.temp_bytes} to {deep.temp_bytes} bytes"]
+    if deep.product_bodies != shallow.product_bodies:
+        return [f"{deep.product_bodies} distinct products, {shallow.product_bodies} with fewer layers"]
     return []
 
 
@@ -79,6 +87,11 @@ def temp_limit(case: Case, bucket: Bucket) -> int:
     widths = 2 * model.intermediate_size // tp + model.hidden_size + qkv
     scratch = scratch_bytes(model, bucket, tp=tp, kv_dtype=case.kv_dtype)
     return 4 * bucket.tokens * widths + scratch + _PARTIAL_SUMS_BYTES
+
+
+def _products(found: Figures) -> Iterator[str]:
+    if found.product_bodies > MAX_PRODUCT_BODIES:
+        yield f"{found.product_bodies} distinct matrix products to tune, more than {MAX_PRODUCT_BODIES}"
 
 
 def _copies(found: Figures) -> Iterator[str]:
@@ -145,7 +158,8 @@ def _forward(case: Case, bucket: Bucket, found: Figures) -> Iterator[str]:
     limit = temp_limit(case, bucket)
     if found.temp_bytes > limit:
         yield f"{found.temp_bytes} bytes of temporaries, more than {limit}"
-    most = _MAX_ARGUMENTS + (_MAX_SCALES if case.quantization is not None else 0)
+    fields = sum(map(has_layers, weight_names(model)))
+    most = _WHOLE_FIELDS + _MAX_STATE + model.num_layers * fields
     if found.num_arguments > most:
         yield f"{found.num_arguments} arguments, more than {most}"
     yield from _arguments(case, found)
@@ -158,7 +172,7 @@ def _forward(case: Case, bucket: Bucket, found: Figures) -> Iterator[str]:
     kernels = case.layers * len(launches(model, bucket, tp=tp, kv_dtype=case.kv_dtype))
     if found.kernels != kernels:
         yield f"{found.kernels} attention kernels, not {kernels}"
-    yield from _command_buffers(found, sums=sums)
+    yield from _command_buffers(found, sums=0 if case.graph_collectives else sums)
 
 
 def _command_buffers(found: Figures, *, sums: int) -> Iterator[str]:
@@ -193,7 +207,7 @@ def _decisions(case: Case, name: Sampling | DecodeLoop, found: Figures) -> Itera
     waits = int(isinstance(name, DecodeLoop) and case.tp > 1)
     if found.host_waits > waits:
         yield f"{found.host_waits} waits of the host, more than {waits}"
-    if case.tp == 1:
+    if case.tp == 1 or (case.graph_collectives and isinstance(name, Sampling)):
         yield from _command_buffers(found, sums=0)
 
 

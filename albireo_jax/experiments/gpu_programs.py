@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from albireo_jax.core.config import Dtype, KvDtype, Llama3RopeScaling, ModelConfig, Quantization, SamplingMode
-from albireo_jax.nn.decoder import DecoderWeights, unstack
+from albireo_jax.nn.axes import has_layers
+from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.nn.quantise import weight_dtypes
-from albireo_jax.nn.shapes import weight_shapes
+from albireo_jax.nn.shapes import layer_name, weight_shapes
 from albireo_jax.nn.sharding import TP, named_sharding, shardings
 from albireo_jax.ops.cuda.kernels import LaunchFn, launch
 from albireo_jax.runtime.banned_rows import BannedRows, BanProgram
@@ -33,7 +34,7 @@ from albireo_jax.runtime.rules_stage import RulesShape, new_rules, rules_specs
 from albireo_jax.runtime.sampling_stage import admit, jit_sample, routes
 from albireo_jax.runtime.scored_tokens import ScoreProgram, ScoringCalls
 from albireo_jax.runtime.state import CacheState, DeviceState, StateShape, plan_state
-from albireo_jax.runtime.step import LayerLoop, StepProgram, begin_with_pages, jit_forward
+from albireo_jax.runtime.step import LayerLoop, StepProgram, begin_with_pages, default_products, jit_forward
 from albireo_jax.runtime.transfer import CopyProgram, HostPages
 from albireo_jax.sampling.logits import Rules
 
@@ -86,7 +87,7 @@ Name = Bucket | Sampling | BanProgram | RuleProgram | ScoreProgram | DecodeLoop 
 class Case:
     """A model by its name in `MODELS`, cut to `layers` layers, over `tp` devices; quantised if it says so.
 
-    `kv_dtype` is that of its KV pages.
+    `kv_dtype` is that of its KV pages. With `graph_collectives` CUDA graphs hold its collectives too.
     """
 
     model: str
@@ -94,6 +95,7 @@ class Case:
     layers: int
     quantization: Quantization | None = None
     kv_dtype: KvDtype = KvDtype.AUTO
+    graph_collectives: bool = False
 
     @property
     def config(self) -> ModelConfig:
@@ -145,34 +147,31 @@ def step_program(case: Case, mesh: Mesh, launch: LaunchFn = launch) -> StepProgr
         axis=TP,
         page_size=PAGE_SIZE,
         sampling=SamplingMode.SHARDED,
-        layers=LayerLoop.UNROLLED,
+        layers=LayerLoop.UNSTACKED,
         launch=launch,
+        products=default_products(case.config),
+        graph_collectives=case.graph_collectives,
     )
 
 
 def weights_of(program: StepProgram) -> DecoderWeights:
-    """The weights, bfloat16 where they are not codes or scales, as shapes with their shardings."""
+    """The weights, bfloat16 where they are not codes or scales, as shapes with their shardings.
+
+    They are one array per layer where the program's steps read them so.
+    """
     mesh, shapes = program.mesh, weight_shapes(program.model, program.mesh.size)
     dtypes = weight_dtypes(program.model, jnp.dtype(jnp.bfloat16))
-    return DecoderWeights(
-        **{
-            name: jax.ShapeDtypeStruct(shape, dtypes[name], sharding=named_sharding(mesh, name))
-            for name, shape in shapes.items()
-        }  # type: ignore[arg-type]
-    )
 
+    def field(name: str) -> Any:
+        def array(own: str, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtypes[name], sharding=named_sharding(mesh, own))
 
-def loop_weights_of(program: StepProgram) -> DecoderWeights:
-    """The weights as loops of decode steps have them: arrays of each layer's own."""
-    stacked = weights_of(program)
+        if program.layers is not LayerLoop.UNSTACKED or not has_layers(name):
+            return array(name, shapes[name])
+        num_layers, *shape = shapes[name]
+        return (array(layer_name(name), tuple(shape)),) * num_layers
 
-    def place(stack: Any, layers: Any) -> Any:
-        if not isinstance(layers, tuple):
-            return stack
-        sharding = NamedSharding(program.mesh, PartitionSpec(*stack.sharding.spec[1:]))
-        return tuple(_placed(layer, sharding) for layer in layers)  # type: ignore[reportUnknownVariableType]
-
-    return jax.tree.map(place, stacked, jax.eval_shape(unstack, stacked))
+    return DecoderWeights(**{name: field(name) for name in shapes})
 
 
 def state_of(program: StepProgram, kv_dtype: KvDtype = KvDtype.AUTO) -> DeviceState:
@@ -234,7 +233,8 @@ def programs(
 def _loops(program: StepProgram) -> DecodeLoops:
     """Loops of decode steps with the weights in the form that `JaxExecutor` gives them."""
     loops = DecodeLoops(program, max_steps=LOOP_STEPS)
-    loops.use_weights({LayerLoop.UNSTACKED: loop_weights_of(program)}, weights_of(program))
+    weights = weights_of(replace(program, layers=LayerLoop.UNSTACKED))
+    loops.use_weights({LayerLoop.UNSTACKED: weights}, weights)
     return loops
 
 

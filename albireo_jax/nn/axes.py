@@ -35,6 +35,11 @@ def axes_of(name: str) -> str:
     return letters
 
 
+def has_layers(name: str) -> bool:
+    """Whether the first axis of an array is that of layers."""
+    return axes_of(name).startswith("L")
+
+
 def logical_axes(name: str) -> tuple[str, ...]:
     """Logical axis names of an array, from the suffix of its name."""
     return tuple(AXES[letter] for letter in axes_of(name))

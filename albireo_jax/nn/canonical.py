@@ -7,7 +7,7 @@ so that every rank finds its queries, and its keys and values, in slices of its 
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from albireo_jax.core.config import ModelConfig
-from albireo_jax.nn.axes import axes_of
-from albireo_jax.nn.decoder import DecoderWeights
-from albireo_jax.nn.quantise import quantised_stack
+from albireo_jax.core.gpu_options import LayerForm
+from albireo_jax.nn.axes import axes_of, has_layers
+from albireo_jax.nn.decoder import DecoderWeights, Layered
+from albireo_jax.nn.quantise import quantised
 from albireo_jax.nn.shapes import SCALES, axis_sizes, layer_name, unquantised, weight_names
 from albireo_jax.nn.sharding import TP, named_sharding, partition_spec
 
@@ -29,6 +30,9 @@ _PARTS = {
 """Field of `DecoderWeights` -> its canonical fields; every other field is its own."""
 
 _VOCABULARY = ("embed_VD", "lm_head_VD")
+
+Canonical: TypeAlias = Mapping[str, Layered]
+"""Canonical fields, those of layers as one array or as one for each layer."""
 
 CanonicalRead: TypeAlias = Callable[[str, int | None], Array]
 """read(field, layer): a canonical field on the mesh, or one layer of it."""
@@ -53,9 +57,15 @@ def canonical_sharding(config: ModelConfig, name: str, mesh: Mesh) -> NamedShard
     return NamedSharding(mesh, PartitionSpec())  # key/value heads, where ranks share them
 
 
-def to_canonical(config: ModelConfig, weights: DecoderWeights, mesh: Mesh) -> dict[str, Array]:
+def layer_sharding(config: ModelConfig, name: str, mesh: Mesh) -> NamedSharding:
+    """The split of one layer of a canonical field over `mesh`."""
+    return NamedSharding(mesh, PartitionSpec(*canonical_sharding(config, name, mesh).spec[1:]))
+
+
+def to_canonical(config: ModelConfig, weights: DecoderWeights, mesh: Mesh) -> dict[str, Layered]:
     """The canonical fields of weights that lie on `mesh`, still split over it where they divide.
 
+    They have the form of the weights: one array for all layers, or one for each.
     Raises ValueError for a quantised model, which is no longer what it was made of.
     """
     if config.quantization is not None:
@@ -69,44 +79,67 @@ def to_canonical(config: ModelConfig, weights: DecoderWeights, mesh: Mesh) -> di
             return _split(array, sizes, num_kv_heads=config.num_kv_heads)
         return [_split_heads(array, head_dim=config.head_dim)]
 
-    canonical: dict[str, Array] = {}
+    canonical: dict[str, Layered] = {}
     for name in weight_names(config):
         array = weights._asdict()[name]
-        if name in (*_VOCABULARY, *_PARTS):
-            parts = _PARTS.get(name, (name,))
-            shardings = [canonical_sharding(config, part, mesh) for part in parts]
-            arrays = jax.jit(convert, static_argnums=0, out_shardings=shardings)(name, array)
-            canonical |= dict(zip(parts, arrays, strict=True))
-        else:
+        if name not in (*_VOCABULARY, *_PARTS):
             canonical[name] = array
+            continue
+        parts = _PARTS.get(name, (name,))
+        layered = isinstance(array, tuple)
+        sharding = layer_sharding if layered else canonical_sharding
+        on_mesh = jax.jit(partial(convert, name), out_shardings=[sharding(config, p, mesh) for p in parts])
+        arrays = tuple(zip(*map(on_mesh, array), strict=True)) if layered else on_mesh(array)
+        canonical |= dict(zip(parts, arrays, strict=True))
     return canonical
 
 
-def from_canonical(config: ModelConfig, canonical: dict[str, Array], mesh: Mesh) -> DecoderWeights:
+def from_canonical(
+    config: ModelConfig,
+    canonical: dict[str, Layered],
+    mesh: Mesh,
+    *,
+    form: LayerForm = LayerForm.STACKED,
+) -> DecoderWeights:
     """Weights on `mesh` from canonical fields that lie on it, quantised where the model is.
 
     Takes the fields out of `canonical` one by one, so that the two forms never exist whole together.
     """
-    return read_canonical(config, by_layers(config, canonical.pop), mesh)
+    return read_canonical(config, by_layers(config, canonical.pop), mesh, form=form)
 
 
-def by_layers(config: ModelConfig, field: Callable[[str], Array]) -> CanonicalRead:
-    """Reads layers out of fields that `field` gives whole, each once; each is let go after its last layer."""
-    held: dict[str, Array] = {}
+def by_layers(
+    config: ModelConfig,
+    field: Callable[[str], Any],
+    *,
+    place: Callable[[str, Any], Array] | None = None,
+) -> CanonicalRead:
+    """Reads layers out of fields that `field` gives whole, each once; each is let go after its last layer.
+
+    `place` puts a layer of a named field on the devices, where fields lie on the host.
+    """
+    held: dict[str, Any] = {}
 
     def read(name: str, layer: int | None) -> Array:
         if layer is None:
-            return field(name)
+            whole = field(name)
+            return jnp.stack(whole) if isinstance(whole, tuple) else whole
         if name not in held:
             held[name] = field(name)
         is_last = layer == config.num_layers - 1
-        return (held.pop(name) if is_last else held[name])[layer]
+        array = (held.pop(name) if is_last else held[name])[layer]
+        return array if place is None else place(name, array)
 
     return read
 
 
-def read_canonical(config: ModelConfig, read: CanonicalRead, mesh: Mesh) -> DecoderWeights:
-    """Weights on `mesh` from canonical fields that are asked for one by one, or layer by layer for codes."""
+def read_canonical(
+    config: ModelConfig, read: CanonicalRead, mesh: Mesh, *, form: LayerForm = LayerForm.STACKED
+) -> DecoderWeights:
+    """Weights on `mesh` from canonical fields that are asked for one by one.
+
+    Fields whose layers become codes, or arrays of their own, are asked for layer by layer.
+    """
     sizes = axis_sizes(config, mesh.shape[TP])
 
     def convert(name: str, parts: list[Array]) -> Array:
@@ -127,10 +160,12 @@ def read_canonical(config: ModelConfig, read: CanonicalRead, mesh: Mesh) -> Deco
 
         return fused
 
-    arrays: dict[str, Array] = {}
+    arrays: dict[str, Any] = {}
     for name in weight_names(unquantised(config)):
         if config.quantization is not None and name in SCALES:
-            arrays |= quantised_stack(config, name, reader(name, layer_name(name)), mesh=mesh)
+            arrays |= quantised(config, name, reader(name, layer_name(name)), mesh=mesh, form=form)
+        elif has_layers(name) and form is LayerForm.UNSTACKED:
+            arrays[name] = tuple(map(reader(name, layer_name(name)), range(config.num_layers)))
         else:
             arrays[name] = reader(name, name)(None)
     return DecoderWeights(**arrays)
@@ -150,6 +185,7 @@ def _fuse(queries_JK: Array, keys_values_N2K: Array, *, sizes: Mapping[str, int]
     return jnp.concatenate([queries, jnp.repeat(keys_values_N2K, copies, axis=-3)], axis=-2)
 
 
-def _split_heads(wo_LAD: Array, *, head_dim: int) -> Array:
-    num_layers, width, hidden = wo_LAD.shape
-    return wo_LAD.reshape(num_layers, width // head_dim, head_dim, hidden)
+def _split_heads(wo_AD: Array, *, head_dim: int) -> Array:
+    """[..., A, D] -> [..., J, K, D]."""
+    *layers, width, hidden = wo_AD.shape
+    return wo_AD.reshape(*layers, width // head_dim, head_dim, hidden)

@@ -11,8 +11,9 @@ forward pass is exactly 2 L + 1 all-reduces.
 The layer loop has two forms. *Scanned* compiles one layer whatever the depth; the cache is in the
 carry, because as a scanned input and output it would be copied whole. *Unrolled* compiles all
 layers with static indices, and on a GPU reads the stacked weights where they are. A stacked field
-may also be a tuple of L arrays (`unstack`): then no layer is ever sliced out, at the price of more
-arguments per call; this is for unrolled loops on a CPU, which copies slices.
+may also be a tuple of L arrays, for unrolled loops: no layer is ever sliced out, at the price of more
+arguments per call. A CPU would copy the slices; a GPU reads them in place, but each makes its product
+another program, which XLA tunes by itself.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int32, Real
 
 from albireo_jax.core.config import ModelConfig
+from albireo_jax.nn.axes import has_layers
 from albireo_jax.nn.layers import (
     Rotation,
     embed,
@@ -229,14 +231,22 @@ def head_specs() -> Head:
 
 
 def unstack(weights: DecoderWeights) -> DecoderWeights:
-    """The same weights with each stacked field as a tuple of one array per layer (copies)."""
+    """The same weights with each stacked field as a tuple of one array per layer (copies).
+
+    Fields that are tuples already stay as they are.
+    """
 
     def split(name: str, field: Layered | None) -> Any:
-        if "_L" not in name or field is None or isinstance(field, tuple):
+        if not has_layers(name) or field is None or isinstance(field, tuple):
             return field
         return tuple(field[layer] for layer in range(field.shape[0]))
 
     return DecoderWeights(*(split(name, field) for name, field in weights._asdict().items()))
+
+
+def is_unstacked(weights: DecoderWeights) -> bool:
+    """Whether the weights are one array per layer."""
+    return isinstance(weights.attention_norm_LD, tuple)
 
 
 def _pick(field: Layered, layer: LayerIndex) -> Array:

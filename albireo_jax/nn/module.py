@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int32
 
 from albireo_jax.core.config import ModelConfig
 from albireo_jax.core.errors import WeightError
+from albireo_jax.core.gpu_options import LayerForm
 from albireo_jax.nn.axes import logical_axes
 from albireo_jax.nn.decoder import (
     DecoderWeights,
@@ -22,25 +23,29 @@ from albireo_jax.nn.decoder import (
     Projected,
     forward,
     head,
+    is_unstacked,
     logits,
     queries_keys_values,
 )
+from albireo_jax.nn.fields import check_field, copy_field, layer_on_mesh, layered
 from albireo_jax.nn.layers import causal_attention
-from albireo_jax.nn.quantise import quantised_stack, weight_dtypes
+from albireo_jax.nn.quantise import quantised, weight_dtypes
 from albireo_jax.nn.shapes import SCALES, layer_name, weight_shapes
-from albireo_jax.nn.sharding import SHARDING_RULES, TP, named_sharding
+from albireo_jax.nn.sharding import SHARDING_RULES, TP
 
 
 class Decoder(nnx.Module):
     """A decoder-only transformer whose weights lie sharded on a mesh.
 
     Each weight is an `nnx.Param` named as in `DecoderWeights`, with its logical axes as sharding
-    metadata, so that `nnx.state`, `nnx.grad` and optimizers see an ordinary module. Calling it gives the
-    logits of a whole text; an engine runs `weights()` through its own attention instead.
+    metadata, so that `nnx.state`, `nnx.grad` and optimizers see an ordinary module. One that is unstacked
+    is an `nnx.List` of a param for each layer: in `nnx.state`, `("w_down_LFD", 3)` is that of layer 3.
+    Calling the module gives the logits of a whole text; an engine runs `weights()` through its own attention
+    instead.
     """
 
     def __init__(self, config: ModelConfig, weights: DecoderWeights, mesh: Mesh) -> None:
-        """Hold stacked arrays that lie on `mesh`; WeightError if one is not as `config` says."""
+        """Hold arrays that lie on `mesh`, stacked or not; WeightError if one is not as `config` says."""
         self.config = config
         self.mesh = mesh
         arrays = _present(weights)
@@ -50,7 +55,7 @@ class Decoder(nnx.Module):
         if missing:
             raise WeightError(f"weights lack {', '.join(missing)}")
         for name, array in arrays.items():
-            _check(name, array, shape=shapes.get(name), dtype=dtypes.get(name))
+            check_field(name, array, shape=shapes.get(name), dtype=dtypes.get(name))
         self.embed_VD = _param("embed_VD", weights.embed_VD)
         self.attention_norm_LD = _param("attention_norm_LD", weights.attention_norm_LD)
         self.wqkv_LDNXK = _param("wqkv_LDNXK", weights.wqkv_LDNXK)
@@ -82,46 +87,42 @@ class Decoder(nnx.Module):
 
     def weights(self) -> DecoderWeights:
         """The arrays as they are now, as one flat tuple for `jax.jit` and `shard_map`."""
-        return DecoderWeights(**nnx.to_pure_dict(nnx.state(self, nnx.Param)))
+        fields: dict[str, Any] = nnx.to_pure_dict(nnx.state(self, nnx.Param))
+        return DecoderWeights(**{name: layered(field) for name, field in fields.items()})
 
     def replace_weights(self, tree: DecoderWeights | Mapping[str, Any]) -> None:
         """Take new arrays for all or some weights, by name, copied to where the old ones lie.
 
-        `tree` is a `DecoderWeights`, an `nnx.State` of such a module, or a mapping of names to arrays. To a
-        quantised model it may bring a matrix as codes, with their scales, or as floats, which become codes.
-        Raises WeightError, before anything is replaced, for a name that the model lacks, and for an array of
-        another shape or dtype or one that was deleted.
+        `tree` is a `DecoderWeights`, an `nnx.State` of such a module, or a mapping of names to arrays; a
+        weight with layers is one array or a sequence of one for each layer, whichever form this module has.
+        To a quantised model it may bring a matrix as codes, with their scales, or as floats, which become
+        codes. Raises WeightError, before anything is replaced, for a name that the model lacks, and for an
+        array of another shape or dtype or one that was deleted.
         """
-        old = nnx.state(self, nnx.Param)
         new = _named_arrays(tree)
-        current = _present(self.weights())
+        shapes = weight_shapes(self.config, self.mesh.shape[TP])
+        dtypes = weight_dtypes(self.config, self.embed_VD.dtype)
         uncoded = [name for name in new if self._takes_floats(name, new[name])]
-        for name, array in new.items():
-            dtype = (
-                self.embed_VD.dtype if name in uncoded else current[name].dtype if name in current else None
-            )
-            shape = current[name].shape if name in current else None
-            _check(name, array, shape=shape, dtype=dtype)
-        # device_put may share buffers with arrays that the caller will donate or delete
-        moved = {
-            name: jnp.copy(jax.device_put(array, named_sharding(self.mesh, name)))
-            for name, array in new.items()
-            if name not in uncoded
-        }
-        for name in uncoded:
-            moved |= quantised_stack(
-                self.config, name, partial(self._layer_of, name, new[name]), mesh=self.mesh
-            )
-        nnx.replace_by_pure_dict(old, moved)
+        for name, field in new.items():
+            dtype = self.embed_VD.dtype if name in uncoded else dtypes.get(name)
+            check_field(name, field, shape=shapes.get(name), dtype=dtype)
+        form = LayerForm.UNSTACKED if is_unstacked(self.weights()) else LayerForm.STACKED
+        moved: dict[str, Any] = {}
+        for name, field in new.items():
+            if name in uncoded:
+                layer = partial(layer_on_mesh, name, field, mesh=self.mesh)
+                moved |= quantised(self.config, name, layer, mesh=self.mesh, form=form)
+            else:
+                moved[name] = copy_field(name, field, mesh=self.mesh, form=form)
+        old = nnx.state(self, nnx.Param)
+        nnx.replace_by_pure_dict(old, {name: _by_number(field) for name, field in moved.items()})
         nnx.update(self, old)
 
-    def _takes_floats(self, name: str, array: Any) -> bool:
-        """Whether an array brings floats where this model keeps codes."""
+    def _takes_floats(self, name: str, field: Any) -> bool:
+        """Whether a field brings floats where this model keeps codes."""
         is_coded = self.config.quantization is not None and name in SCALES
-        return is_coded and isinstance(array, jax.Array | np.ndarray) and array.dtype == self.embed_VD.dtype
-
-    def _layer_of(self, name: str, array: Any, layer: int) -> Array:
-        return jax.device_put(array[layer], named_sharding(self.mesh, layer_name(name)))
+        first = field[0] if isinstance(field, tuple) and field else field
+        return is_coded and isinstance(first, jax.Array | np.ndarray) and first.dtype == self.embed_VD.dtype
 
 
 def _tokens(token_ids: object, *, vocab_size: int) -> Int32[Array, "*batch T"]:
@@ -151,21 +152,18 @@ def _named_arrays(tree: object) -> dict[str, Any]:
         return _present(tree)
     if not isinstance(tree, Mapping | nnx.State):
         raise WeightError(f"weights must be a mapping of names to arrays, got a {type(tree).__name__}")
-    return {str(name): array for name, array in nnx.to_pure_dict(nnx.State(tree)).items()}
+    return {str(name): layered(field) for name, field in nnx.to_pure_dict(nnx.State(tree)).items()}
 
 
-def _check(name: str, array: object, *, shape: tuple[int, ...] | None, dtype: jnp.dtype | None) -> None:
-    if shape is None:
-        raise WeightError(f"the model has no weight {name}")
-    if not isinstance(array, jax.Array | np.ndarray):
-        raise WeightError(f"{name} is a {type(array).__name__}, expected one stacked array")
-    if isinstance(array, jax.Array) and array.is_deleted():
-        raise WeightError(f"{name} was deleted, or donated to another computation")
-    if array.shape != shape or array.dtype != dtype:
-        raise WeightError(f"{name} is {array.dtype} {array.shape}, expected {dtype} {shape}")
+def _by_number(field: Layered) -> Any:
+    """A field as `nnx` has it in a state: the layers of a tuple by their numbers."""
+    return dict(enumerate(field)) if isinstance(field, tuple) else field
 
 
-def _param(name: str, array: Layered) -> nnx.Param[Any]:
+def _param(name: str, array: Layered) -> Any:
+    """The param of an array, or a list of the params of layers; any type, as a dataclass field has one."""
+    if isinstance(array, tuple):
+        return nnx.List([_param(layer_name(name), layer) for layer in array])
     return nnx.Param(
         array,
         out_sharding=logical_axes(name),
@@ -174,7 +172,7 @@ def _param(name: str, array: Layered) -> nnx.Param[Any]:
     )
 
 
-def _optional(name: str, array: Layered | None) -> nnx.Param[Any] | None:
+def _optional(name: str, array: Layered | None) -> Any:
     return None if array is None else _param(name, array)
 
 
@@ -187,5 +185,8 @@ def _dense_logits(
         return causal_attention(q_TNGK, k_TNK, v_TNK, sliding_window=config.sliding_window), cache
 
     position_T = jnp.arange(token_T.shape[0], dtype=jnp.int32)
-    hidden_TD, _ = forward(config, weights, token_T, position_T=position_T, cache=None, attend=attend)
+    unroll = is_unstacked(weights)
+    hidden_TD, _ = forward(
+        config, weights, token_T, position_T=position_T, cache=None, attend=attend, unroll=unroll
+    )
     return logits(config, head(weights), hidden_TD)[:, : config.vocab_size]

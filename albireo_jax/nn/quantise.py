@@ -20,8 +20,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Real
 
 from albireo_jax.core.config import ModelConfig, Quantization
-from albireo_jax.nn.decoder import DecoderWeights
-from albireo_jax.nn.shapes import SCALES, weight_names, weight_shapes
+from albireo_jax.core.gpu_options import LayerForm
+from albireo_jax.nn.decoder import DecoderWeights, Layered
+from albireo_jax.nn.shapes import SCALES, layer_name, weight_names, weight_shapes
 from albireo_jax.nn.sharding import TP, named_sharding
 
 CODES: Mapping[Quantization, jnp.dtype] = MappingProxyType(
@@ -68,9 +69,25 @@ def decode(coded: Coded) -> Float[Array, "D *outputs"]:
     return coded.code.astype(jnp.float32) * coded.scale[None]
 
 
+def quantised(
+    config: ModelConfig, name: str, layer: Callable[[int], Array], *, mesh: Mesh, form: LayerForm
+) -> dict[str, Layered]:
+    """The codes of the matrix called `name`, and their scales, by the names of their fields.
+
+    `layer` gives the floats of one layer on `mesh`, split like the stack.
+    """
+    if form is LayerForm.STACKED:
+        return quantised_stack(config, name, layer, mesh=mesh)
+    assert config.quantization is not None, "only a quantised model has codes"
+    shardings = Coded(*(named_sharding(mesh, layer_name(field)) for field in (name, SCALES[name])))  # type: ignore[arg-type]
+    one = jax.jit(partial(encode, kind=config.quantization), out_shardings=shardings)
+    codes, scales = zip(*(one(layer(number)) for number in range(config.num_layers)), strict=True)
+    return {name: codes, SCALES[name]: scales}
+
+
 def quantised_stack(
     config: ModelConfig, name: str, layer: Callable[[int], Array], *, mesh: Mesh
-) -> dict[str, Array]:
+) -> dict[str, Layered]:
     """The stacked codes of the matrix called `name`, and their scales, by the names of their fields.
 
     `layer` gives the floats of one layer on `mesh`, split like the stack.

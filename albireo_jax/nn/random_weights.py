@@ -6,12 +6,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.gpu_options import LayerForm
 from albireo_jax.nn.axes import axes_of
-from albireo_jax.nn.canonical import canonical_shapes, canonical_sharding, read_canonical
+from albireo_jax.nn.canonical import canonical_shapes, canonical_sharding, layer_sharding, read_canonical
 from albireo_jax.nn.decoder import DecoderWeights
 
 _INPUT_AXES = {
@@ -27,25 +28,26 @@ _MAX_FIELDS = 64
 _GOLDEN = 0x9E3779B9  # 2**32 over the golden ratio: multiples of it lie far apart
 
 
-def random_weights(config: ModelConfig, *, dtype: Dtype, mesh: Mesh, seed: int) -> DecoderWeights:
+def random_weights(
+    config: ModelConfig, *, dtype: Dtype, mesh: Mesh, seed: int, form: LayerForm = LayerForm.STACKED
+) -> DecoderWeights:
     """Uniform weights that keep the scale of activations, norms of ones; the same model at any degree.
 
     They are drawn in canonical form on the devices, each its share; none ever exists on the host. A quantised
-    model is that of the same weights unquantised, drawn layer by layer.
+    model is that of the same weights unquantised; it, and one of unstacked layers, are drawn layer by layer.
     """
     shapes = canonical_shapes(config)
     draws: dict[tuple[str, bool], Callable[[int], Array]] = {}
     for number, (name, shape) in enumerate(shapes.items()):
         draw = partial(_draw, name, dtype=dtype, seed=seed * _MAX_FIELDS + number)
-        sharding = canonical_sharding(config, name, mesh)
-        of_layer = NamedSharding(mesh, PartitionSpec(*sharding.spec[1:]))
-        draws[name, False] = jax.jit(partial(draw, shape), out_shardings=sharding)
+        whole, of_layer = (where(config, name, mesh) for where in (canonical_sharding, layer_sharding))
+        draws[name, False] = jax.jit(partial(draw, shape), out_shardings=whole)
         draws[name, True] = jax.jit(partial(draw, shape[1:]), out_shardings=of_layer)
 
     def read(name: str, layer: int | None) -> Array:
         return draws[name, layer is not None](layer or 0)
 
-    return read_canonical(config, read, mesh)
+    return read_canonical(config, read, mesh, form=form)
 
 
 def _draw(name: str, shape: tuple[int, ...], layer: Array, *, dtype: Dtype, seed: int) -> Array:

@@ -3,7 +3,8 @@
 Checkpoints keep one matrix per projection and layer, output before input. Each device gets its share
 of a stacked array from a callback that reads, layer by layer, only the rows or columns that the share
 is made of: a rank's query, key and value heads are rows of three matrices, its part of the output and
-down projections are columns of two. Matrices that become codes are read the same way, a layer at a time.
+down projections are columns of two. Matrices that become codes are read the same way, a layer at a time,
+and so is everything where each layer has arrays of its own.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +20,10 @@ from numpy.typing import NDArray
 
 from albireo_jax.core.config import Dtype, ModelConfig
 from albireo_jax.core.errors import WeightError
+from albireo_jax.core.gpu_options import LayerForm
+from albireo_jax.nn.axes import has_layers
 from albireo_jax.nn.decoder import DecoderWeights
-from albireo_jax.nn.quantise import quantised_stack
+from albireo_jax.nn.quantise import quantised
 from albireo_jax.nn.shapes import SCALES, axis_sizes, layer_name, unquantised, weight_names, weight_shapes
 from albireo_jax.nn.sharding import TP, named_sharding
 from albireo_jax.nn.tensors import StoredTensor, TensorSource
@@ -57,7 +60,13 @@ class TensorNames:
 
 
 def load_weights(
-    source: TensorSource, names: TensorNames, *, config: ModelConfig, dtype: Dtype, mesh: Mesh
+    source: TensorSource,
+    names: TensorNames,
+    *,
+    config: ModelConfig,
+    dtype: Dtype,
+    mesh: Mesh,
+    form: LayerForm = LayerForm.STACKED,
 ) -> DecoderWeights:
     """Weights of a decoder on `mesh`, converted to `dtype`; where the model is quantised, codes made of that.
 
@@ -69,11 +78,13 @@ def load_weights(
     for name, shape in expected.items():
         _check_tensor(name, source.tensors[name], shape)
     assembly = _Assembly(source, names, config, mesh.shape[TP])
-    arrays: dict[str, jax.Array] = {}
+    arrays: dict[str, Any] = {}
     for field in weight_names(unquantised(config)):
+        layer = partial(assembly.layer, field, dtype=dtype, mesh=mesh)
         if config.quantization is not None and field in SCALES:
-            layer = partial(assembly.layer, field, dtype=dtype, mesh=mesh)
-            arrays |= quantised_stack(config, field, layer, mesh=mesh)
+            arrays |= quantised(config, field, layer, mesh=mesh, form=form)
+        elif has_layers(field) and form is LayerForm.UNSTACKED:
+            arrays[field] = tuple(map(layer, range(config.num_layers)))
         else:
             arrays[field] = assembly.array(field, dtype=dtype, mesh=mesh)
     return DecoderWeights(**arrays)

@@ -54,6 +54,10 @@ class BannedRows:
             return logits_RV
         return self._compiled[BanProgram(len(logits_RV))](state.params_ZF, logits_RV, rows)
 
+    def warm_up(self, state: SamplerState, logits_RV: jax.Array, *, rows: NDArray[np.int32]) -> None:
+        """Run the program for steps of R rows once; `rows` is a buffer of padding."""
+        self._compiled[BanProgram(len(logits_RV))](state.params_ZF, logits_RV, rows)
+
     def _lower(self, rows: int, state: SamplerState) -> jax.stages.Lowered:
         return jit_ban(self._program).lower(
             state.params_ZF, self._program.logits(rows), self._program.ints(3 * rows)

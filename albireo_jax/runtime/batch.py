@@ -154,20 +154,27 @@ def layout(bucket: Bucket, page_size: int) -> BufferLayout:
 def pack(plan: StepPlan, layout: BufferLayout, *, padding_slot: int) -> NDArray[np.int32]:
     """A fresh buffer with all that the plan's forward pass needs."""
     tokens, rows = plan.num_tokens, plan.num_rows
-    buffer = np.zeros(layout.num_words, np.int32)
+    buffer = pack_padding(layout, padding_slot=padding_slot)
     buffer[:tokens] = plan.token_ids
     row_fields = buffer[layout.rows_at : layout.updates_at].reshape(3, layout.bucket.rows)
-    row_fields[0, rows:] = padding_slot
     row_fields[0, :rows] = plan.slots
     row_fields[1, :rows] = plan.starts
     row_fields[2, :rows] = plan.counts
     updates = buffer[layout.updates_at :].reshape(3, layout.num_updates)
     count = len(plan.update_slots)
-    updates[0, count:] = padding_slot
-    updates[2, count:] = NULL_PAGE
     updates[0, :count] = plan.update_slots
     updates[1, :count] = plan.update_columns
     updates[2, :count] = plan.update_pages
+    return buffer
+
+
+def pack_padding(layout: BufferLayout, *, padding_slot: int) -> NDArray[np.int32]:
+    """A fresh buffer of a forward pass that computes nothing: all rows are padding."""
+    buffer = np.zeros(layout.num_words, np.int32)
+    buffer[layout.rows_at : layout.rows_at + layout.bucket.rows] = padding_slot
+    updates = buffer[layout.updates_at :].reshape(3, layout.num_updates)
+    updates[0] = padding_slot
+    updates[2] = NULL_PAGE
     return buffer
 
 
@@ -180,12 +187,18 @@ def unpack(buffer: Int32[Array, " W"], layout: BufferLayout) -> StepInputs:
 
 def pack_rows(plan: StepPlan, rows: int, *, padding_slot: int) -> NDArray[np.int32]:
     """A fresh buffer with what sampling needs, for `rows` rows."""
-    buffer = np.zeros(3 * rows, np.int32)
+    buffer = pack_padding_rows(rows, padding_slot=padding_slot)
     fields = buffer.reshape(3, rows)
-    fields[0, plan.num_rows :] = padding_slot
     fields[0, : plan.num_rows] = plan.slots
     fields[1, : plan.num_rows] = plan.starts + plan.counts
     fields[2, : plan.num_rows] = plan.samples
+    return buffer
+
+
+def pack_padding_rows(rows: int, *, padding_slot: int) -> NDArray[np.int32]:
+    """A fresh buffer of a sampling of rows that are all padding."""
+    buffer = np.zeros(3 * rows, np.int32)
+    buffer[:rows] = padding_slot
     return buffer
 
 

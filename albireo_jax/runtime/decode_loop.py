@@ -49,6 +49,7 @@ from albireo_jax.runtime.batch import (
     SampleInputs,
     StepInputs,
     pack,
+    pack_padding,
     slot_fields,
     unpack,
 )
@@ -97,13 +98,13 @@ class DecodeLoops:
     """The loops of an engine, of `max_steps` steps at most; 1 has no programs.
 
     Inside a loop a GPU's products cannot read a layer's slice of a stack in place, as they do outside: each
-    step would copy all layers. So loops read arrays of each layer's own where steps read the stack, which
-    costs a second copy of the layers.
+    step would copy all layers. So where steps read the stack in place, loops read arrays of each layer's own,
+    which are then a second copy of the layers.
     """
 
     def __init__(self, program: StepProgram, *, max_steps: int) -> None:
-        stacked = program.layers is LayerLoop.UNROLLED
-        self._program = replace(program, layers=LayerLoop.UNSTACKED) if stacked else program
+        scanned = program.layers is LayerLoop.SCANNED
+        self._program = program if scanned else replace(program, layers=LayerLoop.UNSTACKED)
         self._max_steps = max_steps
         self._routes = tuple(dict.fromkeys((routes(program)[0], routes(program)[-1])))
         self._compiled: Mapping[Any, jax.stages.Compiled] = {}
@@ -147,6 +148,16 @@ class DecodeLoops:
         padding_slot = state.sampler.last_token_Z.shape[0] - 1
         words = pack_steps(plan, self._layout(loop), padding_slot=padding_slot)
         return self._compiled[loop](self._weights, state, words)
+
+    def warm_up(self, buckets: Sequence[Bucket], state: DeviceState) -> DeviceState:
+        """The state after every loop has run once, a step of padding; donates the state."""
+        padding_slot = state.sampler.last_token_Z.shape[0] - 1
+        for loop in self.programs(buckets, state):
+            words = pack_padding(self._layout(loop), padding_slot=padding_slot)
+            steps = np.ones(loop.rows, np.int32)
+            done: LoopOutput = self._compiled[loop](self._weights, state, np.concatenate((words, steps)))
+            state = done.state
+        return state
 
     def _layout(self, loop: DecodeLoop) -> BufferLayout:
         return loop_layout(loop, self._program.page_size)

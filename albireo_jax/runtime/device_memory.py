@@ -36,6 +36,15 @@ def take_memory(memory_share: float) -> None:
         jax.config.update("jax_pjrt_client_create_options", {"memory_fraction": pool_share(memory_share)})
 
 
+def device_bytes(mesh: Mesh, *, memory_share: float) -> int:
+    """Bytes of each GPU, by its pool if that is the share of it that `take_memory` takes; 0 on CPUs."""
+    device = mesh.devices.flat[0]
+    if device.platform == "cpu":
+        return 0
+    pool_bytes: int = device.memory_stats()["bytes_limit"]
+    return int(pool_bytes / pool_share(memory_share))
+
+
 def budget_bytes(mesh: Mesh, *, memory_share: float) -> int:
     """Bytes of each device for weights, pages and slots; CPU devices divide a part of the host's memory."""
     device = mesh.devices.flat[0]

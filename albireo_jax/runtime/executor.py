@@ -31,6 +31,8 @@ from albireo_jax.runtime.batch import (
     choose_bucket,
     layout,
     pack,
+    pack_padding,
+    pack_padding_rows,
     pack_pages,
     pack_params,
     pack_rows,
@@ -242,6 +244,30 @@ class JaxExecutor:
         self._loops.use_weights(arranged, weights)
         self._weights = {bucket: arranged[self.program.layer_loop(bucket)] for bucket in self._buckets}
 
+    def warm_up(self) -> None:
+        """Run every program once on padding; call it before the first step, and after all measurements.
+
+        A GPU loads kernels and records CUDA graphs when a program first runs. It drops the graphs of all
+        programs when another one is compiled, so nothing is after this.
+        """
+        self._admit((), at_least=1)
+        self._begin((), at_least=1)
+        warm: set[int] = set()
+        for bucket in self._buckets:
+            forward, rows = self._run_padding(bucket), bucket.rows
+            samplings = [Sampling(rows, route) for route in self._routes]
+            *_, id_R = (self._sample_padding(sampling, forward.logits_RV) for sampling in samplings)
+            self._scoring.warm_up(forward, id_R)
+            if rows not in warm:
+                padding = pack_padding_rows(rows, padding_slot=self._padding_slot)
+                self._banned.warm_up(self._sampler, forward.logits_RV, rows=padding)
+                self._ruled.warm_up(forward.logits_RV, id_R)
+            warm.add(rows)
+        state = self._loops.warm_up(self._buckets, DeviceState(self._cache, self._sampler))
+        self._cache, self._sampler = state
+        self._cache = self._cache._replace(kv=self._host_pages.warm_up(self._cache.kv))
+        jax.block_until_ready(self._sampler.last_token_Z)
+
     def measure_sampling(self) -> None:
         """Time each sampling program alone, so that later results tell it from the forward pass.
 
@@ -273,20 +299,24 @@ class JaxExecutor:
 
     def _forward_s(self, bucket: Bucket) -> float:
         """Median seconds of the forward pass of a bucket full of padding."""
-        shape = layout(bucket, self.program.page_size)
         times_s: list[float] = []
         for _ in range(_TIMED_REPEATS + 1):
-            buffer = np.zeros(shape.num_words, np.int32)
-            buffer[shape.rows_at : shape.rows_at + bucket.rows] = self._padding_slot
-            buffer[shape.updates_at : shape.updates_at + shape.num_updates] = self._padding_slot
             began_s = time.perf_counter()
-            forward: ForwardOutput = self._compiled[bucket](
-                self._weights[bucket], self._cache, self._sampler.last_token_Z, buffer
-            )
-            forward.logits_RV.block_until_ready()
+            self._run_padding(bucket).logits_RV.block_until_ready()
             times_s.append(time.perf_counter() - began_s)
-            self._cache = forward.cache
         return statistics.median(times_s[1:])
+
+    def _run_padding(self, bucket: Bucket) -> ForwardOutput:
+        """Queue the forward pass of a bucket full of padding."""
+        shape = layout(bucket, self.program.page_size)
+        forward: ForwardOutput = self._compiled[bucket](
+            self._weights[bucket],
+            self._cache,
+            self._sampler.last_token_Z,
+            pack_padding(shape, padding_slot=self._padding_slot),
+        )
+        self._cache = forward.cache
+        return forward
 
     def _cost(self, sampling: Sampling) -> SamplingCost:
         rows, columns = self.program.logits(sampling.rows).shape
@@ -299,14 +329,17 @@ class JaxExecutor:
         self._admit((replace(_GREEDY_SLOT, slot=self._padding_slot, **drawn),))
         times_s: list[float] = []
         for _ in range(_TIMED_REPEATS + 1):
-            rows = np.full((3, sampling.rows), self._padding_slot, np.int32)
-            rows[2] = 0
             started_s = time.perf_counter()
-            sampled: SampleOutput = self._compiled[sampling](self._sampler, logits_RV, rows.reshape(-1))
-            sampled.id_R.block_until_ready()
+            self._sample_padding(sampling, logits_RV).block_until_ready()
             times_s.append(time.perf_counter() - started_s)
-            self._sampler = sampled.state
         return statistics.median(times_s[1:])
+
+    def _sample_padding(self, sampling: Sampling, logits_RV: jax.Array) -> jax.Array:
+        """Queue the sampling of rows that are all padding; their ids."""
+        rows = pack_padding_rows(sampling.rows, padding_slot=self._padding_slot)
+        sampled: SampleOutput = self._compiled[sampling](self._sampler, logits_RV, rows)
+        self._sampler = sampled.state
+        return sampled.id_R
 
     def _route(self, plan: StepPlan) -> Route:
         """The cheapest route that serves all rows of a step."""
@@ -315,18 +348,18 @@ class JaxExecutor:
         wanted = self._slot_route[plan.slots[plan.samples]]
         return Route(wanted.max()) if len(wanted) else self._routes[0]
 
-    def _begin(self, new_slots: Sequence[SlotParams]) -> None:
+    def _begin(self, new_slots: Sequence[SlotParams], *, at_least: int = 0) -> None:
         """Write the pages that new slots begin with, which the step's forward pass reads."""
-        for first in range(0, len(new_slots), ADMISSIONS):
+        for first in range(0, max(at_least, len(new_slots)), ADMISSIONS):
             table_ZM = self._cache.page_table_ZM
             table_rows = pack_pages(
                 new_slots[first : first + ADMISSIONS], table_ZM.shape[1], padding_slot=self._padding_slot
             )
             self._cache = self._cache._replace(page_table_ZM=self._compiled[_BEGIN](table_ZM, table_rows))
 
-    def _admit(self, new_slots: Sequence[SlotParams]) -> None:
+    def _admit(self, new_slots: Sequence[SlotParams], *, at_least: int = 0) -> None:
         """Write the parameters of new slots, which the step's sampling reads."""
-        for first in range(0, len(new_slots), ADMISSIONS):
+        for first in range(0, max(at_least, len(new_slots)), ADMISSIONS):
             words = pack_params(new_slots[first : first + ADMISSIONS], padding_slot=self._padding_slot)
             self._sampler = self._compiled[_ADMIT](self._sampler, words)
 

@@ -108,6 +108,16 @@ class RuledRows:
         slot_R[: len(step.slot_R)][noted] = step.slot_R[noted]
         self._rules = self._compiled[RuleProgram(_Kind.NOTE, len(slot_R))](self._rules, slot_R, id_R)
 
+    def warm_up(self, logits_RV: jax.Array, id_R: jax.Array) -> None:
+        """Run every program for steps of R rows once; no slot's rules change."""
+        none_R = np.full(id_R.shape[0], self._shape.num_slots, np.int32)
+        masks = np.zeros((MASKS, 1 + self._shape.mask_words), np.int32)
+        masks[:, 0] = self._shape.num_slots
+        self._rules = self._compiled[RuleProgram(_Kind.ADMIT)](self._rules, self._packer.pack(()))
+        self._rules = self._compiled[RuleProgram(_Kind.MASK)](self._rules, masks)
+        self._compiled[RuleProgram(_Kind.APPLY, len(none_R))](self._rules, none_R - 1, logits_RV)
+        self._rules = self._compiled[RuleProgram(_Kind.NOTE, len(none_R))](self._rules, none_R, id_R)
+
     def _lower_admit(self) -> jax.stages.Lowered:
         words = self._program.ints(RULED_ADMISSIONS, self._shape.admission_words)
         return jit_admit_rules(self._program, self._shape).lower(self._rules, words)

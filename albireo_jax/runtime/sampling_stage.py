@@ -76,7 +76,7 @@ def jit_sample(program: StepProgram, route: Route) -> jax.stages.Wrapped:
         out_specs=SampleOutput(sampler_specs(), PartitionSpec()),  # type: ignore[arg-type]
         check_vma=False,  # ids are equal on all ranks by the final gather, which the checker cannot see
     )
-    return jax.jit(body, donate_argnums=(0,))
+    return jax.jit(body, donate_argnums=(0,), compiler_options=program.graph_options)
 
 
 def jit_ban(program: StepProgram) -> jax.stages.Wrapped:

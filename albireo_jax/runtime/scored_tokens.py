@@ -129,6 +129,17 @@ class ScoringCalls:
             + self._score_hidden(scored.tokens, scored.next_ids, forward.hidden_TD)
         )
 
+    def warm_up(self, forward: ForwardOutput, id_R: jax.Array) -> None:
+        """Run every program for steps of this size once."""
+        if not self._num_top:
+            return
+        sampled = Sampled(forward.logits_RV, id_R)
+        self._score_sampled(np.zeros(1, np.int32), sampled)
+        if len(id_R) >= _MANY:
+            self._score_sampled(np.zeros(_MANY, np.int32), sampled)
+        tokens = np.zeros(1, np.int32)
+        self._score_hidden(tokens, tokens, forward.hidden_TD)
+
     def _score_sampled(self, rows: Int32s, sampled: Sampled) -> list[_Piece]:
         of = len(sampled.id_R)
         count = _MANY if of >= _MANY and len(rows) > _FEW else _FEW

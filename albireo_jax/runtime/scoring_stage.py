@@ -6,7 +6,7 @@
     logits of all rows, ids ──────take──▶ C rows of logits, ids ─────────────┴──▶ scores of C tokens
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +43,7 @@ def jit_score_sampled(program: StepProgram, *, num_top: int) -> jax.stages.Wrapp
     def score(sampled: Sampled) -> RowScores:
         return score_rows(sampled.logits_RV, sampled.id_R, num_top=num_top, axis=program.collective_axis)
 
-    return _jit(program, score, specs=(sampled_specs(program),))
+    return _jit(program, score, specs=(sampled_specs(program),), options=program.graph_options)
 
 
 def jit_score_hidden(program: StepProgram, *, num_top: int) -> jax.stages.Wrapped:
@@ -53,7 +53,8 @@ def jit_score_hidden(program: StepProgram, *, num_top: int) -> jax.stages.Wrappe
         logits_Cv = logits(program.model, head, hidden_CD, axis=program.collective_axis)
         return score_rows(logits_Cv, id_C, num_top=num_top, axis=program.collective_axis)
 
-    return _jit(program, score, specs=(head_specs(), PartitionSpec(), PartitionSpec()))
+    specs = (head_specs(), PartitionSpec(), PartitionSpec())
+    return _jit(program, score, specs=specs, options=program.compiler_options)
 
 
 def sampled_specs(program: StepProgram) -> Sampled:
@@ -62,7 +63,11 @@ def sampled_specs(program: StepProgram) -> Sampled:
 
 
 def _jit(
-    program: StepProgram, score: Callable[..., RowScores], *, specs: tuple[Any, ...]
+    program: StepProgram,
+    score: Callable[..., RowScores],
+    *,
+    specs: tuple[Any, ...],
+    options: Mapping[str, str],
 ) -> jax.stages.Wrapped:
     mapped = jax.shard_map(
         score,
@@ -71,4 +76,4 @@ def _jit(
         out_specs=RowScores(*([PartitionSpec()] * 4)),  # type: ignore[arg-type]
         check_vma=False,  # equal on all ranks by the gather, which the checker cannot see
     )
-    return jax.jit(mapped)
+    return jax.jit(mapped, compiler_options={**options})

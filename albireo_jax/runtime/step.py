@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32
 
 from albireo_jax.core.config import ModelConfig, SamplingMode
+from albireo_jax.core.gpu_options import ProductLibrary
 from albireo_jax.core.plan import TOKEN_ON_DEVICE
 from albireo_jax.nn.decoder import DecoderWeights, forward, head, logits, unstack, weight_specs
 from albireo_jax.ops.cuda.kernels import LaunchFn
@@ -49,13 +50,16 @@ class LayerLoop(StrEnum):
     """Form of the loop over layers; all give the same tokens.
 
     SCANNED compiles one layer, in a second at any depth, but copies each layer's weights out of the
-    stack. UNROLLED compiles every layer and, on a GPU, reads the stack in place. UNSTACKED also gives each
-    layer arrays of its own, which a CPU needs to read them in place; it costs a second copy of the weights.
+    stack. UNROLLED compiles every layer and, on a GPU, reads the stack in place; but the place is part of
+    each product, so that XLA tunes every layer's apart. UNSTACKED reads arrays of each layer's own: weights
+    that are held so, or a second copy. UNSTACKED_DECODE is that for decode steps, and SCANNED for steps with
+    prompts: these are bound by arithmetic, not by reading weights, and compile several times faster so.
     """
 
     SCANNED = "scanned"
     UNROLLED = "unrolled"
     UNSTACKED = "unstacked"
+    UNSTACKED_DECODE = "unstacked decode"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +67,8 @@ class StepProgram:
     """What is fixed in an engine's step, whatever the bucket; hashable, so that jit can key on it.
 
     `axis` is the mesh axis of tensor parallelism. `launch` runs the CUDA kernels of attention; without it
-    attention is made of operations of XLA.
+    attention is made of operations of XLA. `products` makes a GPU's matrix products. With
+    `graph_collectives`, CUDA graphs hold the collectives of several GPUs too.
     """
 
     model: ModelConfig
@@ -73,19 +78,17 @@ class StepProgram:
     sampling: SamplingMode
     layers: LayerLoop
     launch: LaunchFn | None = None
+    products: ProductLibrary = ProductLibrary.TRITON
+    graph_collectives: bool = False
 
     def layer_loop(self, bucket: Bucket) -> LayerLoop:
-        """Form of the layer loop in the steps of a bucket.
-
-        UNSTACKED is for decode steps. One with prompts is bound by arithmetic, not by reading weights, and
-        compiles several times faster scanned.
-        """
-        if self.layers is LayerLoop.UNSTACKED and not bucket.is_decode:
-            return LayerLoop.SCANNED
-        return self.layers
+        """Form of the layer loop in the steps of a bucket: any but UNSTACKED_DECODE."""
+        if self.layers is not LayerLoop.UNSTACKED_DECODE:
+            return self.layers
+        return LayerLoop.UNSTACKED if bucket.is_decode else LayerLoop.SCANNED
 
     def arrange(self, weights: DecoderWeights, bucket: Bucket) -> DecoderWeights:
-        """Stacked weights in the form that the steps of a bucket read."""
+        """The weights in the form that the steps of a bucket read; those that have it stay as they are."""
         return unstack(weights) if self.layer_loop(bucket) is LayerLoop.UNSTACKED else weights
 
     def ints(self, *shape: int) -> jax.ShapeDtypeStruct:
@@ -109,9 +112,22 @@ class StepProgram:
         """What XLA is to be told of programs that read the weights.
 
         Where all layers widen their slices of a stack of codes, its slice sinker would widen the whole stack
-        once and keep it, twice as large; without it each product widens the codes as it reads them.
+        once and keep it, twice as large; without it each product widens the codes as it reads them. Where
+        cuBLASLt makes a GPU's products, XLA has none to tune.
         """
-        return {} if self.model.quantization is None else {"xla_disable_hlo_passes": "slice-sinker"}
+        options: dict[str, str] = {}
+        if self.model.quantization is not None:
+            options["xla_disable_hlo_passes"] = "slice-sinker"
+        if self.is_on_gpus and self.products is ProductLibrary.CUBLASLT:
+            options["xla_gpu_enable_triton_gemm"] = "False"
+        return options | self.graph_options
+
+    @property
+    def graph_options(self) -> dict[str, str]:
+        """What XLA is to be told of programs with collectives; by default it keeps these out of graphs."""
+        if not (self.graph_collectives and self.mesh.size > 1 and self.is_on_gpus):
+            return {}
+        return {"xla_gpu_enable_command_buffer": f"{_GRAPH_COMMANDS},COLLECTIVES"}
 
     @property
     def loop_options(self) -> dict[str, str]:
@@ -119,15 +135,20 @@ class StepProgram:
 
         A GPU runs them by itself as parts of one CUDA graph. By default XLA keeps loops out of graphs: the
         host reads each condition, and so a dispatch waits for all that is queued before it. Over several GPUs
-        the collectives stay outside of graphs, and so do the loops around them.
+        loops stay outside of graphs with the collectives in them, unless `graph_collectives` is set.
         """
         on_one_gpu = self.mesh.size == 1 and self.is_on_gpus
-        return {"xla_gpu_enable_command_buffer": _GRAPH_COMMANDS} if on_one_gpu else {}
+        return {"xla_gpu_enable_command_buffer": _GRAPH_COMMANDS} if on_one_gpu else self.graph_options
 
     @property
     def is_on_gpus(self) -> bool:
         """Whether the mesh is of GPUs."""
         return self.mesh.devices.flat[0].platform == "gpu"
+
+
+def default_products(model: ModelConfig) -> ProductLibrary:
+    """cuBLASLt, but for codes, which only XLA's own kernels widen as they read them."""
+    return ProductLibrary.CUBLASLT if model.quantization is None else ProductLibrary.TRITON
 
 
 class _Rows(NamedTuple):

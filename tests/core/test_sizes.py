@@ -13,8 +13,9 @@ from albireo_jax.core.config import (
     SchedulerConfig,
 )
 from albireo_jax.core.errors import CapacityError
+from albireo_jax.core.gpu_options import GpuConfig, LayerForm
 from albireo_jax.core.memory import layer_bytes, page_bytes, rules_bytes, weight_bytes
-from albireo_jax.core.sizes import EngineSizes, engine_sizes
+from albireo_jax.core.sizes import EngineSizes, engine_sizes, resolve_step_tokens
 
 CONFIG = EngineConfig(model="any")
 BUDGET = 72 * 10**9
@@ -24,9 +25,12 @@ def sizes(config: EngineConfig, *, budget: int = BUDGET, gpu: bool = True) -> En
     return engine_sizes(config, LLAMA_8B, budget_bytes=budget, dtype=Dtype.BFLOAT16, fills_memory=gpu)
 
 
-def with_steps(steps: int, *, tp: int = 1) -> EngineConfig:
+def with_steps(steps: int, *, tp: int = 1, form: LayerForm | None = LayerForm.STACKED) -> EngineConfig:
     return replace(
-        CONFIG, parallel=ParallelConfig(tp=tp), scheduler=SchedulerConfig(decode_steps=steps, max_rows=64)
+        CONFIG,
+        parallel=ParallelConfig(tp=tp),
+        scheduler=SchedulerConfig(decode_steps=steps, max_rows=64),
+        gpu=GpuConfig(layer_form=form),
     )
 
 
@@ -39,7 +43,7 @@ def test_weights_slots_and_pages_fill_the_memory_of_a_gpu(tp: int) -> None:
 
 
 @pytest.mark.parametrize("tp", [1, 4])
-def test_decode_steps_take_a_copy_of_the_layers_from_the_pages_of_a_gpu(tp: int) -> None:
+def test_decode_steps_take_a_copy_of_stacked_layers_from_the_pages_of_a_gpu(tp: int) -> None:
     copy = layer_bytes(LLAMA_8B, tp=tp, dtype=Dtype.BFLOAT16)
     once, twice = sizes(with_steps(1, tp=tp)), sizes(with_steps(8, tp=tp))
     assert twice.memory.copy_bytes == copy
@@ -49,6 +53,24 @@ def test_decode_steps_take_a_copy_of_the_layers_from_the_pages_of_a_gpu(tp: int)
     assert copy - page < lost * page < copy + page
     if tp == 1:
         assert (once.limits.num_pages, twice.limits.num_pages) == (26657, 20000)
+
+
+def test_unstacked_layers_are_read_by_decode_steps_as_they_are() -> None:
+    for form in (None, LayerForm.UNSTACKED):
+        assert sizes(with_steps(8, form=form)) == sizes(with_steps(1))
+
+
+def test_large_devices_compute_more_tokens_per_step_unless_a_caller_chooses() -> None:
+    open_config = replace(CONFIG, step_tokens_by_device=True)
+
+    def tokens(config: EngineConfig, memory: float) -> int:
+        return resolve_step_tokens(config, device_bytes=int(memory)).scheduler.max_step_tokens
+
+    assert [tokens(open_config, memory) for memory in (0, 24e9, 79e9, 80e9, 141e9)] == [512] * 3 + [2048] * 2
+    assert tokens(CONFIG, 141e9) == 512
+    more = replace(open_config, scheduler=SchedulerConfig(max_rows=4096, max_step_tokens=4096))
+    assert tokens(more, 141e9) == 4096
+    assert resolve_step_tokens(open_config, device_bytes=10**12).gpu == open_config.gpu
 
 
 def test_a_cpu_has_no_copy_to_count_for_decode_steps() -> None:

@@ -33,7 +33,6 @@ from albireo_jax.experiments.gpu_programs import (
     PAGE_SIZE,
     Case,
     CompiledProgram,
-    loop_weights_of,
     mesh_of,
     programs,
     rules_of,
@@ -48,7 +47,7 @@ from albireo_jax.runtime.decode_loop import DecodeLoop
 from albireo_jax.runtime.executor import Sampling
 from albireo_jax.runtime.ruled_rows import RuleProgram
 from albireo_jax.runtime.scored_tokens import ScoreProgram
-from albireo_jax.runtime.step import jit_forward
+from albireo_jax.runtime.step import LayerLoop, jit_forward
 from albireo_jax.sampling.routes import Route
 
 CASE = Case(model="llama-3.1-8b", tp=8, layers=2)
@@ -98,7 +97,9 @@ def test_weights_and_pool_are_those_of_the_arithmetic(model, tp):
     case = Case(model=model, tp=tp, layers=4)
     program = program_of(case)
     assert share_bytes(weights_of(program)) == weight_bytes(case.config, tp=tp, dtype=Dtype.BFLOAT16)
-    assert share_bytes(loop_weights_of(program)) == share_bytes(weights_of(program))
+    stacked = weights_of(replace(program, layers=LayerLoop.UNROLLED))
+    assert share_bytes(stacked) == share_bytes(weights_of(program))
+    assert len(jax.tree.leaves(stacked)) < len(jax.tree.leaves(weights_of(program)))
     for kv_dtype in (KvDtype.AUTO, KvDtype.FP8):
         page = page_bytes(case.config, tp=tp, page_size=PAGE_SIZE, dtype=Dtype.BFLOAT16, kv_dtype=kv_dtype)
         assert share_bytes(state_of(program, kv_dtype).cache.kv) == (NUM_PAGES + 1) * page
@@ -215,7 +216,8 @@ def test_a_good_step_breaks_no_gate():
         {"weight_copies": 1},
         {"pool_copies": 1},
         {"temp_bytes": temp_limit(CASE, DECODE) + 1},
-        {"num_arguments": 40},
+        {"num_arguments": 23},
+        {"product_bodies": 6},
         {"argument_bytes": 2**20},
         {"alias_bytes": 0},
         {"output_bytes": 2**30},
@@ -251,6 +253,9 @@ def test_one_device_has_one_command_buffer_and_nothing_outside():
     assert breaches(case, DECODE, alone) == []
     assert len(breaches(case, DECODE, replace(alone, command_buffers=2))) == 1
     assert len(breaches(case, DECODE, replace(alone, longest_run=1))) == 1
+    whole, graphs = replace(good_decode(), command_buffers=1), replace(CASE, graph_collectives=True)
+    assert breaches(graphs, DECODE, replace(whole, longest_run=0)) == []
+    assert len(breaches(graphs, DECODE, replace(whole, command_buffers=2, longest_run=1))) == 2
     sampler = replace(alone, alias_bytes=4 * 65 * (1 + SLOT_FIELDS), output_bytes=2**20)
     for route in (Route.GREEDY, Route.ALL_TO_ALL):
         assert breaches(case, Sampling(64, route), sampler) == []
@@ -378,7 +383,8 @@ def test_gathered_logits_break_the_gate_of_sampling():
 def test_temporaries_must_not_grow_with_the_depth():
     shallow = replace(good_decode(), temp_bytes=10**7)
     assert depth_breaches(shallow, replace(shallow, temp_bytes=10**7 + 1000)) == []
-    assert depth_breaches(shallow, replace(shallow, temp_bytes=2 * 10**7))
+    for fault in ({"temp_bytes": 2 * 10**7}, {"product_bodies": shallow.product_bodies + 1}):
+        assert depth_breaches(shallow, replace(shallow, **fault))
     small = replace(shallow, temp_bytes=3016472)
     assert depth_breaches(small, replace(small, temp_bytes=3170840)) == []
     assert depth_breaches(small, replace(small, temp_bytes=3016472 + 2**19))  # activations of a layer

@@ -11,11 +11,13 @@ import pytest
 
 from albireo_jax.core.config import Dtype, ModelConfig
 from albireo_jax.core.errors import ModelError, WeightError
+from albireo_jax.core.gpu_options import LayerForm
 from albireo_jax.core.hf_config import model_config_from_hf, model_config_to_hf
 from albireo_jax.core.model_files import ModelFormat, find_model
 from albireo_jax.models.registry import load_model, model_config, random_model
 from albireo_jax.nn.canonical import canonical_shapes, from_canonical, to_canonical
 from albireo_jax.nn.checkpoint import restore, save
+from albireo_jax.nn.decoder import unstack
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.sharding import make_mesh
 
@@ -45,6 +47,26 @@ def test_a_checkpoint_restores_at_another_degree(
     assert_same(restore(tmp_path / "model", make_mesh(restored)), make(restored))
 
 
+@pytest.mark.parametrize("saved", LayerForm)
+@pytest.mark.parametrize("restored", LayerForm)
+def test_a_checkpoint_of_either_form_restores_in_either(
+    saved: LayerForm, restored: LayerForm, config: ModelConfig, tmp_path: Path
+) -> None:
+    def make(tp: int, form: LayerForm) -> Decoder:
+        return random_model(config, dtype=Dtype.FLOAT32, mesh=make_mesh(tp), seed=0, form=form)
+
+    save(make(2, saved), tmp_path / "model")
+    assert_same(restore(tmp_path / "model", make_mesh(8), form=restored), make(8, restored))
+    again = load_model(
+        find_model(str(tmp_path / "model")),
+        config=config,
+        dtype=Dtype.FLOAT32,
+        mesh=make_mesh(1),
+        form=restored,
+    )
+    assert_same(again, make(1, restored))
+
+
 def test_a_checkpoint_is_found_and_loaded_like_any_model(config: ModelConfig, tmp_path: Path) -> None:
     model = random_model(config, dtype=Dtype.BFLOAT16, mesh=make_mesh(1), seed=0)
     tokenizer = tmp_path / "tokenizer.json"
@@ -72,9 +94,12 @@ def test_canonical_weights_forget_the_degree(everything: ModelConfig) -> None:
         arrays = {name: np.asarray(array) for name, array in canonical.items()}
         first = first or arrays
         jax.tree.map(np.testing.assert_array_equal, arrays, first)
+        layers = to_canonical(everything, unstack(model.weights()), mesh)
         back = from_canonical(everything, canonical, mesh)
         assert not canonical
         jax.tree.map(np.testing.assert_array_equal, back, model.weights())
+        back = from_canonical(everything, layers, mesh, form=LayerForm.UNSTACKED)
+        jax.tree.map(np.testing.assert_array_equal, back, unstack(model.weights()))
 
 
 def test_random_weights_differ_by_seed_and_layer_and_keep_their_scale(everything: ModelConfig) -> None:

@@ -11,13 +11,73 @@ from flax import nnx
 
 from albireo_jax.core.config import Dtype, ModelConfig
 from albireo_jax.core.errors import WeightError
+from albireo_jax.core.gpu_options import LayerForm
+from albireo_jax.nn.axes import has_layers
 from albireo_jax.nn.decoder import unstack
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.random_weights import random_weights
-from albireo_jax.nn.shapes import weight_names
+from albireo_jax.nn.shapes import layer_name, weight_names
 from albireo_jax.nn.sharding import make_mesh, named_sharding
 
 TOKENS = jnp.asarray([3, 1, 4, 1, 5], jnp.int32)
+
+
+@pytest.fixture
+def unstacked(everything: ModelConfig) -> Decoder:
+    """The same model as `model`, one array per layer."""
+    mesh = make_mesh(2)
+    form = LayerForm.UNSTACKED
+    return Decoder(
+        everything, random_weights(everything, dtype=Dtype.FLOAT32, mesh=mesh, seed=1, form=form), mesh
+    )
+
+
+def test_a_module_of_unstacked_layers_is_the_same_model(model: Decoder, unstacked: Decoder) -> None:
+    state, config = nnx.state(unstacked, nnx.Param), model.config
+    assert set(state) == set(weight_names(config))
+    declared = nnx.to_pure_dict(nnx.get_named_sharding(state, model.mesh))
+    for name, stacked in model.weights()._asdict().items():
+        if stacked is None or not has_layers(name):
+            continue
+        own = nnx.to_pure_dict(state)[name]
+        assert list(own) == list(range(config.num_layers))
+        expected = named_sharding(model.mesh, layer_name(name))
+        for number, layer in own.items():
+            np.testing.assert_array_equal(layer, stacked[number])
+            assert declared[name][number] == layer.sharding == expected
+    assert all(isinstance(field, tuple) for field in unstacked.weights()[1:3])
+    np.testing.assert_allclose(unstacked(TOKENS), model(TOKENS), rtol=0, atol=1e-5)
+
+
+def test_a_module_of_unstacked_layers_can_be_split_merged_and_differentiated(unstacked: Decoder) -> None:
+    graph, state = nnx.split(unstacked)
+    np.testing.assert_array_equal(nnx.merge(graph, state)(TOKENS), unstacked(TOKENS))
+    gradients = nnx.grad(lambda model: jnp.square(model(TOKENS)).mean())(unstacked)
+    assert nnx.to_pure_dict(gradients)["w_down_LFD"][2].shape == (48, 32)
+
+
+def test_either_form_takes_new_weights_in_either_form(model: Decoder, unstacked: Decoder) -> None:
+    mesh, names = model.mesh, weight_names(model.config)
+    stacked = random_weights(model.config, dtype=Dtype.FLOAT32, mesh=mesh, seed=2)
+    layers = unstack(stacked)
+    for module in (model, unstacked):
+        before = module.weights()
+        for tree in (
+            stacked,
+            layers,
+            nnx.state(Decoder(model.config, layers, mesh)),
+            {name: jax.tree.map(np.asarray, getattr(layers, name)) for name in names},
+            {"w_down_LFD": list(layers.w_down_LFD)},
+        ):
+            module.replace_weights(before)
+            module.replace_weights(tree)
+            after = module.weights()
+            jax.tree.map(np.testing.assert_array_equal, unstack(after).w_down_LFD, layers.w_down_LFD)
+            assert jax.tree.structure(after) == jax.tree.structure(before)
+            assert jax.tree.map(lambda array: array.sharding, after) == jax.tree.map(
+                lambda array: array.sharding, before
+            )
+    assert not any(array.is_deleted() for array in jax.tree.leaves((stacked, layers)))
 
 
 def test_nnx_sees_every_weight_with_its_sharding(model: Decoder) -> None:
@@ -88,7 +148,12 @@ def test_a_wrong_tree_replaces_nothing(model: Decoder) -> None:
             r"k_norm_LK is float32 \(3, 9\), expected .*\(3, 8\)",
         ),
         ({"final_norm_D": good.astype(jnp.bfloat16)}, "final_norm_D is bfloat16"),
-        (unstack(before), "is a tuple, expected one stacked array"),
+        (unstack(before)._replace(wo_LAD=(good,) * 2), "wo_LAD has 2 layers, expected 3"),
+        (
+            unstack(before)._replace(wo_LAD=(good,) * 3),
+            r"wo_LAD of layer 0 is float32 \(32,\), expected float32 \(64, 32\)",
+        ),
+        ({"final_norm_D": (good,) * 3}, "final_norm_D is a tuple, expected one stacked array"),
         ({"final_norm_D": good, "q_norm_LK": None}, "q_norm_LK is a NoneType, expected one stacked array"),
         ({"layers": {"final_norm_D": good}}, "no weight layers"),
         ({"final_norm_D": gone}, "final_norm_D was deleted, or donated"),

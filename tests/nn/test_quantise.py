@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from albireo_jax.core.config import Dtype, EngineConfig, ModelConfig, Quantization
 from albireo_jax.core.errors import ModelError, WeightError
+from albireo_jax.core.gpu_options import LayerForm
 from albireo_jax.core.hf_config import model_config_from_hf, model_config_to_hf
 from albireo_jax.core.memory import weight_bytes
 from albireo_jax.models.llama import HF_NAMES
@@ -23,7 +24,7 @@ from albireo_jax.nn.layers import causal_attention
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.quantise import Coded, decode, dequantise, encode
 from albireo_jax.nn.random_weights import random_weights
-from albireo_jax.nn.shapes import SCALES, unquantised, weight_names
+from albireo_jax.nn.shapes import SCALES, layer_name, unquantised, weight_names
 from albireo_jax.nn.sharding import make_mesh, named_sharding
 from albireo_jax.nn.tensors import SafetensorsSource
 from albireo_jax.nn.weights import expected_tensors, load_weights
@@ -143,7 +144,7 @@ def test_all_layer_loops_compute_the_same(everything: ModelConfig) -> None:
 def test_files_random_weights_and_checkpoints_are_quantised_alike(
     everything: ModelConfig, tmp_path: Path
 ) -> None:
-    """All make, layer by layer, the codes of the floats that they would give unquantised."""
+    """All make, layer by layer, the codes of the floats that they would give unquantised, in either form."""
     kind = Quantization.FP8
     rng, mesh, config = np.random.default_rng(0), make_mesh(4), quantised(everything, kind)
     shapes = expected_tensors(everything, HF_NAMES)
@@ -155,18 +156,24 @@ def test_files_random_weights_and_checkpoints_are_quantised_alike(
     restorable = dataclasses.replace(everything, attention_bias=False, rope_scaling=None)
     save(make(restorable, 2), tmp_path / "saved")
 
-    def load(config: ModelConfig) -> DecoderWeights:
-        return load_weights(source, HF_NAMES, config=config, dtype=Dtype.BFLOAT16, mesh=mesh)
+    def load(config: ModelConfig, form: LayerForm = LayerForm.STACKED) -> DecoderWeights:
+        return load_weights(source, HF_NAMES, config=config, dtype=Dtype.BFLOAT16, mesh=mesh, form=form)
 
-    def draw(config: ModelConfig) -> DecoderWeights:
-        return random_weights(config, dtype=Dtype.BFLOAT16, mesh=mesh, seed=8)
+    def draw(config: ModelConfig, form: LayerForm = LayerForm.STACKED) -> DecoderWeights:
+        return random_weights(config, dtype=Dtype.BFLOAT16, mesh=mesh, seed=8, form=form)
 
-    def restore(config: ModelConfig) -> DecoderWeights:
+    def restore(config: ModelConfig, form: LayerForm = LayerForm.STACKED) -> DecoderWeights:
         own = dataclasses.replace(restorable, quantization=config.quantization)
-        return restore_weights(tmp_path / "saved", config=own, mesh=mesh)
+        return restore_weights(tmp_path / "saved", config=own, mesh=mesh, form=form)
 
     for weights_of in (load, draw, restore):
         floats, codes = weights_of(everything), weights_of(config)
+        layers = weights_of(config, LayerForm.UNSTACKED)
+        assert_same(layers, unstack(codes))
+        assert_same(weights_of(everything, LayerForm.UNSTACKED), unstack(floats))
+        for name, field in layers._asdict().items():
+            if isinstance(field, tuple):
+                assert {array.sharding for array in field} == {named_sharding(mesh, layer_name(name))}
         for name, scale_name in SCALES.items():
             wanted = jax.vmap(functools.partial(encode, kind=kind))(getattr(floats, name))
             found = Coded(getattr(codes, name), getattr(codes, scale_name))
@@ -187,11 +194,18 @@ def test_new_weights_come_as_floats_or_as_codes(everything: ModelConfig) -> None
         floats,
         wanted,
         {name: np.asarray(getattr(floats, name)) for name in weight_names(everything)},
+        unstack(floats),
+        unstack(wanted),
     ):
         model.replace_weights(before)
         model.replace_weights(tree)
         assert_same(model.weights(), wanted)
         assert model.weights().w_down_LFD.sharding == named_sharding(mesh, "w_down_LFD")
+    layers = Decoder(config, unstack(before), mesh)
+    for tree in (floats, wanted, unstack(floats), unstack(wanted)):
+        layers.replace_weights(before)
+        layers.replace_weights(tree)
+        assert_same(layers.weights(), unstack(wanted))
     for wrong, message in (
         (wanted.w_down_LFD.astype(jnp.int16), "w_down_LFD is int16 .*, expected int8"),
         (floats.w_down_LFD[:, :5], r"w_down_LFD is float32 \(3, 5, 32\), expected float32 \(3, 48, 32\)"),

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.config import Dtype, ModelConfig, Quantization
 from albireo_jax.core.errors import WeightError
+from albireo_jax.core.gpu_options import LayerForm
 from albireo_jax.models.llama import HF_NAMES
 from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.nn.sharding import make_mesh
@@ -79,6 +80,31 @@ def test_each_device_reads_its_slice_and_no_more(
         assert read[name] == tensor.nbytes * copies, name
     largest = max(num_bytes for name, num_bytes in source.reads if name == Q_PROJ)
     assert largest == tensors[Q_PROJ].nbytes // tp
+
+
+@pytest.mark.parametrize("quantization", [None, Quantization.INT8])
+def test_unstacked_layers_are_made_one_by_one_and_held_once(
+    quantization: Quantization | None, tensors: Tensors, tmp_path: Path, everything: ModelConfig
+) -> None:
+    """While weights are read, nothing lies on the devices but finished arrays and one layer of one field."""
+    save_file(tensors, tmp_path / "model.safetensors")
+    mesh, config = make_mesh(2), dataclasses.replace(everything, quantization=quantization)
+    before = {id(array) for array in jax.live_arrays()}
+    held: list[int] = []
+
+    class Watcher(Recorder):
+        def read(self, name: str, *index: slice) -> Any:
+            held.append(sum(array.nbytes for array in jax.live_arrays() if id(array) not in before))
+            return super().read(name, *index)
+
+    source = Watcher(SafetensorsSource(tmp_path))
+    weights = load_weights(
+        source, HF_NAMES, config=config, dtype=Dtype.FLOAT32, mesh=mesh, form=LayerForm.UNSTACKED
+    )
+    total = sum(array.nbytes for array in jax.tree.leaves(weights))
+    largest_layer = 4 * max(tensor.size for tensor in tensors.values()) * 2
+    assert max(held) <= total + largest_layer
+    assert sorted(held) == held or quantization is not None
 
 
 def test_weights_hold_the_tensors_head_by_head(tensors: Tensors, load: Callable[..., DecoderWeights]) -> None:

@@ -97,7 +97,12 @@ def launch(what: Launch, operands: Sequence[jax.Array]) -> Sequence[jax.Array]:
 
 
 def ptx(kernel: Kernel) -> str:
-    """A kernel's PTX; NVRTC takes a second or so for it, once per source and macros."""
+    """A kernel's PTX; NVRTC takes a second or so for it, once per source and macros.
+
+    It is the same text in every layer and bucket. XLA copies it for each launch of a program and loads every
+    copy as a module of its own when the program first runs; the driver compiles equal texts once, as long as
+    it can keep what it compiled (CUDA_CACHE_PATH, by default ~/.nv/ComputeCache).
+    """
     return _ptx(kernel.entry.source, kernel.macros)
 
 
