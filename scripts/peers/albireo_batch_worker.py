@@ -10,6 +10,7 @@ CHANNEL = Channel()  # before JAX is imported, so that nothing else writes where
 
 import json  # noqa: E402
 from dataclasses import replace  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
 
@@ -17,6 +18,7 @@ from albireo_jax.core.config import Dtype  # noqa: E402
 from albireo_jax.core.hf_config import model_config_from_hf  # noqa: E402
 from albireo_jax.core.types import Request  # noqa: E402
 from albireo_jax.experiments.gpu_check.check import Sizes  # noqa: E402
+from albireo_jax.experiments.gpu_check.engines import carried_form  # noqa: E402
 from albireo_jax.experiments.gpu_check.trace import trace_buckets  # noqa: E402
 from albireo_jax.experiments.sweep.engines import VariantEngines  # noqa: E402
 from albireo_jax.experiments.sweep.settings import Variant  # noqa: E402
@@ -36,11 +38,12 @@ def requests_of(question: dict) -> list[Request]:
 def main() -> None:
     parser = random_model_arguments(__doc__)
     parser.add_argument("--small", action="store_true", help="the engine of a small check")
+    parser.add_argument("--carried", type=Path, required=True, help="folder of what an earlier run handed on")
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu" if options.device == "cpu" else "cuda,cpu")
     sizes = Sizes.of(small=options.small)
     shape = model_config_from_hf(json.loads(options.config.read_text()))
-    config = replace(sizes.config(), dtype=Dtype(options.dtype))
+    config = replace(sizes.config(), dtype=Dtype(options.dtype), gpu=carried_form(options.carried, None))
     ready = prepare_random(config, shape, buckets=trace_buckets(sizes))
     engines = VariantEngines((Variant.OVERLAPPED,), lambda _: ready, tp=1)
 

@@ -4,16 +4,19 @@ import json
 import random
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from albireo_jax.core.config import Dtype
+from albireo_jax.core.config import Dtype, Quantization
+from albireo_jax.core.gpu_options import GpuConfig, LayerForm
 from albireo_jax.experiments.gpu_check.attention_cases import attention_cases, attention_error, attention_step
+from albireo_jax.experiments.gpu_check.carried import FORM
 from albireo_jax.experiments.gpu_check.check import Check, Sizes
-from albireo_jax.experiments.gpu_check.engines import step_buckets
+from albireo_jax.experiments.gpu_check.engines import carried_form, step_buckets
+from albireo_jax.experiments.gpu_check.forms import FORMS, FormTimes, best_form
 from albireo_jax.experiments.gpu_check.golden import GoldenAnswer, parting_margin
 from albireo_jax.experiments.gpu_check.kernels import Span, idle_share, seconds_by_name
 from albireo_jax.experiments.gpu_check.notebook import PartSkipped
@@ -158,6 +161,22 @@ def test_a_check_is_as_good_as_its_parts(status: str, good: bool) -> None:
     assert is_good(notes, on_cpu=False) == good
     text = table(chosen(FAST, only="decode,prefill").parts, notes, on_cpu=False)
     assert status in text.splitlines()[-1]
+
+
+def test_the_best_form_is_the_quickest_and_of_those_alike_the_first_compiled(tmp_path: Path) -> None:
+    def best(*times: tuple[float, float]) -> int:
+        found = [FormTimes(form, *each) for form, each in zip(FORMS, times, strict=False)]
+        return FORMS.index(best_form(found))
+
+    assert best((9.0, 1.0)) == 0
+    assert best((1.0, 1.2), (9.0, 1.0)) == 1
+    assert best((9.0, 1.0), (1.0, 1.04), (5.0, 1.01)) == 1
+    assert carried_form(tmp_path, None) == GpuConfig()
+    form = FORMS[-1].options
+    (tmp_path / FORM).write_text(json.dumps(asdict(form)))
+    assert carried_form(tmp_path, None) == form
+    assert form.layer_form is LayerForm.STACKED
+    assert carried_form(tmp_path, Quantization.INT8) == replace(form, product_library=None)
 
 
 def test_idle_time_is_what_no_kernel_covers() -> None:

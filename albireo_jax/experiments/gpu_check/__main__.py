@@ -18,6 +18,7 @@ _RUNNERS = {
     "golden": "golden.run_golden",
     "attention": "attention_cases.run_attention",
     "sampling": "numerics.run_sampling",
+    "forms": "forms.run_forms",
     "decode": "decode.run_decode",
     "prefill": "prefill.run_prefill",
     "trace": "trace.run_trace",

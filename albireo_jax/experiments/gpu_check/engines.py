@@ -1,13 +1,17 @@
 """The engines that parts measure, in the form that suits the device best, and what their start took."""
 
 import gc
+import json
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import jax
 
 from albireo_jax.core.config import EngineConfig, Quantization
+from albireo_jax.core.gpu_options import GpuConfig
+from albireo_jax.experiments.gpu_check.carried import FORM
 from albireo_jax.experiments.gpu_check.check import LARGE, Check, Sizes
 from albireo_jax.launch import Prepared, prepare_random
 from albireo_jax.runtime.batch import Bucket
@@ -58,10 +62,21 @@ def start_engine(
 
     jax.monitoring.register_event_listener(count)
     began_s = time.perf_counter()
+    config = replace(config, gpu=carried_form(check.carried, config.quantization))
     ready = prepare_random(config, check.shape(model), buckets=buckets)
     seconds = time.perf_counter() - began_s
     jax.monitoring.unregister_event_listener(count)
     return Started(ready=ready, seconds=seconds, found=events[_HITS], compiled=events[_WRITTEN])
+
+
+def carried_form(folder: Path, quantization: Quantization | None) -> GpuConfig:
+    """The form of the step that an earlier run found best, the engine's default where there was none.
+
+    Codes keep the products that suit them: the forms were compared without.
+    """
+    path = folder / FORM
+    form = GpuConfig(**json.loads(path.read_text())) if path.is_file() else GpuConfig()
+    return form if quantization is None else replace(form, product_library=None)
 
 
 def free() -> None:

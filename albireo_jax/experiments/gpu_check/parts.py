@@ -118,6 +118,13 @@ RIGHT = Run(
             least_s=10,
             shown=("share of equal tokens", "time", "share of equal bytes", "largest error"),
         ),
+        Part(
+            name="forms",
+            title="forms of the step on two layers: compile, first call, step",
+            limit_s=150,
+            least_s=15,
+            shown=("compile", "first call", "step", "largest difference", "weight copies", "pool copies"),
+        ),
     ),
 )
 
@@ -239,6 +246,9 @@ GOALS = (
     Goal(part="sampling", metric="share of equal tokens", case=".*drawn.*", at_least=0.95, everywhere=True),
     Goal(part="sampling", metric="share of equal bytes", at_least=0.999, everywhere=True),
     Goal(part="sampling", metric="largest error", at_most=0.1, everywhere=True),
+    Goal(part="forms", metric="largest difference", at_most=0.05, everywhere=True),
+    Goal(part="forms", metric="weight copies", at_most=0),
+    Goal(part="forms", metric="pool copies", at_most=0),
     Goal(
         part="decode",
         metric="share of byte roofline",

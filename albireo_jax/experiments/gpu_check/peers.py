@@ -110,7 +110,7 @@ def _command(check: Check, name: str, requests: Sequence[Request], *, config: Pa
         _OURS: (
             sys.executable,
             "albireo_batch_worker.py",
-            ["--small"] if check.small else [],
+            ["--carried", str(check.carried), *(["--small"] if check.small else [])],
         ),
         TRANSFORMERS: (program, "transformers_batch_worker.py", []),
         VLLM: (program, "vllm_batch_worker.py", []),
