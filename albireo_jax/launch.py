@@ -35,6 +35,7 @@ from albireo_jax.runtime.compile import Progress, use_persistent_cache
 from albireo_jax.runtime.device_memory import budget_bytes, device_bytes, take_memory
 from albireo_jax.runtime.executor import JaxExecutor
 from albireo_jax.runtime.rules_stage import RulesShape, new_rules
+from albireo_jax.runtime.sampling_stage import choose_sampling
 from albireo_jax.runtime.state import StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram, default_products
 from albireo_jax.sched.scheduler import Scheduler
@@ -271,6 +272,7 @@ def _executor(
         products=config.gpu.product_library or default_products(model),
         graph_collectives=config.gpu.cuda_graph_collectives,
         launch=choose_attention(config.attention, model, mesh, dtype=dtype, kv_dtype=config.cache.kv_dtype),
+        sample_launch=choose_sampling(mesh),
     )
     num_slots = config.scheduler.max_rows + 1
     rules = RulesShape(

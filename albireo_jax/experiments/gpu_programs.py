@@ -140,7 +140,7 @@ def mesh_of(devices: Iterable[Any], tp: int) -> Mesh:
 
 
 def step_program(case: Case, mesh: Mesh, launch: LaunchFn = launch) -> StepProgram:
-    """What `albireo_jax.launch` builds for this model on GPUs; `launch` runs the kernels of attention."""
+    """What `albireo_jax.launch` builds for this model on GPUs; `launch` runs its kernels."""
     return StepProgram(
         model=case.config,
         mesh=mesh,
@@ -149,6 +149,7 @@ def step_program(case: Case, mesh: Mesh, launch: LaunchFn = launch) -> StepProgr
         sampling=SamplingMode.SHARDED,
         layers=LayerLoop.UNSTACKED,
         launch=launch,
+        sample_launch=launch,
         products=default_products(case.config),
         graph_collectives=case.graph_collectives,
     )

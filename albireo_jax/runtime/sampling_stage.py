@@ -18,11 +18,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int32
 
 from albireo_jax.core.config import SamplingMode
 from albireo_jax.core.plan import SlotParams
+from albireo_jax.ops.cuda.kernels import LaunchFn, launch
 from albireo_jax.runtime.batch import SampleInputs, slot_fields, unpack_rows
 from albireo_jax.runtime.state import SamplerState, sampler_specs
 from albireo_jax.runtime.step import StepProgram
@@ -57,6 +58,11 @@ def routes(program: StepProgram) -> tuple[Route, ...]:
     if program.mesh.size == 1 or program.is_on_gpus:
         return Route.GREEDY, Route.UNFILTERED, Route.ALL_TO_ALL
     return Route.GREEDY, Route.UNFILTERED, Route.CANDIDATES, Route.ALL_TO_ALL
+
+
+def choose_sampling(mesh: Mesh) -> LaunchFn | None:
+    """What launches the CUDA kernels of sampling in a step program: on NVIDIA GPUs, whatever the model."""
+    return launch if mesh.devices.flat[0].platform == "gpu" else None
 
 
 def slot_route(params: SlotParams, usable: tuple[Route, ...]) -> Route:
@@ -130,7 +136,8 @@ def sample_rows(
 ) -> SampleOutput:
     """The sampling of a step's rows on one rank, inside the `shard_map`; slots remember what they sample."""
     with jax.named_scope("sample"):
-        id_R = sample_by(route, logits_Rv, _sampler_params(state, inputs), axis=program.axis)
+        params = _sampler_params(state, inputs)
+        id_R = sample_by(route, logits_Rv, params, axis=program.axis, launch=program.sample_launch)
         padding_slot = state.last_token_Z.shape[0] - 1
         slot_R = jnp.where(inputs.samples_R, inputs.slot_R, padding_slot)
         return SampleOutput(state._replace(last_token_Z=state.last_token_Z.at[slot_R].set(id_R)), id_R)

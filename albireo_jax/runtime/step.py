@@ -66,9 +66,9 @@ class LayerLoop(StrEnum):
 class StepProgram:
     """What is fixed in an engine's step, whatever the bucket; hashable, so that jit can key on it.
 
-    `axis` is the mesh axis of tensor parallelism. `launch` runs the CUDA kernels of attention; without it
-    attention is made of operations of XLA. `products` makes a GPU's matrix products. With
-    `graph_collectives`, CUDA graphs hold the collectives of several GPUs too.
+    `axis` is the mesh axis of tensor parallelism. `launch` runs the CUDA kernels of attention, and
+    `sample_launch` those of sampling; without them these are made of operations of XLA. `products` makes a
+    GPU's matrix products. With `graph_collectives`, CUDA graphs hold the collectives of several GPUs too.
     """
 
     model: ModelConfig
@@ -78,6 +78,7 @@ class StepProgram:
     sampling: SamplingMode
     layers: LayerLoop
     launch: LaunchFn | None = None
+    sample_launch: LaunchFn | None = None
     products: ProductLibrary = ProductLibrary.TRITON
     graph_collectives: bool = False
 

@@ -15,13 +15,15 @@ REPLICATED     any; the baseline                      R V words, and every rank 
 =============  ====================================  ==========================================
 
 On one device nothing travels, and the last three are one. On GPUs CANDIDATES is not used: its fallback is a
-branch that their host would wait for, and their links carry the logits in microseconds.
+branch that their host would wait for, and their links carry the logits in microseconds. There the last two
+have kernels that select the tokens of whole rows.
 """
 
 from enum import IntEnum
 
 from jaxtyping import Array, Float, Int32
 
+from albireo_jax.ops.cuda.kernels import LaunchFn
 from albireo_jax.sampling.best import sample_greedy, sample_unfiltered
 from albireo_jax.sampling.blocks import BLOCK_TOKENS
 from albireo_jax.sampling.candidates import MAX_CANDIDATES, sample_candidates
@@ -40,13 +42,12 @@ class Route(IntEnum):
 
 
 _WORD_BYTES = 4
-_SAMPLERS = {
+_BY_SHARE = {
     Route.GREEDY: sample_greedy,
     Route.UNFILTERED: sample_unfiltered,
     Route.CANDIDATES: sample_candidates,
-    Route.ALL_TO_ALL: sample_all_to_all,
-    Route.REPLICATED: sample_replicated,
 }
+_BY_ROW = {Route.ALL_TO_ALL: sample_all_to_all, Route.REPLICATED: sample_replicated}
 
 
 def route_of(*, temperature: float, top_k: int, top_p: float, min_p: float) -> Route:
@@ -86,10 +87,18 @@ def wire_bytes(route: Route, *, rows: int, columns: int, ranks: int) -> int:
 
 
 def sample_by(
-    route: Route, logits_Rv: Float[Array, "R v"], params: SamplerParams, *, axis: str
+    route: Route,
+    logits_Rv: Float[Array, "R v"],
+    params: SamplerParams,
+    *,
+    axis: str,
+    launch: LaunchFn | None = None,
 ) -> Int32[Array, " R"]:
     """One id per row on every rank, NOT_FINITE for a row without a finite largest logit.
 
-    Inside a `shard_map` over `axis`: logits come split over the vocabulary in rank order.
+    Inside a `shard_map` over `axis`: logits come split over the vocabulary in rank order. With `launch` the
+    routes that see whole rows select their tokens by CUDA kernels.
     """
-    return _SAMPLERS[route](logits_Rv, params, axis=axis)
+    if route in _BY_ROW:
+        return _BY_ROW[route](logits_Rv, params, axis=axis, launch=launch)
+    return _BY_SHARE[route](logits_Rv, params, axis=axis)

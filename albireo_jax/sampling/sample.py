@@ -15,8 +15,9 @@ min-p. The third sees whole rows, because nothing is filtered or because the nuc
 through the same sieve from a view of the row, so a row's token does not depend on which of them found
 it. Either works through the rows that need it, so few at a time that they stay in a CPU's cache.
 
-So it is on a CPU. A GPU would keep its host waiting for every such choice, and draws all rows whole
-(`at_once`): the same tokens. Nothing here communicates between devices.
+So it is on a CPU. A GPU would keep its host waiting for every such choice, and draws all rows whole, by
+kernels of its own (`sample_cuda`) or by operations of XLA (`at_once`): the same tokens. Nothing here
+communicates between devices.
 """
 
 from collections.abc import Callable
@@ -29,6 +30,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
+from albireo_jax.ops.cuda.kernels import LaunchFn
 from albireo_jax.sampling.at_once import draw_at_once
 from albireo_jax.sampling.blocks import BLOCK_TOKENS, View, first_largest, logit_peaks, peaks, whole_rows
 from albireo_jax.sampling.draw import (
@@ -40,6 +42,7 @@ from albireo_jax.sampling.draw import (
     scores,
 )
 from albireo_jax.sampling.filters import MAX_VOCAB, is_filtered, mass, mass_value, needs_mass, sieve
+from albireo_jax.sampling.sample_cuda import sample_cuda
 
 _SHORT_LIST_BLOCKS = 64
 _TILE_TOKENS = 2**17
@@ -59,7 +62,9 @@ _DrawFn: TypeAlias = Callable[[Int32[Array, " Q"]], _Tokens]
 _Tree = TypeVar("_Tree")
 
 
-def sample(logits_RV: Float[Array, "R V"], params: SamplerParams) -> Int32[Array, " R"]:
+def sample(
+    logits_RV: Float[Array, "R V"], params: SamplerParams, *, launch: LaunchFn | None = None
+) -> Int32[Array, " R"]:
     """The id of each row's token.
 
     A greedy row takes its largest logit, the lowest id on ties. Any other row, in this order:
@@ -72,13 +77,16 @@ def sample(logits_RV: Float[Array, "R V"], params: SamplerParams) -> Int32[Array
 
     The noise is a function of seed, position and token id only, and so is the token of the row's logits
     and parameters only. Tokens below 2^-29 of the largest probability add nothing to the mass in 3.
-    Minus infinity is never drawn. A row whose largest logit is not finite gets NOT_FINITE.
+    Minus infinity is never drawn. A row whose largest logit is not finite gets NOT_FINITE. With `launch` the
+    CUDA kernels select the tokens.
     """
     vocab = logits_RV.shape[1]
     if vocab > MAX_VOCAB:
         raise ValueError(
             f"a vocabulary of {vocab} tokens is too large to sample from, the limit is {MAX_VOCAB}"
         )
+    if launch is not None:
+        return sample_cuda(logits_RV, params, launch=launch)
     view = whole_rows(logits_RV)
     peak_RJ = logit_peaks(view.logit_RJW)
     greedy_R = first_largest(view.logit_RJW, view.first_RJ, peak_RJ=peak_RJ).id_R

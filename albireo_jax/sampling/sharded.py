@@ -16,22 +16,23 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32, Shaped
 
+from albireo_jax.ops.cuda.kernels import LaunchFn
 from albireo_jax.sampling.draw import SamplerParams
 from albireo_jax.sampling.sample import sample
 
 
 def sample_all_to_all(
-    logits_Rv: Float[Array, "R v"], params: SamplerParams, *, axis: str
+    logits_Rv: Float[Array, "R v"], params: SamplerParams, *, axis: str, launch: LaunchFn | None = None
 ) -> Int32[Array, " R"]:
     """Ids of all rows on every rank, each row sampled on one; `axis` names the mesh axis.
 
     Shards follow each other in rank order. Rows are padded with greedy ones to a multiple of the ranks.
     """
     if lax.axis_size(axis) == 1:
-        return sample(logits_Rv, params)
+        return sample(logits_Rv, params, launch=launch)
     padded_Rv = pad_rows(logits_Rv, axis=axis)
     logits_rV = lax.all_to_all(padded_Rv, axis, split_axis=0, concat_axis=1, tiled=True)
-    id_r = sample(logits_rV, jax.tree.map(partial(own_rows, axis=axis), params))
+    id_r = sample(logits_rV, jax.tree.map(partial(own_rows, axis=axis), params), launch=launch)
     return lax.all_gather(id_r, axis, tiled=True)[: logits_Rv.shape[0]]
 
 
@@ -49,9 +50,9 @@ def own_rows(array_R: Shaped[Array, "R *any"], *, axis: str) -> Shaped[Array, "r
 
 
 def sample_replicated(
-    logits_Rv: Float[Array, "R v"], params: SamplerParams, *, axis: str
+    logits_Rv: Float[Array, "R v"], params: SamplerParams, *, axis: str, launch: LaunchFn | None = None
 ) -> Int32[Array, " R"]:
     """Ids of all rows, sampled on every rank from gathered logits: the baseline."""
     if lax.axis_size(axis) == 1:
-        return sample(logits_Rv, params)
-    return sample(lax.all_gather(logits_Rv, axis, axis=1, tiled=True), params)
+        return sample(logits_Rv, params, launch=launch)
+    return sample(lax.all_gather(logits_Rv, axis, axis=1, tiled=True), params, launch=launch)

@@ -68,6 +68,19 @@ def run(
         library.run(*grid, ctypes.c_uint64(order.seed), int(order.is_eager), addresses)
 
 
+def take_bytes_read(kernel: Kernel, edits: Edits = ()) -> int:
+    """Bytes that a kernel's loads have read from its operands since the last call."""
+    counter = _library(kernel.entry, kernel.macros, edits).take_bytes_read
+    counter.restype = ctypes.c_uint64
+    return counter()
+
+
+def _unwritten(like: jax.ShapeDtypeStruct) -> np.ndarray:
+    """An array in which what no kernel writes is found to be that: NaNs, or the least of integers."""
+    is_float = jnp.issubdtype(like.dtype, jnp.floating)
+    return np.full(like.shape, np.nan if is_float else np.iinfo(like.dtype).min, like.dtype)
+
+
 def launch_on_cpu(order: Order, *, edits: Edits = ()):
     """A `LaunchFn` for programs that run on the CPU."""
 
@@ -76,8 +89,7 @@ def launch_on_cpu(order: Order, *, edits: Edits = ()):
             inputs = [np.asarray(array) for array in given]
             in_place = inputs[len(inputs) - what.in_place :]
             results = [array.copy() for array in in_place]
-            # What no kernel writes is found to be that: NaNs in floats.
-            results += [np.full(like.shape, np.nan, like.dtype) for like in what.results[len(results) :]]
+            results += [_unwritten(like) for like in what.results[len(results) :]]
             run(what.kernel, what.grid, [*inputs, *results], order, edits)
             return results
 

@@ -26,7 +26,28 @@ __device__ __forceinline__ void sync_group() {
 }
 #endif
 
-__device__ __forceinline__ float shuffle_xor(float x, int far) { return __shfl_xor_sync(0xffffffffu, x, far); }
+template <typename T>
+__device__ __forceinline__ T shuffle_xor(T x, int far) { return __shfl_xor_sync(0xffffffffu, x, far); }
+
+// The number of the lane `far` before this one; the first lanes get their own.
+template <typename T>
+__device__ __forceinline__ T shuffle_up(T x, int far) { return __shfl_up_sync(0xffffffffu, x, far); }
+
+// 1 or 4 neighbouring words, four of them aligned to 16 bytes.
+template <int COUNT>
+__device__ __forceinline__ void load(u32 (&to)[4], const u32 *at) {
+  if (COUNT == 1) {
+    to[0] = ldg(at);
+  } else {
+    uint4 four = ldg((const uint4 *)at);
+    to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+  }
+}
+
+// On words in shared memory; returns the word before.
+__device__ __forceinline__ u32 atomic_add(u32 *at, u32 x) { return atomicAdd(at, x); }
+__device__ __forceinline__ void atomic_min(u32 *at, u32 x) { atomicMin(at, x); }
+__device__ __forceinline__ void atomic_max(u32 *at, u32 x) { atomicMax(at, x); }
 
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;

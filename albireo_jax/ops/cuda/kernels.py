@@ -23,6 +23,8 @@ class Entry(StrEnum):
     ATTEND = "attend_pieces"
     MERGE = "merge_pieces"
     ROTATE = "rotate_and_write"
+    PEAKS = "row_peaks"
+    DRAW = "draw_rows"
 
     @property
     def source(self) -> str:
@@ -34,6 +36,8 @@ _SOURCES = {
     Entry.ATTEND: "paged_attention.cu",
     Entry.MERGE: "paged_attention.cu",
     Entry.ROTATE: "rotate_and_write.cu",
+    Entry.PEAKS: "sample_rows.cu",
+    Entry.DRAW: "sample_rows.cu",
 }
 
 

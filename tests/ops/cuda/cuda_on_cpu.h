@@ -33,6 +33,7 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+using std::max;
 using std::min;
 
 inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
@@ -61,13 +62,14 @@ struct Meeting {
   float brought[2][32][16];
 };
 
-constexpr int kStack = 256 * 1024;
+constexpr int kStack = 64 * 1024;
 inline std::vector<Fiber> fibers;
 inline std::vector<Meeting> warps;
 inline Meeting block;
 inline Fiber *running;
 inline jmp_buf scheduler;
 inline bool is_eager;
+static uint64_t bytes_read;  // of global memory, by loads that say so; each library counts its own
 inline Index blockIdx;
 alignas(128) inline unsigned char shared_memory[49152];
 #define threadIdx (running->thread)
@@ -89,16 +91,40 @@ inline Meeting &my_warp() { return warps[threadIdx.x / 32]; }
 inline void __syncthreads() { meet(block); }
 inline void sync_warp() { meet(my_warp()); }
 
-inline float shuffle_xor(float x, int far) {
+// What lane `from` of the warp brings to the same call.
+template <typename T>
+inline T shuffle(T x, int from) {
   Meeting &warp = my_warp();
-  int turn = warp.turn % 2, lane = threadIdx.x % 32;
-  warp.brought[turn][lane][0] = x;
+  int turn = warp.turn % 2;
+  std::memcpy(warp.brought[turn][threadIdx.x % 32], &x, sizeof x);
   meet(warp);
-  return warp.brought[turn][lane ^ far][0];
+  std::memcpy(&x, warp.brought[turn][from], sizeof x);
+  return x;
 }
 
 template <typename T>
-inline T ldg(const T *at) { return *at; }
+inline T shuffle_xor(T x, int far) { return shuffle(x, threadIdx.x % 32 ^ far); }
+
+template <typename T>
+inline T shuffle_up(T x, int far) { return shuffle(x, threadIdx.x % 32 < far ? threadIdx.x % 32 : threadIdx.x % 32 - far); }
+
+template <typename T>
+inline T ldg(const T *at) {
+  bytes_read += sizeof *at;
+  return *at;
+}
+
+template <int COUNT>
+inline void load(uint32_t (&to)[4], const uint32_t *at) {
+  if ((uintptr_t)at % (4 * COUNT)) abort();
+  bytes_read += 4 * COUNT;
+  std::memcpy(to, at, 4 * COUNT);
+}
+
+inline uint32_t atomic_add(uint32_t *at, uint32_t x) { return std::exchange(*at, *at + x); }
+inline void atomic_min(uint32_t *at, uint32_t x) { *at = std::min(*at, x); }
+inline void atomic_max(uint32_t *at, uint32_t x) { *at = std::max(*at, x); }
+inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
 
 inline float __uint_as_float(uint32_t bits) {
   float x;
