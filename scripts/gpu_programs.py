@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import jax
@@ -22,9 +23,10 @@ from albireo_jax.experiments.gpu_kernels import (
     KERNEL_MODELS,
     KV_DTYPES,
     Assembled,
-    assemble,
+    assembled,
     kernel_breaches,
     kernels,
+    sampling_kernels,
 )
 from albireo_jax.experiments.gpu_programs import (
     DECODE,
@@ -39,7 +41,6 @@ from albireo_jax.experiments.gpu_programs import (
     step_program,
 )
 from albireo_jax.experiments.records import Device, Record, Series, write_record
-from albireo_jax.ops.cuda.kernels import ptx
 from albireo_jax.runtime.banned_rows import BanProgram
 from albireo_jax.runtime.batch import Bucket
 from albireo_jax.runtime.decode_loop import DecodeLoop
@@ -174,7 +175,7 @@ def assembled_kernels(options: argparse.Namespace) -> Iterator[KernelResult]:
             for kv_dtype in KV_DTYPES:
                 for role, kernel in kernels(shape, tp=tp, kv_dtype=kv_dtype).items():
                     for architecture in ARCHITECTURES:
-                        found = assemble(ptx(kernel), architecture)
+                        found = assembled(kernel, architecture)
                         yield KernelResult(
                             case=f"{model} tp={tp} {kv_dtype} pages {architecture}",
                             role=role,
@@ -182,6 +183,22 @@ def assembled_kernels(options: argparse.Namespace) -> Iterator[KernelResult]:
                             blocks=found.blocks(kernel.threads),
                             broken=kernel_breaches(role, kernel, found),
                         )
+
+
+def assembled_samplers(options: argparse.Namespace) -> Iterator[KernelResult]:
+    """The sampling kernels of each model, for each kind of GPU."""
+    for model, shape in KERNEL_MODELS.items():
+        for tp in DEGREES if options.all and model in MODELS else DEGREES[:1]:
+            for role, kernel in sampling_kernels(shape, tp=tp).items():
+                for architecture in ARCHITECTURES:
+                    found = assembled(kernel, architecture)
+                    yield KernelResult(
+                        case=f"{model} tp={tp} sampling {architecture}",
+                        role=role,
+                        figures=found,
+                        blocks=found.blocks(kernel.threads),
+                        broken=kernel_breaches(role, kernel, found),
+                    )
 
 
 def run(job: Job, devices: tuple[object, ...]) -> Result:
@@ -243,8 +260,9 @@ def row(result: Result) -> str:
     return (
         f"{label(job):62} args {found.num_arguments:3} {found.argument_bytes / 2**20:9.1f} MiB  "
         f"in place {found.alias_bytes / 2**20:8.2f}  temp {found.temp_bytes / 2**20:7.2f}{limit}  "
-        f"copies {found.weight_copies}+{found.pool_copies}  kernels {found.kernels}  "
-        f"products {found.product_bodies} of {found.products}  "
+        f"copies {found.weight_copies}+{found.pool_copies}  products {found.product_bodies} "
+        f"of {found.products}  kernels {found.kernels} "
+        f"of {found.launches} launches, {found.read_bytes / 1e9:.3f} GB read  "
         f"loops {found.loops}, waits {found.host_waits}  "
         f"command buffers {found.command_buffers}, lone {dict(lone) if lone is not None else None}  "
         f"sent: {sent}  {result.seconds:.0f} s"
@@ -263,9 +281,11 @@ def series_of(result: Result) -> list[Series]:
         ("pool copies", "instructions"): found.pool_copies,
         ("loops", "instructions"): found.loops,
         ("waits of the host", "instructions"): found.host_waits,
-        ("attention kernels", "launches"): found.kernels,
         ("matrix products", "instructions"): found.products,
         ("distinct matrix products", "bodies"): found.product_bodies,
+        ("our kernels", "launches"): found.kernels,
+        ("all launches", "launches"): found.launches,
+        ("read by launches", "bytes"): found.read_bytes,
         ("gates broken", "gates"): len(result.broken),
     }
     for (kind, size), count in found.collectives.items():
@@ -314,9 +334,7 @@ def kernel_series(result: KernelResult) -> list[Series]:
     ]
 
 
-def write(
-    results: list[Result], assembled: list[KernelResult], options: argparse.Namespace, *, left: int
-) -> Path:
+def write(results: list[Result], seen: list[KernelResult], options: argparse.Namespace, *, left: int) -> Path:
     settings = {name: value for name, value in vars(options).items() if name not in ("output", "target")}
     record = Record(
         name="gpu-programs",
@@ -327,10 +345,10 @@ def write(
             memory_bytes=0,
             detail="target description",
         ),
-        settings=settings | {"programs": len(results), "programs left out": left, "kernels": len(assembled)},
+        settings=settings | {"programs": len(results), "programs left out": left, "kernels": len(seen)},
         series=[
             *(series for result in results for series in series_of(result)),
-            *(series for result in assembled for series in kernel_series(result)),
+            *(series for result in seen for series in kernel_series(result)),
         ],
         note=NOTE,
     )
@@ -346,9 +364,9 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
     ends_s = time.monotonic() + 60 * (options.minutes or 1e6)
-    assembled: list[KernelResult] = []
-    for kernel in assembled_kernels(options):
-        assembled.append(kernel)
+    seen: list[KernelResult] = []
+    for kernel in chain(assembled_kernels(options), assembled_samplers(options)):
+        seen.append(kernel)
         print(kernel_row(kernel), *(f"  BROKEN: {line}" for line in kernel.broken), sep="\n", flush=True)
     wanted, results = jobs(options, devices), []
     for job in wanted:
@@ -356,15 +374,15 @@ def main() -> None:
             break
         results.append(run(job, devices))
         print(row(results[-1]), *(f"  BROKEN: {line}" for line in results[-1].broken), sep="\n", flush=True)
-    broken = [line for result in (*assembled, *results) for line in result.broken] + across_depths(results)
+    broken = [line for result in (*seen, *results) for line in result.broken] + across_depths(results)
     left = len(wanted) - len(results)
     print(
         *across_depths(results),
-        f"{len(assembled)} kernels, {len(results)} programs, {left} left out, {len(broken)} gates broken",
+        f"{len(seen)} kernels, {len(results)} programs, {left} left out, {len(broken)} gates broken",
         sep="\n",
     )
     if options.output:
-        print(write(results, assembled, options, left=left))
+        print(write(results, seen, options, left=left))
     sys.exit(1 if broken else 0)
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from albireo_jax.experiments.collectives import collectives
 from albireo_jax.experiments.gpu_products import product_bodies
 from albireo_jax.experiments.gpu_programs import NUM_PAGES, PAGE_SIZE, Case, CompiledProgram
+from albireo_jax.experiments.gpu_reads import launch_count, read_bytes
 from albireo_jax.experiments.hlo import Instruction, Program, parse
 from albireo_jax.nn.shapes import weight_shapes
 
@@ -25,8 +26,9 @@ class Figures:
     """What one program is on each device.
 
     `collectives` counts them by kind and bytes of the result. `weight_copies` and `pool_copies` count
-    instructions that write a layer's weights or the KV pool anew. `kernels` are launches of ours. `products`
-    are matrix products, and `product_bodies` those of them that XLA would tune apart.
+    instructions that write a layer's weights or the KV pool anew. `kernels` are launches of ours, `launches`
+    all of them, and `read_bytes` what they read at most. `products` are matrix products, and
+    `product_bodies` those of them that XLA would tune apart.
     `host_waits` are conditionals, and loops whose number of turns only the device knows, outside of command
     buffers: the host decides there, once it has waited for the device. `command_buffers`, `lone_launches`,
     those outside of any, and `longest_run` of these between collectives are None where XLA does not tell.
@@ -45,6 +47,8 @@ class Figures:
     kernels: int
     products: int
     product_bodies: int
+    launches: int
+    read_bytes: int
     command_buffers: int | None
     lone_launches: Mapping[str, int] | None
     longest_run: int | None
@@ -75,6 +79,8 @@ def figures(case: Case, compiled: CompiledProgram) -> Figures:
         kernels=sum(_KERNEL_TARGET in one.text for one in program.instructions()),
         products=bodies.total(),
         product_bodies=len(bodies),
+        launches=launch_count(compiled.launches),
+        read_bytes=read_bytes(program),
         command_buffers=launched.buffers if launched else None,
         lone_launches=launched.lone if launched else None,
         longest_run=launched.longest_run if launched else None,

@@ -11,7 +11,7 @@ from albireo_jax.core.config import Dtype, ModelConfig
 from albireo_jax.core.memory import page_bytes, rules_bytes, weight_bytes
 from albireo_jax.core.rules import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED_TOKENS
 from albireo_jax.experiments.gpu_figures import Figures
-from albireo_jax.experiments.gpu_kernels import launches, scratch_bytes
+from albireo_jax.experiments.gpu_kernels import launches, sampling_kernels, scratch_bytes
 from albireo_jax.experiments.gpu_programs import (
     MAX_LEN,
     MAX_ROWS,
@@ -30,7 +30,7 @@ from albireo_jax.runtime.executor import Sampling
 from albireo_jax.runtime.ruled_rows import RuleProgram
 from albireo_jax.runtime.scored_tokens import ScoreProgram
 from albireo_jax.sampling.logits import MASK_BITS
-from albireo_jax.sampling.routes import wire_bytes
+from albireo_jax.sampling.routes import Route, wire_bytes
 
 MEMORY_TOLERANCE = 0.03
 """By how much what programs take on a device may differ from what `core.memory` counts.
@@ -48,6 +48,12 @@ _PENALTIES = 3
 _TABLE_BYTES = 4 * (MAX_ROWS + 1) * (MAX_LEN // PAGE_SIZE)
 _FEWEST_LAUNCHES = 5  # that XLA makes a command buffer of
 _PARTIAL_SUMS_BYTES = 16 * 2**20  # of products that cores share by their inner dimension, at most 8 parts
+_SELECTION_LAUNCHES = 6  # of a step whose rows filter, on one device
+_SELECTION_READS = 6.05  # passes over all logits that these make at most
+_EXCHANGE_LAUNCHES = (
+    4  # over several devices: to trade shares of the vocabulary for rows, and ids for all ids
+)
+_EXCHANGE_READS = 2.0
 _PACKING_BYTES = 2**18  # by which a few layers may pack their temporaries better than many
 
 
@@ -195,8 +201,10 @@ def _loop(case: Case, loop: DecodeLoop, found: Figures) -> Iterator[str]:
     yield from _arguments(case, found)
     bucket = Bucket(loop.rows, loop.rows)
     kernels = case.layers * len(launches(case.config, bucket, tp=case.tp, kv_dtype=case.kv_dtype))
+    if loop.route >= Route.ALL_TO_ALL:
+        kernels += len(sampling_kernels(case.config, tp=case.tp))
     if found.kernels != kernels:
-        yield f"{found.kernels} attention kernels, not {kernels}"
+        yield f"{found.kernels} kernels of attention and sampling, not {kernels}"
 
 
 def _decisions(case: Case, name: Sampling | DecodeLoop, found: Figures) -> Iterator[str]:
@@ -216,9 +224,26 @@ def _sampling(case: Case, name: Sampling, found: Figures) -> Iterator[str]:
     wanted = wire_bytes(name.route, rows=name.rows, columns=columns, ranks=case.tp)
     if found.moved_bytes > wanted:
         yield f"{found.moved_bytes} bytes travel, more than {wanted}"
+    if name.route >= Route.ALL_TO_ALL:
+        yield from _selection(case, name, found)
     gathered = max((size for kind, size in found.collectives if kind == "all-gather"), default=0)
     if gathered > 4 * name.rows:
         yield f"an all-gather of {gathered} bytes, where only {name.rows} ids should be gathered"
+
+
+def _selection(case: Case, name: Sampling, found: Figures) -> Iterator[str]:
+    """Few launches read the logits few times, whatever the rows of a step filter by."""
+    several = case.tp > 1
+    most = _SELECTION_LAUNCHES + several * _EXCHANGE_LAUNCHES
+    if found.launches > most:
+        yield f"{found.launches} launches to sample, more than {most}"
+    logits_bytes = 4 * -(-name.rows // case.tp) * case.config.padded_vocab_size(case.tp)
+    passes = found.read_bytes / logits_bytes
+    if passes > _SELECTION_READS + several * _EXCHANGE_READS:
+        yield f"{found.read_bytes} bytes read to sample, {passes:.2f} times the logits of a rank's rows"
+    kernels = len(sampling_kernels(case.config, tp=case.tp))
+    if found.kernels != kernels:
+        yield f"{found.kernels} sampling kernels, not {kernels}"
 
 
 def _small(case: Case, name: Name, found: Figures) -> Iterator[str]:

@@ -26,12 +26,13 @@ from albireo_jax.experiments.gpu_programs import (
 )
 from albireo_jax.nn.decoder import Projected
 from albireo_jax.nn.layers import Rotation
-from albireo_jax.ops.cuda.kernels import Kernel, Launch, ptx
+from albireo_jax.ops.cuda.kernels import Entry, Kernel, Launch, ptx
 from albireo_jax.ops.kv_cache import new_cache
 from albireo_jax.ops.kv_write import TokenPages
 from albireo_jax.runtime.batch import Bucket
 from albireo_jax.runtime.state import PAGE_DTYPES
 from albireo_jax.runtime.step_attention import StepRows, attend_by_kernels
+from albireo_jax.sampling.sample_cuda import sampling_kernel
 
 KERNEL_MODELS: Mapping[str, ModelConfig] = MappingProxyType(
     {
@@ -63,6 +64,9 @@ _ROLES: Mapping[str, int] = MappingProxyType({"rotate": 4, "decode rows": 3, "ch
 
 The attention kernels' grids are made for so many: with fewer, the last blocks wait for the first.
 """
+
+_SAMPLING_ROLES: Mapping[str, int] = MappingProxyType({"peaks": 2, "draw": 1})
+"""What selects tokens; a block takes a row, with all the threads that it may have."""
 
 _LOOP_INSTRUCTIONS: Mapping[tuple[str, str, int], int] = MappingProxyType(
     {
@@ -152,6 +156,12 @@ def kernels(model: ModelConfig, *, tp: int, kv_dtype: KvDtype) -> dict[str, Kern
     return {role: launch.kernel for role, launch in zip(_ROLES, seen, strict=True)}
 
 
+def sampling_kernels(model: ModelConfig, *, tp: int) -> dict[str, Kernel]:
+    """The kernels that select the tokens of a step's rows, by what they are for."""
+    entries = zip(_SAMPLING_ROLES, (Entry.PEAKS, Entry.DRAW), strict=True)
+    return {role: sampling_kernel(entry, model.padded_vocab_size(tp)) for role, entry in entries}
+
+
 def assemble(text: str, architecture: str) -> Assembled:
     """Assemble PTX of one kernel with `ptxas`, which must be on the path; returns the kernel's figures.
 
@@ -196,8 +206,9 @@ def kernel_breaches(role: str, kernel: Kernel, found: Assembled) -> list[str]:
     if found.spill_bytes or found.stack_bytes:
         said.append(f"{found.spill_bytes} bytes of spilled registers, {found.stack_bytes} bytes of stack")
     blocks = found.blocks(kernel.threads)
-    if blocks < _ROLES[role]:
-        said.append(f"{found.registers} registers leave room for {blocks} blocks a core, not {_ROLES[role]}")
+    wanted = (_ROLES | _SAMPLING_ROLES)[role]
+    if blocks < wanted:
+        said.append(f"{found.registers} registers leave room for {blocks} blocks a core, not {wanted}")
     limit = _loop_limit(role, kernel)
     if limit is not None and found.loop is None:
         said.append("no loop holds the matrix products")
@@ -207,6 +218,8 @@ def kernel_breaches(role: str, kernel: Kernel, found: Assembled) -> list[str]:
 
 
 def _loop_limit(role: str, kernel: Kernel) -> int | None:
+    if role in _SAMPLING_ROLES:
+        return None
     macros = dict(kernel.macros)
     pages = "bfloat16" if macros["KV_KIND"] == "0" else "one byte"
     return _LOOP_INSTRUCTIONS.get((role, pages, int(macros["HEAD_DIM"])))

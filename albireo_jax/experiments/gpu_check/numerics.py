@@ -30,7 +30,7 @@ from albireo_jax.nn.sharding import TP
 from albireo_jax.ops.kv_cache import KvCache
 from albireo_jax.ops.kv_write import token_pages, write_kv
 from albireo_jax.runtime.batch import ADMISSIONS, pack_params
-from albireo_jax.runtime.sampling_stage import admit, jit_sample, routes, slot_route
+from albireo_jax.runtime.sampling_stage import admit, choose_sampling, jit_sample, routes, slot_route
 from albireo_jax.runtime.state import SamplerState, StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram
 from albireo_jax.sampling.routes import Route
@@ -81,14 +81,16 @@ def run_sampling(check: Check) -> None:
 
 def program_on(check: Check, model: ModelConfig, device: Any) -> StepProgram:
     """The step program as an engine on this one device has it."""
+    mesh = mesh_of([device], 1)
     return StepProgram(
         model=model,
-        mesh=mesh_of([device], 1),
+        mesh=mesh,
         axis=TP,
         page_size=16,
         sampling=SamplingMode.SHARDED,
         layers=LayerLoop.UNROLLED,
         launch=None if device.platform == "cpu" else attention_launch(check),
+        sample_launch=choose_sampling(mesh),
     )
 
 
