@@ -54,10 +54,10 @@ SMALLEST = "llama-3.1-8b"
 DEGREES = (1, 2, 4, 8)
 NOTE = (
     "Compiled without a GPU for eight H100s as tests/data/h100.textproto describes them; nothing was run or "
-    "timed, and matrix products were not tuned. Attention is the CUDA kernels of ops/cuda, which are also "
-    "assembled alone, for each kind of KV pages. XLA ends a command buffer at each collective, and begins "
+    "timed, and matrix products were not tuned. Attention and the selection of tokens are the CUDA kernels "
+    "of ops/cuda, which are also assembled alone. XLA ends a command buffer at each collective, and begins "
     "none for fewer than 5 launches. Waits of the host are conditionals, and loops whose number of turns "
-    "only the device knows, outside of command buffers."
+    "only the device knows, outside of command buffers. Bytes read are those of the operands of launches."
 )
 
 

@@ -206,7 +206,7 @@ def kernel_breaches(role: str, kernel: Kernel, found: Assembled) -> list[str]:
     if found.spill_bytes or found.stack_bytes:
         said.append(f"{found.spill_bytes} bytes of spilled registers, {found.stack_bytes} bytes of stack")
     blocks = found.blocks(kernel.threads)
-    wanted = (_ROLES | _SAMPLING_ROLES)[role]
+    wanted = {**_ROLES, **_SAMPLING_ROLES}[role]
     if blocks < wanted:
         said.append(f"{found.registers} registers leave room for {blocks} blocks a core, not {wanted}")
     limit = _loop_limit(role, kernel)

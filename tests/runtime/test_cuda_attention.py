@@ -16,6 +16,7 @@ from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.sharding import TP, make_mesh
 from albireo_jax.runtime.attention import choose_attention
 from albireo_jax.runtime.batch import Bucket, layout, pack
+from albireo_jax.runtime.sampling_stage import choose_sampling
 from albireo_jax.runtime.state import StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram, jit_forward
 
@@ -93,5 +94,6 @@ def test_kernels_are_chosen_where_there_are_gpus_only(decoder: Callable[[int], D
     asked = {"dtype": Dtype.BFLOAT16, "kv_dtype": KvDtype.AUTO}
     assert choose_attention(AttentionBackend.AUTO, model, mesh, **asked) is None
     assert choose_attention(AttentionBackend.XLA, model, mesh, **asked) is None
+    assert choose_sampling(mesh) is None
     with pytest.raises(ModelError, match="attention cuda needs NVIDIA GPUs, not devices of kind cpu"):
         choose_attention(AttentionBackend.CUDA, model, mesh, **asked)
