@@ -28,12 +28,10 @@ from albireo_jax.experiments.gpu_figures import figures
 from albireo_jax.experiments.gpu_programs import (
     DECODE,
     MAX_ROWS,
-    MIXED,
     PAGE_SIZE,
     Case,
     compile_program,
     mesh_of,
-    programs,
     state_of,
     step_program,
     weights_of,
@@ -42,9 +40,10 @@ from albireo_jax.nn.axes import has_layers
 from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.runtime.batch import Bucket, layout
 from albireo_jax.runtime.state import CacheState
-from albireo_jax.runtime.step import ForwardOutput, LayerLoop, StepProgram
+from albireo_jax.runtime.step import ForwardOutput, LayerLoop, StepProgram, jit_forward
 
 _LAYERS = 2
+_BUCKETS = (DECODE, Bucket(2, 2), Bucket(2048, MAX_ROWS))
 _REPEATS, _CALLS = 3, (2, 50)
 _ALIKE = 0.05
 """Step times of forms that differ by less are alike: then the one that compiles sooner is better."""
@@ -85,14 +84,14 @@ class FormTimes(NamedTuple):
 
 
 def run_forms(check: Check) -> None:
-    """A decode step in every form, then a step with prompts in every form; a small check only the first.
+    """Decode steps of many and of two rows, then a step with prompts; a small check only the first.
 
     Programs are compiled each time, as their times are wanted; what is tuned on the way is kept.
     """
     jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
     found: list[FormTimes] = []
     logits: dict[Bucket, Float[np.ndarray, "R V"]] = {}
-    for bucket in (DECODE,) if check.small else (DECODE, MIXED):
+    for bucket in _BUCKETS[: 1 if check.small else None]:
         for form in FORMS:
             what = f"{form.name}, {bucket.tokens} tokens"
             if not check.notebook.has_time(what):
@@ -125,7 +124,7 @@ def _measure(check: Check, form: Form, bucket: Bucket) -> tuple[FormTimes, Any]:
     case = Case(model=LARGE, tp=1, layers=_LAYERS)
     program = _program(check, case, form)
     began_s = time.perf_counter()
-    lowered = programs(program)[bucket]()
+    lowered = _lower(program, bucket)
     traced_s = time.perf_counter()
     compiled = lowered.compile()
     compile_s = time.perf_counter() - traced_s
@@ -156,6 +155,13 @@ def _program(check: Check, case: Case, form: Form) -> StepProgram:
         layers=LayerLoop.UNSTACKED if form.layers is LayerForm.UNSTACKED else LayerLoop.UNROLLED,
         products=form.products,
         launch=None if check.on_cpu else program.launch,  # kernels are for GPUs
+    )
+
+
+def _lower(program: StepProgram, bucket: Bucket) -> jax.stages.Lowered:
+    weights, shape = weights_of(program), layout(bucket, PAGE_SIZE)
+    return jit_forward(program, shape, weights).lower(
+        weights, state_of(program).cache, program.ints(MAX_ROWS + 1), program.ints(shape.num_words)
     )
 
 
@@ -193,17 +199,21 @@ class _Step:
 
 
 def _buffer(bucket: Bucket) -> Any:
-    """A packed step: every row computes as many tokens as fit, the first of its sequence."""
+    """A packed step: all rows compute the first tokens of their sequences, as many each as fit."""
     shape, random = layout(bucket, PAGE_SIZE), np.random.default_rng(0)
+    count = bucket.tokens // bucket.rows
+    pages = -(-count // PAGE_SIZE)
     buffer = np.zeros(shape.num_words, np.int32)
     buffer[: bucket.tokens] = random.integers(0, 256, bucket.tokens)
     fields = buffer[shape.rows_at : shape.updates_at].reshape(3, bucket.rows)
-    fields[0] = np.arange(bucket.rows)
-    fields[2] = min(bucket.tokens // bucket.rows, PAGE_SIZE)
+    fields[0], fields[2] = np.arange(bucket.rows), count
     updates = buffer[shape.updates_at :].reshape(3, shape.num_updates)
-    updates[0] = MAX_ROWS
-    updates[0, : bucket.rows] = np.arange(bucket.rows)
-    updates[2, : bucket.rows] = 1 + np.arange(bucket.rows)
+    updates[0] = MAX_ROWS  # the slot that padding writes to
+    updates[:, : bucket.rows * pages] = (
+        np.repeat(np.arange(bucket.rows), pages),
+        np.tile(np.arange(pages), bucket.rows),
+        1 + np.arange(bucket.rows * pages),
+    )
     return buffer
 
 
