@@ -20,7 +20,7 @@ from albireo_jax.experiments.gpu_check.forms import FORMS, FormTimes, best_form
 from albireo_jax.experiments.gpu_check.golden import GoldenAnswer, parting_margin
 from albireo_jax.experiments.gpu_check.kernels import Span, idle_share, seconds_by_name
 from albireo_jax.experiments.gpu_check.notebook import PartSkipped
-from albireo_jax.experiments.gpu_check.numerics import equal_tokens
+from albireo_jax.experiments.gpu_check.numerics import equal_selections, equal_tokens
 from albireo_jax.experiments.gpu_check.parts import (
     FAST,
     GOALS,
@@ -283,6 +283,7 @@ def test_attention_is_compared_where_reading_what_no_row_owns_would_show() -> No
 
 def test_sampled_tokens_are_compared_where_rows_draw_differently() -> None:
     assert equal_tokens(CPU, "drawn, unfiltered", rows=8) == 1.0
+    assert equal_selections(CPU, "drawn, filtered", rows=8) == 1.0
 
 
 @pytest.mark.slow

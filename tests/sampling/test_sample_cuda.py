@@ -73,8 +73,7 @@ def test_tokens_are_those_of_operations_in_vocabularies_of_any_size(vocab):
     logits, params = random_batch((vocab, 1), 24, max(vocab, 9))
     logits = logits[:, :vocab]
     logits[:, 0] = np.where(np.isfinite(logits[:, 0]), logits[:, 0], 0)
-    for how in ({"warps": 4}, TIGHT):
-        np.testing.assert_array_equal(ids(logits, params, **how), wanted(logits, params))
+    np.testing.assert_array_equal(ids(logits, params, **TIGHT), wanted(logits, params))
 
 
 def test_tokens_of_a_models_vocabulary_by_whole_blocks_of_threads():

@@ -40,11 +40,12 @@ _SMALL_ROWS, _SMALL_TIMED_ROWS = 8, (8,)
 _VOCABULARIES = (512, 128256)
 _REPEATS, _CALLS = 3, 20
 _Parameters = dict[str, Sequence[float]]
+_SELECTED = "drawn, filtered"
 _KINDS: dict[str, _Parameters] = {
     "greedy": {},
     "drawn, unfiltered": {"temperature": [0.7, 1.3]},
     "drawn, top-p": {"temperature": [0.8], "top_p": [0.9]},
-    "drawn, filtered": {
+    _SELECTED: {
         "temperature": [0.8, 0.0],
         "top_p": [0.9, 1.0, 0.5],
         "top_k": [0, 40],
@@ -64,6 +65,11 @@ def run_sampling(check: Check) -> None:
         with notebook.attempt(f"sampling, {kind}"):
             share = equal_tokens(check, kind, rows=rows)
             notebook.add("sampling", kind, metric="share of equal tokens", unit="1", samples=[share])
+    if not check.on_cpu:
+        with notebook.attempt(f"sampling, {_SELECTED}, by operations"):
+            share = equal_selections(check, _SELECTED, rows=rows)
+            metric = "share of tokens that operations of XLA draw here"
+            notebook.add("sampling", _SELECTED, metric=metric, unit="1", samples=[share])
     for name, dtype in PAGE_DTYPES.items():
         with notebook.attempt(f"KV write, {name}"):
             shares = _equal_bytes(dtype, head_dim=16 if check.small else 128)
@@ -103,12 +109,23 @@ def equal_tokens(check: Check, kind: str, *, rows: int) -> float:
     return float(np.mean(here == there))
 
 
+def equal_selections(check: Check, kind: str, *, rows: int) -> float:
+    """The share of rows for which kernels and operations of XLA draw the same token on this device."""
+    kernels, operations = (
+        np.asarray(_Sampling(check, jax.devices()[0], kind, rows=rows, by_kernels=by_kernels).draw())
+        for by_kernels in (True, False)
+    )
+    return float(np.mean(kernels == operations))
+
+
 class _Sampling:
     """The engine's sampling of rows of one kind on one device."""
 
-    def __init__(self, check: Check, device: Any, kind: str, *, rows: int) -> None:
+    def __init__(self, check: Check, device: Any, kind: str, *, rows: int, by_kernels: bool = True) -> None:
         model = replace(check.shape(LARGE), vocab_size=_VOCABULARIES[not check.small])
         program = program_on(check, model, device)
+        if not by_kernels:
+            program = replace(program, sample_launch=None)
         slots = _slots(_KINDS[kind], rows=rows)
         route = max((slot_route(slot, routes(program)) for slot in slots), default=Route.GREEDY)
         self._sample = jit_sample(program, route)
