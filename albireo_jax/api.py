@@ -75,7 +75,8 @@ class LLM:
     `model` is a built-in name (`smollm2`), a Hugging Face folder, a GGUF file or a saved checkpoint. `dtype`
     None or "auto" is bfloat16 on GPUs and float32 on CPUs.
     `virtual_devices` lets the CPU stand for that many devices; what is None fits the machine by itself.
-    `quantization` "int8" or "fp8" keeps the layers' matrices in one byte a number, made of what is loaded.
+    `quantization` "int8", "fp8" or "fp8_w8a16" keeps the layers' matrices in one byte a number, made of what
+    is loaded; "fp8" rounds what they are multiplied with too.
     Pages, their precision, those on the host and the sharing of prefixes are as in `core.config.CacheConfig`,
     rows, steps and their depth as in `core.config.SchedulerConfig`.
     `cuda_graph_collectives` is as in `core.gpu_options.GpuConfig`.

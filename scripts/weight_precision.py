@@ -1,7 +1,7 @@
 """What quantising a model's matrices costs in perplexity, and saves in bytes, recorded.
 
-The same windows of a text, through an engine with floats and one for each kind of codes. The aim: int8 within
-1% of the floats.
+The same windows of a text, through an engine with floats and one for each kind of quantisation. The aim: int8
+within 1% of the floats.
 
     python scripts/weight_precision.py smollm2 ../shared/data/text/wikitext2_test.txt
 """
@@ -25,7 +25,9 @@ NOTE = (
     "predicted; perplexity is the exponential of the mean loss of all the others. Floats, activations and "
     "keys and values have the dtype of the settings; bytes are those of all weights on one device, with the "
     "scales of codes. Codes are made of the model's floats as they are loaded, one scale per output channel; "
-    "embedding and output head stay floats."
+    "embedding and output head stay floats. int8 and fp8_w8a16 round weights only. fp8 also rounds what is "
+    "multiplied with codes to e4m3, with a power of two per token as scale; a CPU multiplies the rounded "
+    "numbers in the dtype of the settings: sums of the same products as of codes on a GPU, in another order."
 )
 
 
@@ -96,7 +98,7 @@ def main() -> None:
         ratio = perplexity(own.losses) / perplexity(measured[FLOATS].losses)
         saved = own.weight_bytes / measured[FLOATS].weight_bytes
         print(
-            f"{kind or FLOATS:7} perplexity {perplexity(own.losses):9.4f}, {ratio:8.5f} of the floats'; "
+            f"{kind or FLOATS:9} perplexity {perplexity(own.losses):9.4f}, {ratio:8.5f} of the floats'; "
             f"{own.weight_bytes:12} bytes of weights, {saved:6.4f} of the floats'",
             flush=True,
         )

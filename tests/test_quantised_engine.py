@@ -1,4 +1,4 @@
-"""Engines of quantised models: the door, and tokens that depend on neither degree nor layer loop."""
+"""Engines of quantised models: the door, and tokens that do not depend on degree, layer loop or schedule."""
 
 from dataclasses import replace
 
@@ -37,17 +37,20 @@ MODEL = ModelConfig(
 )
 
 
-def prepared(kind: Quantization, *, tp: int = 1) -> Prepared:
+def prepared(
+    kind: Quantization, *, tp: int = 1, num_pages: int = 100, max_rows: int = 4, max_step_tokens: int = 16
+) -> Prepared:
     config = EngineConfig(
         model="random",
         dtype=Dtype.FLOAT32,
         quantization=kind,
         max_logprobs=0,
         parallel=ParallelConfig(tp=tp),
-        cache=CacheConfig(page_size=4, num_pages=100),
-        scheduler=SchedulerConfig(max_rows=4, max_step_tokens=16),
+        cache=CacheConfig(page_size=4, num_pages=num_pages),
+        scheduler=SchedulerConfig(max_rows=max_rows, max_step_tokens=max_step_tokens),
     )
-    return prepare_random(config, MODEL, buckets=(Bucket(16, 4), Bucket(4, 4)))
+    buckets = (Bucket(max_step_tokens, max_rows), Bucket(max_rows, max_rows))
+    return prepare_random(config, MODEL, buckets=buckets)
 
 
 def tokens(engine: Prepared) -> dict[str, list[int]]:
@@ -69,10 +72,11 @@ def prompt(index: int) -> tuple[int, ...]:
     return tuple(range(3 + index, 12 + 3 * index))
 
 
-def test_an_engine_answers_like_its_model_at_any_degree() -> None:
+@pytest.mark.parametrize("kind", [Quantization.FP8, Quantization.FP8_W8A16])
+def test_an_engine_answers_like_its_model_at_any_degree(kind: Quantization) -> None:
     """Prompts in a scanned loop over layers, answers in one of arrays for each layer; the module is dense."""
-    engine = prepared(Quantization.FP8)
-    assert engine.model_config == engine.model.config == replace(MODEL, quantization=Quantization.FP8)
+    engine = prepared(kind)
+    assert engine.model_config == engine.model.config == replace(MODEL, quantization=kind)
     assert engine.executor.program.layers is LayerLoop.UNSTACKED_DECODE
     assert engine.memory.weight_bytes == sum(
         array.nbytes for array in jax.tree.leaves(engine.model.weights())
@@ -82,9 +86,19 @@ def test_an_engine_answers_like_its_model_at_any_degree() -> None:
         given, answer = prompt(index), answers[str(index)]
         logits_TV = engine.model(jnp.asarray([*given, *answer[:-1]], jnp.int32))
         assert logits_TV[len(given) - 1 :].argmax(axis=1).tolist() == answer
-    assert tokens(prepared(Quantization.FP8, tp=4)) == answers
+    assert tokens(prepared(kind, tp=4)) == answers
+
+
+def test_tokens_of_rounded_rows_do_not_depend_on_the_schedule() -> None:
+    """Keys and values are the same made in prompts, in chunks, in decode steps and again after preemption."""
+    wanted = tokens(prepared(Quantization.FP8))
+    small = prepared(Quantization.FP8, tp=2, num_pages=14, max_rows=3, max_step_tokens=5)
+    assert tokens(small) == wanted
+    assert small.loop.scheduler.stats().preemptions > 0
 
 
 def test_an_unknown_kind_is_refused_at_the_door() -> None:
-    with pytest.raises(ValueError, match=r"quantization must be one of \['int8', 'fp8'\], got 'awq'"):
+    with pytest.raises(
+        ValueError, match=r"quantization must be one of \['int8', 'fp8', 'fp8_w8a16'\], got 'awq'"
+    ):
         LLM("smollm2", quantization="awq")

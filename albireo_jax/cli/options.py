@@ -86,7 +86,8 @@ class EngineFlags:
         Quantization | None,
         typer.Option(
             metavar="|".join(Quantization),
-            help="Keep the layers' matrices in one byte a number, made while loading. Default: as --dtype.",
+            help="Keep the layers' matrices in one byte a number, made while loading; fp8 also rounds what "
+            "they are multiplied with (W8A8), the others only weights. Default: as --dtype.",
             show_default=False,
         ),
     ] = None

@@ -68,12 +68,15 @@ class KvDtype(StrEnum):
 class Quantization(StrEnum):
     """Codes of one byte that stand for a layer's matrices: multiples of a float32 scale per output channel.
 
-    INT8 keeps -127 … 127 steps of the same size, FP8 (e4m3) three bits of each number's mantissa. Embeddings,
-    output head, norms and biases keep the model's dtype.
+    INT8 keeps -127 … 127 steps of the same size, the others (e4m3) three bits of each number's mantissa. FP8
+    (W8A8) also rounds what the matrices are multiplied with, token by token (`nn.fp8`), so that GPUs of sm_89
+    and later multiply codes with codes. INT8 and FP8_W8A16 round weights only. Embeddings, output head, norms
+    and biases keep the model's dtype.
     """
 
     INT8 = "int8"
     FP8 = "fp8"
+    FP8_W8A16 = "fp8_w8a16"
 
 
 class AttentionBackend(StrEnum):

@@ -24,8 +24,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int32, Real
 
-from albireo_jax.core.config import ModelConfig
+from albireo_jax.core.config import ModelConfig, Quantization
 from albireo_jax.nn.axes import has_layers
+from albireo_jax.nn.fp8 import Rows
 from albireo_jax.nn.layers import (
     Rotation,
     embed,
@@ -132,18 +133,28 @@ def forward(
     attend: AttendFn[Cache],
     axis: str | None = None,
     unroll: bool = False,
+    fp8_rows: Rows = Rows.ROUNDED,
 ) -> tuple[Float[Array, "T D"], Cache]:
     """Hidden states of T tokens after the last layer (before the final norm), and the new cache.
 
-    `unroll` picks the form of the layer loop; unstacked weights must be unrolled.
+    `unroll` picks the form of the layer loop; unstacked weights must be unrolled. `fp8_rows` is the form in
+    which rows enter products where the model rounds them.
     """
+    rows = fp8_rows if config.quantization is Quantization.FP8 else Rows.FLOATS
     scaling = config.rope_scaling
     frequencies = rope_frequencies(config.head_dim, config.rope_theta, scaling)
     by = rotation(position_T, frequencies, factor=rotation_factor(scaling))
 
     def step(layer: LayerIndex, carry: tuple[Array, Cache]) -> tuple[Array, Cache]:
         return _layer(
-            config, layer_weights(weights, layer), layer, by=by, carry=carry, attend=attend, axis=axis
+            config,
+            layer_weights(weights, layer),
+            layer,
+            by=by,
+            carry=carry,
+            attend=attend,
+            axis=axis,
+            rows=rows,
         )
 
     carry = embed(weights.embed_VD, token_T, axis=axis), cache
@@ -270,16 +281,18 @@ def _layer(
     carry: tuple[Array, Cache],
     attend: AttendFn[Cache],
     axis: str | None,
+    rows: Rows,
 ) -> tuple[Array, Cache]:
     x_TD, cache = carry
     with jax.named_scope("projections"):
         normed_TD = rms_norm(x_TD, weights.attention_norm_D, config.rms_norm_eps)
-        projected = _project(config, weights, normed_TD, by=by)
+        projected = _project(config, weights, normed_TD, by=by, rows=rows)
     with jax.named_scope("attention"):
         o_TNGK, cache = attend(layer, projected, cache)
     with jax.named_scope("projections"):
         o_TA = o_TNGK.reshape(len(o_TNGK), -1)
-        x_TD = x_TD + _sum(linear(o_TA, weights.wo_AD, scale_F=weights.wo_scale_D), axis)
+        out_TD = linear(o_TA, weights.wo_AD, scale_F=weights.wo_scale_D, rows=rows)
+        x_TD = x_TD + _sum(out_TD, axis)
     with jax.named_scope("mlp"):
         normed_TD = rms_norm(x_TD, weights.mlp_norm_D, config.rms_norm_eps)
         out_TD = gated_mlp(
@@ -288,18 +301,20 @@ def _layer(
             weights.w_down_FD,
             gate_up_scale_2F=weights.w_gate_up_scale_2F,
             down_scale_D=weights.w_down_scale_D,
+            rows=rows,
         )
         x_TD = x_TD + _sum(out_TD, axis)
     return x_TD, cache
 
 
 def _project(
-    config: ModelConfig, weights: LayerWeights, x_TD: Float[Array, "T D"], *, by: Rotation
+    config: ModelConfig, weights: LayerWeights, x_TD: Float[Array, "T D"], *, by: Rotation, rows: Rows
 ) -> Projected:
     width, *heads = weights.wqkv_DNXK.shape
     scale_NXK = weights.wqkv_scale_NXK
     flat_scale = None if scale_NXK is None else scale_NXK.reshape(-1)
-    qkv_TNXK = linear(x_TD, weights.wqkv_DNXK.reshape(width, -1), scale_F=flat_scale).reshape(-1, *heads)
+    w_DF = weights.wqkv_DNXK.reshape(width, -1)
+    qkv_TNXK = linear(x_TD, w_DF, scale_F=flat_scale, rows=rows).reshape(-1, *heads)
     return Projected(qkv_TNXK, weights.bqkv_NXK, weights.q_norm_K, weights.k_norm_K, config.rms_norm_eps, by)
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int32, Real
 from numpy.typing import NDArray
 
 from albireo_jax.core.config import LinearRopeScaling, Llama3RopeScaling, RopeScaling, YarnRopeScaling
+from albireo_jax.nn.fp8 import Rows, fp8_product
 
 
 class Rotation(NamedTuple):
@@ -24,15 +25,21 @@ class Rotation(NamedTuple):
 
 
 def linear(
-    x_TD: Float[Array, "T D"], w_DF: Real[Array, "D F"], *, scale_F: Float[Array, " F"] | None = None
+    x_TD: Float[Array, "T D"],
+    w_DF: Real[Array, "D F"],
+    *,
+    scale_F: Float[Array, " F"] | None = None,
+    rows: Rows = Rows.FLOATS,
 ) -> Float[Array, "T F"]:
     """Product of T rows with a weight matrix that is stored input first.
 
     With `scale_F` the matrix is codes, and each of its columns stands for its multiple. The product is then
-    accumulated and scaled in float32, and rounded once.
+    accumulated and scaled in float32, and rounded once. `rows` is the form in which rows enter it.
     """
     if scale_F is None:
         return jnp.dot(x_TD, w_DF)
+    if rows is not Rows.FLOATS:
+        return fp8_product(x_TD, w_DF, scale_F=scale_F, rows=rows)
     y_TF = jnp.dot(x_TD, w_DF.astype(x_TD.dtype), preferred_element_type=jnp.float32)
     return (y_TF * scale_F[None]).astype(x_TD.dtype)
 
@@ -52,15 +59,17 @@ def gated_mlp(
     *,
     gate_up_scale_2F: Float[Array, "2 F"] | None = None,
     down_scale_D: Float[Array, " D"] | None = None,
+    rows: Rows = Rows.FLOATS,
 ) -> Float[Array, "T D"]:
     """SiLU-gated feed-forward: down(silu(gate(x)) * up(x)); a partial sum where F is this rank's share.
 
-    Scales are those of matrices that are codes, as in `linear`.
+    Scales are those of matrices that are codes, and `rows` the form of rows, as in `linear`.
     """
     width = w_down_FD.shape[0]
     flat_scale = None if gate_up_scale_2F is None else gate_up_scale_2F.reshape(-1)
-    gate_up = linear(x_TD, w_gate_up_D2F.reshape(-1, 2 * width), scale_F=flat_scale)
-    return linear(jax.nn.silu(gate_up[:, :width]) * gate_up[:, width:], w_down_FD, scale_F=down_scale_D)
+    gate_up = linear(x_TD, w_gate_up_D2F.reshape(-1, 2 * width), scale_F=flat_scale, rows=rows)
+    hidden_TF = jax.nn.silu(gate_up[:, :width]) * gate_up[:, width:]
+    return linear(hidden_TF, w_down_FD, scale_F=down_scale_D, rows=rows)
 
 
 def causal_attention(

@@ -26,11 +26,15 @@ from albireo_jax.nn.shapes import SCALES, layer_name, weight_names, weight_shape
 from albireo_jax.nn.sharding import TP, named_sharding
 
 CODES: Mapping[Quantization, jnp.dtype] = MappingProxyType(
-    {Quantization.INT8: jnp.dtype(jnp.int8), Quantization.FP8: jnp.dtype(jnp.float8_e4m3fn)}
+    {
+        Quantization.INT8: jnp.dtype(jnp.int8),
+        Quantization.FP8: jnp.dtype(jnp.float8_e4m3fn),
+        Quantization.FP8_W8A16: jnp.dtype(jnp.float8_e4m3fn),
+    }
 )
 """Dtype of the codes of each kind."""
 
-_LARGEST = {Quantization.INT8: 127.0, Quantization.FP8: 448.0}
+_LARGEST = {Quantization.INT8: 127.0, Quantization.FP8: 448.0, Quantization.FP8_W8A16: 448.0}
 _SMALLEST_PEAK = 2.0**-100  # of channels closer to zero, which are zero then: their scale is a normal number
 
 
@@ -105,7 +109,7 @@ def quantised_stack(
     codes, scales = zeros()
     for number in range(config.num_layers):
         codes, scales = put(codes, scales, layer(number), number)
-    if kind is Quantization.FP8:
+    if CODES[kind] != jnp.int8:
         as_floats = partial(jax.lax.bitcast_convert_type, new_dtype=CODES[kind])
         codes = jax.jit(as_floats, donate_argnums=0, out_shardings=shardings[0])(codes)
     return {name: codes, SCALES[name]: scales}

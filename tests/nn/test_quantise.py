@@ -31,6 +31,7 @@ from albireo_jax.nn.weights import expected_tensors, load_weights
 
 TOKENS = jnp.asarray(np.random.default_rng(5).integers(0, 101, 13), jnp.int32)
 KINDS = list(Quantization)
+WEIGHTS_ONLY = [Quantization.INT8, Quantization.FP8_W8A16]
 
 
 @functools.cache
@@ -76,7 +77,7 @@ def test_what_is_not_finite_stays_so_and_harms_no_other_channel(kind: Quantizati
     np.testing.assert_allclose(near[:, 2], 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WEIGHTS_ONLY)
 def test_a_model_computes_what_its_codes_stand_for(everything: ModelConfig, kind: Quantization) -> None:
     model = make(quantised(everything, kind), 2)
     same = Decoder(everything, dequantise(model.weights()), model.mesh)
@@ -85,6 +86,16 @@ def test_a_model_computes_what_its_codes_stand_for(everything: ModelConfig, kind
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5)
     changed = np.abs(wanted - np.asarray(exact(TOKENS))).max()
     assert 1e-3 < changed < 0.2 * np.abs(wanted).max()
+
+
+def test_a_model_whose_rows_are_rounded_too_has_the_same_codes(everything: ModelConfig) -> None:
+    """It computes something else with them, no further away than rounding numbers by 1/16 may take it."""
+    rounding, weights_only = (
+        make(quantised(everything, kind), 2) for kind in (Quantization.FP8, WEIGHTS_ONLY[1])
+    )
+    assert_same(rounding.weights(), weights_only.weights())
+    found, near = np.asarray(rounding(TOKENS)), np.asarray(weights_only(TOKENS))
+    assert 1e-3 < np.abs(found - near).max() < 0.2 * np.abs(near).max()
 
 
 def test_in_bfloat16_only_activations_are_rounded(everything: ModelConfig) -> None:
@@ -233,7 +244,9 @@ def test_what_is_quantised_is_not_saved_as_if_it_were_whole(everything: ModelCon
 
 
 def test_kinds_that_are_not_known_are_refused(llama: ModelConfig) -> None:
-    with pytest.raises(ValueError, match=r"quantization must be one of \['int8', 'fp8'\], got 'int4'"):
+    with pytest.raises(
+        ValueError, match=r"quantization must be one of \['int8', 'fp8', 'fp8_w8a16'\], got 'int4'"
+    ):
         EngineConfig(model="x", quantization="int4")  # type: ignore[arg-type]
     stored = json.loads(json.dumps(model_config_to_hf(unquantised(llama))))
     with pytest.raises(ModelError, match=r"quantization_config .*awq.* is not supported; load float weights"):

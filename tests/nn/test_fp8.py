@@ -1,0 +1,152 @@
+"""Products of codes with codes: against NumPy's, and codes that depend on nothing but their row."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from albireo_jax.core.config import Quantization
+from albireo_jax.nn.fp8 import Rows, coded_rows, fp8_product
+from albireo_jax.nn.layers import gated_mlp, linear
+from albireo_jax.nn.quantise import Coded, encode
+
+DTYPES = (jnp.float32, jnp.bfloat16)
+
+
+def rows(dtype: jnp.dtype, *, spread: float = 3.0) -> jax.Array:
+    """Rows of numbers of very different sizes, one of them of zeros, one of a single number."""
+    rng = np.random.default_rng(1)
+    x_TD = (
+        rng.normal(size=(9, 256))
+        * np.exp(rng.normal(size=(9, 256)) * spread)
+        * 10.0 ** rng.integers(-9, 9, (9, 1))
+    )
+    x_TD[3] = 0.0
+    x_TD[4] = np.eye(256)[7] * -0.3
+    return jnp.asarray(x_TD, jnp.float32).astype(dtype)
+
+
+def numpy_codes(x_TD: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Codes of rows as float64, and their scales, by logarithms and powers."""
+    peak_T = np.maximum(np.abs(x_TD).max(axis=1), 2.0**-100)
+    scale_T = 2.0 ** np.ceil(np.log2(peak_T / 448.2))
+    code_TD = np.clip(x_TD / scale_T[:, None], -448, 448).astype(np.float32).astype(ml_dtypes.float8_e4m3fn)
+    return code_TD.astype(np.float64), scale_T
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_codes_are_those_of_the_definition(dtype: jnp.dtype) -> None:
+    x_TD = rows(dtype)
+    found = jax.jit(coded_rows)(x_TD)
+    code_TD, scale_T = numpy_codes(np.asarray(x_TD, np.float64))
+    assert found.code_TD.dtype == jnp.float8_e4m3fn
+    np.testing.assert_array_equal(np.asarray(found.scale_T, np.float64), scale_T)
+    np.testing.assert_array_equal(np.asarray(found.code_TD, np.float64), code_TD)
+    assert np.all(np.abs(code_TD).max(axis=1)[[0, 1, 2, 4]] >= 224)
+    assert not code_TD[3].any()
+
+
+def test_peaks_at_the_edge_of_the_range_take_the_smallest_scale() -> None:
+    """A peak a little above 448 is that code; one clearly above it takes the next power."""
+    peaks = np.array([224.0, 225.0, 447.0, 448.0, 448.1, 450.0, 2.0**-99, 2.0**-130, 3e38], np.float32)
+    found = coded_rows(jnp.asarray(peaks)[:, None])
+    scales = np.array([0.5, 1, 1, 1, 1, 2, 2.0**-107, 2.0**-108, 2.0**120])
+    np.testing.assert_array_equal(np.asarray(found.scale_T), scales)
+    assert np.isfinite(np.asarray(found.code_TD, np.float32)).all()
+
+
+@pytest.mark.parametrize("form", [Rows.ROUNDED, Rows.CODES])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_product_is_the_sum_of_products_of_codes(dtype: jnp.dtype, form: Rows) -> None:
+    """In float32 but for the order of sums; in bfloat16 the sum and its multiple are rounded."""
+    x_TD = rows(dtype)
+    w = encode(jnp.asarray(np.random.default_rng(2).normal(size=(256, 48)), jnp.float32), Quantization.FP8)
+    y_TF = jax.jit(fp8_product, static_argnames="rows")(x_TD, w.code, scale_F=w.scale, rows=form)
+    code_TD, scale_T = numpy_codes(np.asarray(x_TD, np.float64))
+    sum_TF = code_TD @ np.asarray(w.code, np.float64)
+    wanted_TF = sum_TF * scale_T[:, None] * np.asarray(w.scale, np.float64)
+    assert y_TF.dtype == dtype
+    rounding = 2.01 * 2.0**-8 if dtype == jnp.bfloat16 else 0
+    noise_TF = 1e-6 * (np.abs(code_TD) @ np.abs(np.asarray(w.code, np.float64)))
+    bound_TF = noise_TF * scale_T[:, None] * np.asarray(w.scale, np.float64) + rounding * np.abs(wanted_TF)
+    assert np.all(np.abs(np.asarray(y_TF, np.float64) - wanted_TF) <= bound_TF)
+
+
+def test_rows_enter_products_with_codes_as_they_are_told() -> None:
+    """Weights alone are rounded with FLOATS; both other forms round rows, and give the same numbers."""
+    x_TD = jnp.asarray(np.random.default_rng(3).normal(size=(6, 128)), jnp.float32)
+    w = encode(jnp.asarray(np.random.default_rng(4).normal(size=(128, 40)), jnp.float32), Quantization.FP8)
+    products = {form: np.asarray(linear(x_TD, w.code, scale_F=w.scale, rows=form)) for form in Rows}
+    exact = np.asarray(x_TD) @ (np.asarray(w.code, np.float32) * np.asarray(w.scale))
+    np.testing.assert_allclose(products[Rows.FLOATS], exact, atol=1e-4)
+    np.testing.assert_allclose(products[Rows.ROUNDED], products[Rows.CODES], atol=1e-4)
+    changed = np.abs(products[Rows.CODES] - exact).max()
+    assert 1e-2 < changed < 0.1 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("form", [Rows.ROUNDED, Rows.CODES])
+def test_both_products_of_a_feed_forward_round_their_rows(form: Rows) -> None:
+    rng = np.random.default_rng(5)
+    x_TD = rng.normal(size=(7, 64))
+    up, down = rng.normal(size=(64, 2 * 96)), rng.normal(size=(96, 64))
+    w_up, w_down = (encode(jnp.asarray(w, jnp.float32), Quantization.FP8) for w in (up, down))
+
+    def product(x_TD: NDArray[np.float64], w: Coded) -> NDArray[np.float64]:
+        code_TD, scale_T = numpy_codes(x_TD)
+        return code_TD @ np.asarray(w.code, np.float64) * scale_T[:, None] * np.asarray(w.scale, np.float64)
+
+    gate_TF, up_TF = np.split(product(x_TD, w_up), 2, axis=1)
+    wanted_TD = product(
+        (gate_TF / (1 + np.exp(-gate_TF)) * up_TF).astype(np.float32).astype(np.float64), w_down
+    )
+    found_TD = gated_mlp(
+        jnp.asarray(x_TD, jnp.float32),
+        w_up.code.reshape(64, 2, 96),
+        w_down.code,
+        gate_up_scale_2F=w_up.scale.reshape(2, 96),
+        down_scale_D=w_down.scale,
+        rows=form,
+    )
+    np.testing.assert_allclose(found_TD, wanted_TD, rtol=0, atol=1e-5 * np.abs(wanted_TD).max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parts_of_a_row_have_its_codes_but_for_its_smallest_numbers(dtype: jnp.dtype) -> None:
+    """Ranks that share a row scale their own parts: codes depend on their number only so far."""
+    x_TD = rows(dtype, spread=6.0)
+
+    def rounded(ranks: int) -> NDArray[np.float64]:
+        coded = [coded_rows(part) for part in jnp.split(x_TD, ranks, axis=1)]
+        parts = [
+            np.asarray(c.code_TD, np.float64) * np.asarray(c.scale_T, np.float64)[:, None] for c in coded
+        ]
+        return np.concatenate(parts, axis=1)
+
+    whole_TD, size_TD = rounded(1), np.abs(np.asarray(x_TD, np.float64))
+    peak_T = size_TD.max(axis=1, keepdims=True)
+    for ranks in (2, 4, 8):
+        difference_TD = np.abs(rounded(ranks) - whole_TD)
+        assert not difference_TD[size_TD >= 2.0**-13 * peak_T].any()
+        assert np.all(difference_TD <= 2.0**-17 * peak_T)
+        assert difference_TD.any()
+
+
+def test_a_row_depends_on_no_other_row() -> None:
+    x_TD = rows(jnp.bfloat16)
+    whole = coded_rows(x_TD)
+    for row in range(len(x_TD)):
+        alone = coded_rows(x_TD[row : row + 1])
+        np.testing.assert_array_equal(np.asarray(alone.code_TD[0]), np.asarray(whole.code_TD[row]))
+        np.testing.assert_array_equal(alone.scale_T[0], whole.scale_T[row])
+
+
+@pytest.mark.parametrize("form", [Rows.ROUNDED, Rows.CODES])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_stays_so_and_harms_no_other_row(form: Rows, bad: float) -> None:
+    x_TD = jnp.ones((3, 32)).at[1, 5].set(bad)
+    w = encode(jnp.ones((32, 4)), Quantization.FP8)
+    y_TF = np.asarray(jax.jit(fp8_product, static_argnames="rows")(x_TD, w.code, scale_F=w.scale, rows=form))
+    assert not np.isfinite(y_TF[1]).any()
+    np.testing.assert_allclose(y_TF[[0, 2]], 32, rtol=1e-6)
