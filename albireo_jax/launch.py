@@ -131,6 +131,8 @@ def prepare(
 ) -> Prepared:
     """Load the model and compile every step, without a tokenizer and without starting a thread.
 
+    On GPUs every program also runs once, on padding: they load its kernels and record its graphs then.
+
     `progress` is called as buckets are compiled. `measure_sampling` times the sampling stage alone,
     so that the task table can tell T4 from T3. Raises ValueError or ModelError for what cannot be
     served, CapacityError where it does not fit.

@@ -6,6 +6,7 @@ from functools import cache
 import jax
 import pytest
 
+from albireo_jax.cli.options import EngineFlags
 from albireo_jax.core.config import (
     Dtype,
     EngineConfig,
@@ -132,3 +133,13 @@ def test_names_of_no_form_and_no_library_are_refused() -> None:
     with pytest.raises(ValueError, match="product_library must be one of"):
         GpuConfig(product_library="cutlass")  # type: ignore[arg-type]
     assert GpuConfig(layer_form="unstacked") == GpuConfig(layer_form=LayerForm.UNSTACKED)  # type: ignore[arg-type]
+
+
+def test_flags_leave_step_tokens_to_the_device_and_graphs_without_collectives_unless_they_say_so() -> None:
+    config = EngineFlags().engine_config("any")
+    assert (config.step_tokens_by_device, config.gpu.cuda_graph_collectives) == (True, False)
+    config = EngineFlags(max_step_tokens=1024, cuda_graph_collectives=True).engine_config("any")
+    assert (config.step_tokens_by_device, config.gpu.cuda_graph_collectives) == (False, True)
+    assert config.scheduler.max_step_tokens == 1024
+    with pytest.raises(ValueError, match="cuda_graph_collectives must be"):
+        GpuConfig(cuda_graph_collectives="sometimes")  # type: ignore[arg-type]

@@ -22,8 +22,9 @@ with rules, masks or scores need other programs, or the host, between two tokens
 (`sched.repeating`).
 
 One GPU runs a loop by itself, as one CUDA graph (`StepProgram.loop_options`; jax 0.12 compiles it so, 0.11
-does not). Over several, XLA's host thread runs it: it waits for the condition before each step, so a dispatch
-returns when its last step is queued, and depth 2 hides no more than the commit.
+does not). Over several, unless `StepProgram.graph_collectives` is set, XLA's host thread runs it: it waits
+for the condition before each step, so a dispatch returns when its last step is queued, and depth 2 hides no
+more than the commit.
 
 Two programs serve each number of rows: one for greedy rows, by the cheapest route, and one for any.
 """

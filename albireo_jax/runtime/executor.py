@@ -82,7 +82,7 @@ class JaxExecutor:
     Holds the weights and the donated state. All programs are compiled in `__init__`, so `dispatch`
     never compiles: an AOT executable refuses what it was not compiled for. Only then is the state made, which
     fills the memory: to choose a product's kernel on a GPU, XLA tries some, with operands of their own, as
-    large as the stack of all layers' weights.
+    large as a layer's weights, or as the stack of all layers' where they are stacked.
     """
 
     def __init__(
