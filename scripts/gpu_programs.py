@@ -26,6 +26,7 @@ from albireo_jax.experiments.gpu_kernels import (
     assembled,
     kernel_breaches,
     kernels,
+    loop_instructions,
     sampling_kernels,
 )
 from albireo_jax.experiments.gpu_programs import (
@@ -87,6 +88,7 @@ class KernelResult:
     role: str
     figures: Assembled
     blocks: int
+    loop_instructions: float | None
     broken: list[str]
 
 
@@ -181,6 +183,7 @@ def assembled_kernels(options: argparse.Namespace) -> Iterator[KernelResult]:
                             role=role,
                             figures=found,
                             blocks=found.blocks(kernel.threads),
+                            loop_instructions=found.loop and loop_instructions(role, kernel, found.loop),
                             broken=kernel_breaches(role, kernel, found),
                         )
 
@@ -197,6 +200,7 @@ def assembled_samplers(options: argparse.Namespace) -> Iterator[KernelResult]:
                         role=role,
                         figures=found,
                         blocks=found.blocks(kernel.threads),
+                        loop_instructions=None,
                         broken=kernel_breaches(role, kernel, found),
                     )
 
@@ -302,17 +306,18 @@ def series_of(result: Result) -> list[Series]:
 
 
 def kernel_row(result: KernelResult) -> str:
-    found = result.figures
+    found, needed = result.figures, result.loop_instructions
     return (
         f"{result.case + ' ' + result.role:62} registers {found.registers:3}  "
         f"blocks a core {result.blocks:2}  spilled {found.spill_bytes}  stack {found.stack_bytes}  "
-        f"shared {found.shared_bytes}  loop {found.loop.instructions if found.loop else '-'}"
+        f"shared {found.shared_bytes}"
+        + (f"  instructions for 64 tokens {needed:.0f}" if needed is not None else "")
     )
 
 
 def kernel_series(result: KernelResult) -> list[Series]:
     found = result.figures
-    numbers = {
+    numbers: dict[tuple[str, str], float] = {
         ("registers", "registers"): found.registers,
         ("blocks a core", "blocks"): result.blocks,
         ("spilled", "bytes"): found.spill_bytes,
@@ -320,8 +325,8 @@ def kernel_series(result: KernelResult) -> list[Series]:
         ("shared memory", "bytes"): found.shared_bytes,
         ("gates broken", "gates"): len(result.broken),
     }
-    if found.loop is not None:
-        numbers[("loop over cached tokens", "instructions")] = found.loop.instructions
+    if result.loop_instructions is not None:
+        numbers[("loop over 64 cached tokens", "instructions")] = result.loop_instructions
     return [
         Series(
             subject=f"kernel of {result.role}",

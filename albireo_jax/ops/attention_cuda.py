@@ -23,8 +23,8 @@ from albireo_jax.ops.kv_cache import KV_KINDS, KvCache
 _DECODE_VECTORS = 16
 """Query vectors of a decode row at most: those of one matrix product."""
 
-_WIDE = 192
-"""Head dimension from which shared memory holds no more than the tokens of two warps."""
+_WIDE = 128
+"""Head dimension beyond which shared memory holds no more than the tokens of two warps."""
 
 _DECODE_BLOCKS, _CHUNK_BLOCKS = 396, 264
 """Blocks of threads that an H100's 132 cores hold at once: three and two each, by their registers."""
@@ -129,7 +129,7 @@ def cuda_attention(
     for (is_decode, _), piece_XF in zip(cuts, pieces, strict=True):
         attend = Launch(
             kernel=shape.kernel(Entry.ATTEND, is_decode=is_decode, is_chained=bool(done)),
-            grid=(heads, piece_XF.shape[0]),
+            grid=(heads * piece_XF.shape[0], 1),
             results=_results(q_TNGK, cuts),
             in_place=len(done),
         )
@@ -137,7 +137,7 @@ def cuda_attention(
     out_TNGK, part, bounds = done
     merge = Launch(
         kernel=shape.kernel(Entry.MERGE, is_decode=cuts[0][0], is_chained=False),
-        grid=(heads, num_tokens),
+        grid=(heads * num_tokens, 1),
         results=_results(q_TNGK, cuts)[:1],
         in_place=1,
     )

@@ -12,18 +12,10 @@ import pytest
 
 from albireo_jax.core.config import Dtype, KvDtype
 from albireo_jax.core.memory import page_bytes, weight_bytes
-from albireo_jax.experiments.gpu_code import Loop
 from albireo_jax.experiments.gpu_figures import LaunchOrder, figures, launch_order
 from albireo_jax.experiments.gpu_gates import breaches, depth_breaches, temp_limit
 from albireo_jax.experiments.gpu_kernels import (
-    KERNEL_MODELS,
-    KV_DTYPES,
-    Assembled,
-    kernel_breaches,
-    kernels,
     launches,
-    read_assembler,
-    scratch_bytes,
 )
 from albireo_jax.experiments.gpu_programs import (
     DECODE,
@@ -40,7 +32,6 @@ from albireo_jax.experiments.gpu_programs import (
     step_program,
     weights_of,
 )
-from albireo_jax.ops.cuda.kernels import Entry
 from albireo_jax.runtime.banned_rows import BanProgram
 from albireo_jax.runtime.batch import SLOT_FIELDS, layout
 from albireo_jax.runtime.decode_loop import DecodeLoop
@@ -52,13 +43,6 @@ from albireo_jax.sampling.routes import Route
 
 CASE = Case(model="llama-3.1-8b", tp=8, layers=2)
 LOOP = DecodeLoop(rows=8, route=Route.GREEDY, steps=4)
-ASSEMBLER = """\
-ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function 'attend_pieces' for 'sm_80'
-ptxas info    : Function properties for attend_pieces
-    8 bytes stack frame, 12 bytes spill stores, 4 bytes spill loads
-ptxas info    : Used 168 registers, used 1 barriers, 49152 bytes smem, 424 bytes cmem[0]
-"""
 LAUNCHES = """\
 001: kCustomKernel [source] one
 000: kCommandBuffer [source]
@@ -288,48 +272,6 @@ def test_a_good_loop_of_decode_steps_breaks_no_gate():
 )
 def test_each_fault_of_a_loop_of_decode_steps_breaks_one_gate(fault):
     assert len(breaches(CASE, LOOP, replace(good_loop(), **fault))) == 1
-
-
-def test_what_the_assembler_tells_is_read():
-    found = read_assembler(ASSEMBLER)
-    assert found == Assembled(registers=168, stack_bytes=8, spill_bytes=16, shared_bytes=49152)
-    assert (found.blocks(128), replace(found, registers=169).blocks(128)) == (3, 2)
-    with pytest.raises(RuntimeError, match="does not tell"):
-        read_assembler("ptxas info    : 0 bytes gmem")
-
-
-def test_spills_a_stack_too_many_registers_and_a_long_loop_break_the_gates_of_kernels():
-    kernel = kernels(KERNEL_MODELS["smollm2"], tp=1, kv_dtype=KvDtype.INT8)["decode rows"]
-    loop = Loop(instructions=600, products=16)
-    good = Assembled(registers=168, stack_bytes=0, spill_bytes=0, shared_bytes=49152, loop=loop)
-    assert kernel_breaches("decode rows", kernel, good) == []
-    longer = replace(loop, instructions=611)
-    for fault in (
-        {"spill_bytes": 4},
-        {"stack_bytes": 8},
-        {"registers": 176},
-        {"loop": None},
-        {"loop": longer},
-    ):
-        assert len(kernel_breaches("decode rows", kernel, replace(good, **fault))) == 1
-
-
-@pytest.mark.parametrize("model", KERNEL_MODELS)
-def test_every_model_has_four_kernels_for_each_kind_of_pages(model):
-    seen = [kernels(KERNEL_MODELS[model], tp=1, kv_dtype=kv_dtype) for kv_dtype in KV_DTYPES]
-    for each in seen:
-        entries = [kernel.entry for kernel in each.values()]
-        assert entries == [Entry.ROTATE, Entry.ATTEND, Entry.ATTEND, Entry.MERGE]
-    decode = launches(KERNEL_MODELS[model], DECODE, tp=1, kv_dtype=KV_DTYPES[0])
-    assert [launch.kernel for launch in decode] == [
-        seen[0][role] for role in ("rotate", "decode rows", "merge")
-    ]
-    assert len({kernel for each in seen for kernel in each.values()}) == 12
-    assert (
-        0
-        < scratch_bytes(KERNEL_MODELS[model], DECODE, tp=1)
-        < scratch_bytes(KERNEL_MODELS[model], MIXED, tp=1)
-    )
 
 
 def test_waits_of_the_host_break_the_gate_of_sampling():

@@ -65,6 +65,9 @@ def make_cache(k_LPSNK, v_LPSNK, dtype):
         for x in (k_LPSNK, v_LPSNK)
     )
     shapes = jax.eval_shape(lambda: new_cache(k_LPSNK.shape, jnp.dtype(dtype)))
+    if k.scale_TN is not None:  # codes are never NaNs
+        has_nan_TN = np.isnan(k_LPSNK).any(axis=-1).reshape(k.scale_TN.shape)
+        k, v = (each._replace(scale_TN=jnp.where(has_nan_TN, jnp.nan, each.scale_TN)) for each in (k, v))
     coded = KvCache(k.x_TNK, v.x_TNK, k.scale_TN, v.scale_TN)
     return jax.tree.map(lambda array, like: array.reshape(like.shape), coded, shapes)
 

@@ -1,5 +1,10 @@
 """The CUDA attention kernels, run on the CPU thread by thread, against the oracle of attention."""
 
+from dataclasses import replace
+from functools import partial
+from importlib import resources
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +16,8 @@ from albireo_jax.ops import attention_cuda
 from albireo_jax.ops.attention import paged_attention
 from albireo_jax.ops.attention_cuda import check_shape
 from albireo_jax.ops.attention_ref import reference_attention
-from albireo_jax.ops.kv_cache import FP8_BITS, KvCache, decode, dequantise
+from albireo_jax.ops.cuda.kernels import Entry, Kernel, Launch
+from albireo_jax.ops.kv_cache import FP8_BITS, KvCache, decode, dequantise, new_cache
 
 SCALE = 0.3
 LATE, EARLY = Order(0, is_eager=False), Order(1, is_eager=True)
@@ -60,6 +66,8 @@ def test_equals_reference_on_ragged_steps(seed, window):
         ({"head_dim": 8, "dtype": "bfloat16", "group": 3, "page_size": 1, "columns": 150}, {"window": 9}),
         ({"head_dim": 256, "dtype": "bfloat16", "group": 2, "page_size": 8, "heads": 1}, {}),
         ({"head_dim": 32, "dtype": "int8", "group": 20, "page_size": 16, "columns": 9}, {"window": 33}),
+        ({"head_dim": 64, "dtype": "uint8", "group": 12, "page_size": 16, "columns": 9}, {}),
+        ({"head_dim": 192, "dtype": "bfloat16", "group": 9, "page_size": 16, "heads": 1, "columns": 9}, {}),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if value else "plain",
 )
@@ -113,34 +121,81 @@ def test_the_order_of_threads_and_copies_changes_nothing():
     np.testing.assert_array_equal(late, early)
 
 
+FAULTS = {
+    "copies that are read too soon": ("cp_async_wait<1>();", "cp_async_wait<2>();", LATE),
+    "no barrier before products of keys": (
+        "sync_group();  // what has come is there for all, and all are done with the values before it",
+        "",
+        EARLY,
+    ),
+    "masked diagonal of chunks": ("8 * n + i > last", "8 * n + i >= last", LATE),
+    "masked last token of decode rows": ("token <= last - lane / 4", "token < last - lane / 4", LATE),
+    "no zeros past the end": ("TOKEN < left ? 16 : 0", "16", LATE),
+    "a page that is longer than it is": ("PAGE_SIZE < TOKENS ? PAGE_SIZE : TOKENS", "TOKENS", LATE),
+    "one page for a whole stage": (
+        "begin < end ? cached_vector(cache, begin) : cache.head",
+        "cached_vector(cache, first)",
+        LATE,
+    ),
+    "sums of chunks that never fade": ("any_lane(fade[0] != 1.0f || fade[1] != 1.0f)", "false", LATE),
+    "sums of decode rows that never fade": ("any_lane(has_faded)", "false", LATE),
+    "weights that are not transposed": ("transpose(pack_bf16", "(pack_bf16", LATE),
+    "channels of queries in another order": ("lane % 4 * 2);", "lane % 4 / 2 * 4);", LATE),
+}
+FAULTS_OF_CODES = {
+    "no barrier after keys are widened": (
+        "sync_group();\n    return ring.spare;",
+        "return ring.spare;",
+        LATE,
+    ),
+    "no barrier after values are widened": ("sync_group();\n    return wide;", "return wide;", LATE),
+    "codes that are widened too soon": ("cp_async_wait<1>();", "cp_async_wait<2>();", LATE),
+    "halves of copied chunks in one another's place": (
+        "half * CHUNKS) * 16)",
+        "(1 - half) * CHUNKS) * 16)",
+        LATE,
+    ),
+    "neighbours that exchange nothing": ("x[0] = lane % 2 ? other : x[0]", "x[0] = x[0]", LATE),
+    "scales of the first page for all": ("token < page * PAGE_TOKENS ? vector", "true ? vector", LATE),
+    "scales of values past the end": ("stage.first + token < stage.end ? __uint", "true ? __uint", LATE),
+    "values of decode rows in the keys' order": (
+        "product * 16 + (READ_BYTES == 2 ?",
+        "product * 16 + (true ?",
+        LATE,
+    ),
+}
+
+
 @needs_compiler
 @pytest.mark.usefixtures("long_pieces")
-@pytest.mark.parametrize(
-    ("right", "wrong", "order"),
-    [
-        ("cp_async_wait<RING - 2>();", "cp_async_wait<RING - 1>();", LATE),
-        ("    sync_group();\n    keep_item", "    keep_item", EARLY),
-        ("at <= query &&", "at < query &&", LATE),
-        ("is_cached ? 16 : 0", "16", LATE),
-        ("PAGE_SIZE < TOKENS ? PAGE_SIZE : TOKENS", "TOKENS", LATE),
-        (
-            "first + begin < end ? cached_vector(cache, first + begin) : cache.head",
-            "cached_vector(cache, first)",
-            LATE,
-        ),
-    ],
-    ids=[
-        "copies that are read too soon",
-        "no barrier",
-        "masked diagonal",
-        "no zeros past the end",
-        "a page that is longer than it is",
-        "one page for a whole stage",
-    ],
-)
-def test_a_fault_in_the_kernel_is_seen(right, wrong, order):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_kernel_is_seen(fault):
+    right, wrong, order = FAULTS[fault]
     with pytest.raises(AssertionError):
         check(SMALL, counts=[1, 60, 1, 5], order=order, edits=((right, wrong),))
+
+
+@needs_compiler
+@pytest.mark.usefixtures("long_pieces")
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_equals_reference_with_pages_of_codes(dtype):
+    for order in (LATE, EARLY):
+        check(replace(SMALL, dtype=dtype), counts=[1, 60, 1, 5], order=order)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("long_pieces")
+@pytest.mark.parametrize("fault", FAULTS_OF_CODES)
+def test_a_fault_in_the_kernel_for_codes_is_seen(fault):
+    right, wrong, order = FAULTS_OF_CODES[fault]
+    with pytest.raises(AssertionError):
+        check(replace(SMALL, dtype="int8"), counts=[1, 60, 1, 5], order=order, edits=((right, wrong),))
+
+
+def test_every_fault_is_in_the_source():
+    folder = resources.files("albireo_jax.ops.cuda")
+    source = "".join(file.read_text() for file in folder.iterdir() if file.name.endswith((".cu", ".h")))
+    assert [name for name, (right, *_) in (FAULTS | FAULTS_OF_CODES).items() if right not in source] == []
 
 
 def test_what_the_kernels_cannot_do_is_refused_by_name():
@@ -159,3 +214,38 @@ def test_what_the_kernels_cannot_do_is_refused_by_name():
     ):
         with pytest.raises(ModelError, match=said):
             check_shape(**(good | wrong))
+
+
+def test_a_grid_that_no_gpu_launches_is_refused():
+    kernel = Kernel(entry=Entry.MERGE, macros=(), warps=4)
+    Launch(kernel=kernel, grid=(8 * 65536, 1), results=())
+    for grid, said in (
+        ((8, 65536), "65536 blocks along y: GPUs launch up to 65535"),
+        ((2**31, 1), "along x"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Launch(kernel=kernel, grid=grid, results=())
+
+
+def test_the_tokens_of_a_step_are_not_limited_by_the_grid():
+    """A step of more than 65,535 tokens takes kernels of one axis."""
+    seen = []
+
+    def note(what, _):
+        seen.append(what.grid)
+        return [jnp.zeros(result.shape, result.dtype) for result in what.results]
+
+    def ints(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    pages = jax.eval_shape(partial(new_cache, (1, 9, 16, 2, 64), jnp.dtype(jnp.bfloat16)))
+    jax.eval_shape(
+        partial(paged_attention, layer=0, scale=1.0, sliding_window=None, launch=note),
+        jax.ShapeDtypeStruct((70_000, 2, 4, 64), jnp.bfloat16),
+        pages,
+        row_start_R1=ints(3),
+        context_R=ints(2),
+        page_table_RM=ints(2, 4),
+    )
+    assert all(y == 1 for _, y in seen)
+    assert seen[-1] == (140_000, 1)

@@ -1,6 +1,6 @@
 // A layer's cached keys and values: from their pages to shared memory, and from there to registers.
 #pragma once
-#include "layout.h"
+#include "widening.h"
 
 struct Cache {
   const u8 *k, *v;
@@ -10,121 +10,121 @@ struct Cache {
   int head;
 };
 
-struct Scales {
-  float k, v;
-};
-
+// Vectors are keys or values of one token and head, counted from the first of the cache.
 __device__ __forceinline__ u64 cached_vector(const Cache &cache, int token) {
   u64 page = cache.first_page + ldg(cache.pages + token / PAGE_SIZE);
   return (page * PAGE_SIZE + token % PAGE_SIZE) * HEADS + cache.head;
 }
 
-// Where a 16-byte chunk of a token lies in a stage, so that the threads that read together meet different banks.
-// Chunks change places within runs of a power of two, of which every row has a whole number.
-__device__ __forceinline__ int k_chunk(int token, int chunk) {
-  return token * CHUNKS + (chunk ^ ((token & (4 / KV_BYTES - 1)) * 2 * KV_BYTES & (SWAPPED_CHUNKS - 1)));
+// A stage's tokens and the first vector of each page among them. The null page stands for pages past the end, whose
+// table entries may be anything. Stages and pages are powers of two and a stage begins at a multiple of its tokens,
+// so that neither cuts the other.
+struct Stage {
+  int first, end;  // the first token, and the first one after all that are cached
+  u64 vector[PAGES];
+};
+
+__device__ __forceinline__ Stage look_up(const Cache &cache, int first, int end) {
+  Stage stage = {first, end};
+#pragma unroll
+  for (int page = 0; page < PAGES; page++) {
+    int begin = first + page * PAGE_TOKENS;
+    stage.vector[page] = begin < end ? cached_vector(cache, begin) : cache.head;
+  }
+  return stage;
 }
 
-__device__ __forceinline__ int v_chunk(int token, int chunk) {
-  return token * CHUNKS + (chunk ^ ((token >> 1 & 3) * 2 & (SWAPPED_CHUNKS - 1)));
+// Where 16 bytes of a token lie in a stage, in units of as many. Chunks change places within runs of a power of two, of
+// which every row has a whole number, so that the same chunk of 8 neighbouring tokens lies in different banks.
+__device__ __forceinline__ int place(int token, int chunk) {
+  return token * READ_CHUNKS + (chunk ^ (token / (8 / SWAPPED_CHUNKS) & (SWAPPED_CHUNKS - 1)));
 }
 
-// Begin to copy 16 bytes of a token to where they lie in a stage; zeros if the token is not cached.
-template <bool IS_VALUE>
-__device__ __forceinline__ void copy_chunk(u8 *stage, const u8 *source, int token, int chunk, bool is_cached) {
-  int place = IS_VALUE ? v_chunk(token, chunk) : k_chunk(token, chunk);
-  cp_async_16(stage + place * 16, source, is_cached ? 16 : 0);
+// Where a lane reads a chunk, if it reads chunk `mine` of the same token at `offset`: chunks that are read one after the
+// other differ from each lane's first in the same bits, and beyond the runs by a constant.
+__device__ __forceinline__ int further(int offset, int chunk) {
+  return (offset ^ chunk % SWAPPED_CHUNKS * 16) + chunk / SWAPPED_CHUNKS * SWAPPED_CHUNKS * 16;
 }
 
-// Begin to copy the keys or values of a stage's tokens; those from `end` on become zeros. Stages and pages are
-// powers of two and a stage begins at a multiple of its tokens, so that neither cuts the other.
-template <bool IS_VALUE>
-__device__ __forceinline__ void copy_stage(u8 *stage, const Cache &cache, int first, int end, int member) {
-  const u8 *pages = IS_VALUE ? cache.v : cache.k;
-  if (COPIES_BY_PAGE) {
+// Codes that are to be widened lie in order: only the thread that copies them reads them.
+__device__ __forceinline__ int copied_place(int token, int chunk) {
+  return IS_WIDENED ? token * CHUNKS + chunk : place(token, chunk);
+}
+
+// Begin to copy a thread's chunks of a stage's tokens, from the pass on that begins with TOKEN; zeros from `left` on.
+template <int TOKEN>
+__device__ __forceinline__ void copy_passes(u8 *to, const u8 *const (&page)[PAGES], int row, int chunk, int left) {
+  if constexpr (TOKEN < TOKENS) {
+    cp_async_16<TOKEN % PAGE_TOKENS * HEADS * HEAD_BYTES>(to + copied_place(TOKEN + row, chunk) * 16,
+                                                          page[TOKEN / PAGE_TOKENS], TOKEN < left ? 16 : 0);
+    copy_passes<TOKEN + PASS_TOKENS>(to, page, row, chunk, left);
+  }
+}
+
+// Begin to copy the keys or values of a stage; what is not cached becomes zeros.
+__device__ __forceinline__ void copy_stage(u8 *to, const u8 *from, const Cache &cache, const Stage &stage,
+                                           int member) {
+  if constexpr (COPIES_BY_PAGE) {
     const int chunk = member % CHUNKS, row = member / CHUNKS;
-    const int left = chunk * 16 < HEAD_BYTES ? end - first - row : 0;
+    const int left = chunk * 16 < HEAD_BYTES ? stage.end - stage.first - row : 0;
+    const u8 *page[PAGES];
 #pragma unroll
-    for (int begin = 0; begin < TOKENS; begin += PAGE_TOKENS) {
-      // The null page stands for pages past the end, whose table entries may be anything.
-      u64 vector = first + begin < end ? cached_vector(cache, first + begin) : cache.head;
-      const u8 *source = pages + (vector + (u64)row * HEADS) * HEAD_BYTES + chunk * 16;
+    for (int i = 0; i < PAGES; i++) page[i] = from + (stage.vector[i] + (u64)row * HEADS) * HEAD_BYTES + chunk * 16;
+    copy_passes<0>(to, page, row, chunk, left);
+  } else {
 #pragma unroll
-      for (int at = 0; at < PAGE_TOKENS; at += PASS_TOKENS)
-        copy_chunk<IS_VALUE>(stage, source + (u64)at * HEADS * HEAD_BYTES, begin + at + row, chunk, begin + at < left);
+    for (int at = member; at < TOKENS * CHUNKS; at += GROUP_THREADS) {
+      int token = stage.first + at / CHUNKS, chunk = at % CHUNKS;
+      bool is_cached = token < stage.end && chunk * 16 < HEAD_BYTES;
+      u64 source = is_cached ? cached_vector(cache, token) * HEAD_BYTES + chunk * 16 : 0;
+      cp_async_16<0>(to + copied_place(at / CHUNKS, chunk) * 16, from + source, is_cached ? 16 : 0);
     }
-    return;
-  }
-#pragma unroll
-  for (int at = member; at < TOKENS * CHUNKS; at += GROUP_THREADS) {
-    int token = at / CHUNKS, chunk = at % CHUNKS;
-    bool is_cached = first + token < end && chunk * 16 < HEAD_BYTES;
-    u64 source = is_cached ? cached_vector(cache, first + token) * HEAD_BYTES + chunk * 16 : 0;
-    copy_chunk<IS_VALUE>(stage, pages + source, token, chunk, is_cached);
   }
 }
 
-__device__ __forceinline__ Scales read_scales(const Cache &cache, int first, int end, int member) {
-  Scales scales = {0.0f, 0.0f};
-  if (KV_KIND != 0 && member < TOKENS && first + member < end) {
-    u64 at = cached_vector(cache, first + member);
-    scales.k = __uint_as_float((u32)cache.k_scale[at] << 16);
-    scales.v = __uint_as_float((u32)cache.v_scale[at] << 16);
+// Scales of a stage's keys and values, of which each lane has those of every 32nd token.
+struct Scales {
+  float k[(TOKENS + 31) / 32], v[(TOKENS + 31) / 32];
+};
+
+// Tokens that are not cached have a value's scale of 0; a key's may be anything, as such keys are masked.
+__device__ __forceinline__ Scales read_scales(const Cache &cache, const Stage &stage, int lane) {
+  Scales scales = {};
+#pragma unroll
+  for (int at = 0; KV_KIND != 0 && at < TOKENS; at += 32) {
+    const int token = at + lane % (TOKENS < 32 ? TOKENS : 32);
+    u64 vector = stage.vector[at / PAGE_TOKENS];
+#pragma unroll
+    for (int page = at / PAGE_TOKENS + 1; page < PAGES && page * PAGE_TOKENS < at + 32; page++)
+      vector = token < page * PAGE_TOKENS ? vector : stage.vector[page];
+    vector += (u64)(token % PAGE_TOKENS) * HEADS;
+    u32 k = cache.k_scale[vector], v = cache.v_scale[vector];
+    scales.k[at / 32] = __uint_as_float(k << 16);
+    scales.v[at / 32] = stage.first + token < stage.end ? __uint_as_float(v << 16) : 0.0f;
   }
   return scales;
 }
 
-__device__ __forceinline__ void keep_scales(u8 *stage, Scales scales, int member) {
-  if (KV_KIND != 0 && member < TOKENS) {
-    float *kept = (float *)(stage + TOKENS * ROW_BYTES);
-    kept[member] = scales.k;
-    kept[TOKENS + member] = scales.v;
-  }
+// The first of the eight channels of a chunk in bfloat16 where products read it. Of widened codes, the first halves of
+// all copied chunks come before the second halves: neighbouring threads then write neighbouring chunks.
+__device__ __forceinline__ int first_channel(int chunk) {
+  if (!IS_WIDENED) return chunk * 8;
+  return chunk < CHUNKS ? chunk * 16 : (chunk - CHUNKS) * 16 + 8;
 }
 
-// Four codes of one byte as bfloat16, two in each result, exactly. An int8 is made of 128 + its low seven bits, of
-// which 128 or, by its sign, 256 is taken; an fp8's bits are those of a bfloat16 that is 2^120 times too small.
-__device__ __forceinline__ uint2 widen(u32 codes) {
-  u32 pairs[2];
+// Widen the codes of a stage that this thread has copied; pairs of channels are as `widen` gives them.
+__device__ __forceinline__ void widen_stage(u8 *wide, const u8 *codes, int member) {
 #pragma unroll
-  for (int i = 0; i < 2; i++) {
-    if (KV_KIND == 1) {
-      u32 two = __byte_perm(codes, 0, i == 0 ? 0x4140 : 0x4342);
-      pairs[i] = fma_bf16x2((two & 0x007f007fu) | 0x43004300u, 0x3f803f80u, (two & 0x00800080u) | 0xc300c300u);
-    } else {
-      u32 two = __byte_perm(codes, 0, i == 0 ? 0x1404 : 0x3424);
-      pairs[i] = fma_bf16x2((two >> 4 & 0x07f007f0u) | (two & 0x80008000u), 0x7b807b80u, 0x80008000u);
-    }
+  for (int pass = 0; pass * GROUP_THREADS < TOKENS * CHUNKS; pass++) {
+    const int at = member + pass * GROUP_THREADS;
+    if (TOKENS * CHUNKS % GROUP_THREADS != 0 && at >= TOKENS * CHUNKS) break;
+    const int chunk = GROUP_THREADS % CHUNKS == 0 ? member % CHUNKS : at % CHUNKS;
+    const int token = GROUP_THREADS % CHUNKS == 0 ? member / CHUNKS + pass * PASS_TOKENS : at / CHUNKS;
+    uint4 read = *(const uint4 *)(codes + at * 16);
+    Widened w[4] = {widen(read.x), widen(read.y), widen(read.z), widen(read.w)};
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+      *(uint4 *)(wide + place(token, chunk + half * CHUNKS) * 16) =
+          make_uint4(w[2 * half].even, w[2 * half].odd, w[2 * half + 1].even, w[2 * half + 1].odd);
   }
-  return make_uint2(pairs[0], pairs[1]);
-}
-
-// Where a thread reads a span of the first key of a stage that is its own; the others follow at multiples of 8 tokens.
-__device__ __forceinline__ int first_k(int lane, int span) {
-  int quarter = lane % 4;
-  if (KV_BYTES == 2) return k_chunk(lane / 4, span * 4 + quarter) * 16;
-  return k_chunk(lane / 4, span * 2 + quarter / 2) * 16 + quarter % 2 * 8;
-}
-
-// The same of values, of which a thread's others follow at the next token and at multiples of 8 tokens.
-__device__ __forceinline__ int first_v(int lane, int span) {
-  int token = lane % 4 * 2, octet = lane / 4;
-  if (KV_BYTES == 2) return v_chunk(token, span * 4 + octet / 2) * 16 + octet % 2 * 8;
-  return v_chunk(token, span * 2 + octet / 4) * 16 + octet % 4 * 4;
-}
-
-// 8 neighbouring channels of one key, as the four registers of two products.
-__device__ __forceinline__ void read_k(u32 (&b)[4], const u8 *at) {
-  if (KV_BYTES == 2) {
-    uint4 wide = *(const uint4 *)at;
-    b[0] = wide.x, b[1] = wide.y, b[2] = wide.z, b[3] = wide.w;
-    return;
-  }
-  uint2 codes = *(const uint2 *)at, low = widen(codes.x), high = widen(codes.y);
-  b[0] = low.x, b[1] = low.y, b[2] = high.x, b[3] = high.y;
-}
-
-// 4 neighbouring channels of one value.
-__device__ __forceinline__ uint2 read_v(const u8 *at) {
-  return KV_BYTES == 2 ? *(const uint2 *)at : widen(*(const u32 *)at);
 }

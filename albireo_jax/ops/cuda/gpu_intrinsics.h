@@ -6,9 +6,13 @@ template <typename T>
 __device__ __forceinline__ T ldg(const T *at) { return __ldg(at); }
 
 // Copy 16 bytes to shared memory in the background, the first `bytes` (0 or 16) of them; the rest becomes zeros.
-__device__ __forceinline__ void cp_async_16(void *to, const void *from, int bytes) {
+template <int OFFSET>
+__device__ __forceinline__ void cp_async_16(void *to, const u8 *from, int bytes) {
   u32 address = (u32)__cvta_generic_to_shared(to);
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1 + %3], 16, %2;"
+               :
+               : "r"(address), "l"(from), "r"(bytes), "n"(OFFSET)
+               : "memory");
 }
 
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -48,6 +52,53 @@ __device__ __forceinline__ void load(u32 (&to)[4], const u32 *at) {
 __device__ __forceinline__ u32 atomic_add(u32 *at, u32 x) { return atomicAdd(at, x); }
 __device__ __forceinline__ void atomic_min(u32 *at, u32 x) { atomicMin(at, x); }
 __device__ __forceinline__ void atomic_max(u32 *at, u32 x) { atomicMax(at, x); }
+
+__device__ __forceinline__ float shuffle(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
+
+// A number that all lanes have; so the compiler knows that branches on it do not part them.
+__device__ __forceinline__ int same_in_warp(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+
+__device__ __forceinline__ bool any_lane(bool is_true) { return __any_sync(0xffffffffu, is_true); }
+
+// (a & b) | c
+__device__ __forceinline__ u32 and_or(u32 a, u32 b, u32 c) {
+  u32 out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+  return out;
+}
+
+// Where `mask` has ones the bits of `a`, elsewhere those of `b`.
+__device__ __forceinline__ u32 pick_bits(u32 mask, u32 a, u32 b) {
+  u32 out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xca;" : "=r"(out) : "r"(mask), "r"(a), "r"(b));
+  return out;
+}
+
+// Four 8 x 8 matrices of 16-bit numbers: lane 8 i + r gives where row r of the i-th lies; each lane gets of row
+// lane / 4 the numbers of columns lane % 4 * 2 and the next.
+__device__ __forceinline__ void read_matrices(u32 (&out)[4], const u8 *row) {
+  u32 address = (u32)__cvta_generic_to_shared(row);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(address)
+               : "memory");
+}
+
+// The same, transposed: each lane gets of column lane / 4 the numbers of rows lane % 4 * 2 and the next.
+__device__ __forceinline__ void read_transposed(u32 (&out)[4], const u8 *row) {
+  u32 address = (u32)__cvta_generic_to_shared(row);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(address)
+               : "memory");
+}
+
+// An 8 x 8 matrix of 16-bit numbers, transposed; each lane has two of row lane / 4.
+__device__ __forceinline__ u32 transpose(u32 x) {
+  u32 out;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(x));
+  return out;
+}
 
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;

@@ -55,17 +55,29 @@ class Kernel:
         return 32 * self.warps
 
 
+_MOST_BLOCKS = 2**31 - 1, 65535
+"""Blocks of a grid along x and y at most, on every GPU."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """A launch of (x, y) blocks, with the shapes of what it gives.
 
-    The last operands are where the first of `in_place` results lie already, in their order.
+    The last operands are where the first of `in_place` results lie already, in their order. Raises ValueError
+    for more blocks than GPUs launch.
     """
 
     kernel: Kernel
     grid: tuple[int, int]
     results: tuple[jax.ShapeDtypeStruct, ...]
     in_place: int = 0
+
+    def __post_init__(self) -> None:
+        for axis, blocks, most in zip("xy", self.grid, _MOST_BLOCKS, strict=True):
+            if blocks > most:
+                raise ValueError(
+                    f"{self.kernel.entry} with {blocks} blocks along {axis}: GPUs launch up to {most}"
+                )
 
 
 LaunchFn: TypeAlias = Callable[[Launch, Sequence[jax.Array]], Sequence[jax.Array]]

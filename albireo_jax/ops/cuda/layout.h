@@ -8,25 +8,41 @@ enum {
   WIDTH = SPANS * 32,
   ROW_BYTES = WIDTH * KV_BYTES,
   CHUNKS = ROW_BYTES / 16,
-  SWAPPED_CHUNKS = CHUNKS & -CHUNKS,
   HEAD_BYTES = HEAD_DIM * KV_BYTES,
   THREADS = 32 * WARPS,
   GROUP_THREADS = 32 * GROUP_WARPS,
   GROUPS = WARPS / GROUP_WARPS,
-  TOKENS = 16 * GROUP_WARPS,  // of a stage
+  MAX_SHARED_BYTES = 49152,
+  // Three stages are in use: keys, values, and what is being copied. Decode rows take the longest stages that fit: the
+  // longer, the fewer instructions per token.
+  RING = 3,
+  ROOM = MAX_SHARED_BYTES / (RING * GROUPS * ROW_BYTES),  // for a group's tokens in each stage
+  TOKENS = GROUPS == 1 ? 16 * GROUP_WARPS : ROOM >= 64 ? 64 : ROOM >= 32 ? 32 : 16,
+  STAGE_BYTES = TOKENS * ROW_BYTES,
+  RING_BYTES = RING * GROUPS * STAGE_BYTES,
   // A group copies in passes. Where it divides into whole tokens, a thread has the same channels in each pass,
   // and where passes also divide a page, a page is looked up once for all passes over its tokens.
   PASS_TOKENS = GROUP_THREADS / CHUNKS,
   PAGE_TOKENS = PAGE_SIZE < TOKENS ? PAGE_SIZE : TOKENS,  // of one page in a stage
+  PAGES = TOKENS / PAGE_TOKENS,                           // in a stage
   COPIES_BY_PAGE = GROUP_THREADS % CHUNKS == 0 && PAGE_TOKENS % (PASS_TOKENS > 0 ? PASS_TOKENS : 1) == 0,
-  SCALE_BYTES = KV_KIND == 0 ? 0 : 8 * TOKENS,
-  STAGE_BYTES = TOKENS * ROW_BYTES + SCALE_BYTES,
-  RING_FITS = 49152 / (GROUPS * STAGE_BYTES),
-  RING = RING_FITS < 6 ? RING_FITS : 6,
-  MERGE_BYTES = GROUPS > 1 ? GROUPS * 16 * (WIDTH + 2) * 4 : 0,
-  SHARED_BYTES = RING * GROUPS * STAGE_BYTES > MERGE_BYTES ? RING * GROUPS * STAGE_BYTES : MERGE_BYTES,
+  // Codes that several warps read are widened once, into stages of bfloat16 that follow two of codes.
+  IS_WIDENED = KV_KIND != 0 && GROUPS == 1,
+  WIDE_BYTES = TOKENS * WIDTH * 2,
+  // How products read a token's channels.
+  READ_BYTES = IS_WIDENED ? 2 : KV_BYTES,
+  READ_ROW_BYTES = WIDTH * READ_BYTES,
+  READ_CHUNKS = READ_ROW_BYTES / 16,
+  SWAPPED_CHUNKS = (READ_CHUNKS & -READ_CHUNKS) < 8 ? READ_CHUNKS & -READ_CHUNKS : 8,
+  // A decode row's vectors, in tiles of 8, and how many floats lie between those of two where groups merge.
+  VECTOR_TILES = (GROUP + 7) / 8,
+  VECTORS = VECTOR_TILES * 8,
+  MERGE_WIDTH = WIDTH + 4,
+  MERGE_BYTES = GROUPS > 1 ? GROUPS * VECTORS * (MERGE_WIDTH + 2) * 4 : 0,
+  STAGES_BYTES = IS_WIDENED ? 2 * STAGE_BYTES + 2 * WIDE_BYTES : RING_BYTES,
+  SHARED_BYTES = STAGES_BYTES > MERGE_BYTES ? STAGES_BYTES : MERGE_BYTES,
 };
-static_assert(RING >= 3, "a ring holds keys, values and what comes next");
+static_assert(SHARED_BYTES <= MAX_SHARED_BYTES, "stages fit into shared memory");
 static_assert(HEAD_BYTES % 16 == 0, "a head's channels are copied 16 bytes at a time");
 
 struct Piece {

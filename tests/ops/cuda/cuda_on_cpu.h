@@ -102,6 +102,24 @@ inline T shuffle(T x, int from) {
   return x;
 }
 
+inline float shuffle(float x, int from) {
+  Meeting &warp = my_warp();
+  int turn = warp.turn % 2;
+  warp.brought[turn][threadIdx.x % 32][0] = x;
+  meet(warp);
+  return warp.brought[turn][from][0];
+}
+
+inline int same_in_warp(int x) { return x; }
+
+inline bool any_lane(bool is_true) {
+  Meeting &warp = my_warp();
+  int turn = warp.turn % 2;
+  warp.brought[turn][threadIdx.x % 32][0] = is_true;
+  meet(warp);
+  return std::any_of(warp.brought[turn], warp.brought[turn] + 32, [](const float *lane) { return lane[0] != 0; });
+}
+
 template <typename T>
 inline T shuffle_xor(T x, int far) { return shuffle(x, threadIdx.x % 32 ^ far); }
 
@@ -145,6 +163,45 @@ inline float sub_rn(float x, float y) { return x - y; }
 inline float div_rn(float x, float y) { return x / y; }
 inline float rsqrt_rn(float x) { return (float)(1.0 / std::sqrt((double)x)); }
 
+inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }
+inline uint32_t pick_bits(uint32_t mask, uint32_t a, uint32_t b) { return (mask & a) | (~mask & b); }
+
+// ldmatrix.x4: each lane brings the row whose address it has, as it is when the lane comes, and gets two numbers of
+// each matrix: neighbours in a row, or in a column of a transposed one.
+template <bool IS_TRANSPOSED>
+inline void read_rows(uint32_t (&out)[4], const void *row) {
+  Meeting &warp = my_warp();
+  int turn = warp.turn % 2, lane = threadIdx.x % 32;
+  if ((uintptr_t)row % 16) abort();
+  std::memcpy(warp.brought[turn][lane], row, 16);
+  meet(warp);
+  for (int i = 0; i < 4; i++) {
+    uint16_t pair[2];
+    for (int j = 0; j < 2; j++) {
+      int r = lane / 4, c = lane % 4 * 2 + j;
+      if (IS_TRANSPOSED) std::swap(r, c);
+      std::memcpy(&pair[j], (const char *)warp.brought[turn][8 * i + r] + c * 2, 2);
+    }
+    std::memcpy(&out[i], pair, 4);
+  }
+}
+
+inline void read_matrices(uint32_t (&out)[4], const void *row) { read_rows<false>(out, row); }
+inline void read_transposed(uint32_t (&out)[4], const void *row) { read_rows<true>(out, row); }
+
+// movmatrix.trans of a matrix of which each lane has two neighbours of row lane / 4.
+inline uint32_t transpose(uint32_t x) {
+  Meeting &warp = my_warp();
+  int turn = warp.turn % 2, lane = threadIdx.x % 32;
+  std::memcpy(&warp.brought[turn][lane][0], &x, 4);
+  meet(warp);
+  uint16_t pair[2];
+  for (int j = 0; j < 2; j++)
+    std::memcpy(&pair[j], (const char *)&warp.brought[turn][(lane % 4 * 2 + j) * 4 + lane / 8][0] + lane / 4 % 2 * 2, 2);
+  std::memcpy(&x, pair, 4);
+  return x;
+}
+
 inline float exp2_fast(float x) { return std::exp2(x); }
 
 inline uint32_t rounded_bf16(float x) {
@@ -174,7 +231,9 @@ inline void land(const std::vector<Copy> &copies) {
   }
 }
 
-inline void cp_async_16(void *to, const void *from, int bytes) {
+template <int OFFSET>
+inline void cp_async_16(void *to, const unsigned char *row, int bytes) {
+  const unsigned char *from = row + OFFSET;
   if ((uintptr_t)to % 16 || (uintptr_t)from % 16 || (char *)to < (char *)shared_memory ||
       (char *)to + 16 > (char *)shared_memory + sizeof shared_memory)
     abort();
