@@ -271,7 +271,7 @@ def _executor(
         page_size=config.cache.page_size,
         sampling=config.sampling,
         layers=_layer_loop(config, model, mesh),
-        products=config.gpu.product_library or default_products(model),
+        products=config.gpu.product_library or default_products(model, mesh),
         graph_collectives=config.gpu.cuda_graph_collectives,
         launch=choose_attention(config.attention, model, mesh, dtype=dtype, kv_dtype=config.cache.kv_dtype),
         sample_launch=choose_sampling(mesh),

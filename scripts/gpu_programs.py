@@ -121,7 +121,9 @@ def few_jobs(devices: tuple[object, ...]) -> list[Job]:
         *forward_passes((replace(case, layers=DEEP) for case in every_case()), (DECODE,)),
         *forward_passes((replace(eight, graph_collectives=True),), (DECODE,)),
         *forward_passes((replace(one, quantization=Quantization.INT8),), (DECODE,)),
+        *forward_passes((replace(one, quantization=Quantization.FP8),), (DECODE, MIXED)),
         *forward_passes((replace(eight, quantization=Quantization.FP8, kv_dtype=KvDtype.FP8),), (MIXED,)),
+        *forward_passes((replace(one, quantization=Quantization.FP8_W8A16),), (DECODE,)),
         *(job for job in others(one, devices) if isinstance(job.name, DecodeLoop | Sampling | ScoreProgram)),
         *(job for job in others(eight, devices) if not isinstance(job.name, DecodeLoop)),
     ]
@@ -284,6 +286,7 @@ def series_of(result: Result) -> list[Series]:
         ("weight copies", "instructions"): found.weight_copies,
         ("pool copies", "instructions"): found.pool_copies,
         ("loops", "instructions"): found.loops,
+        ("products of fp8 with fp8", "instructions"): found.fp8_products,
         ("waits of the host", "instructions"): found.host_waits,
         ("matrix products", "instructions"): found.products,
         ("distinct matrix products", "bodies"): found.product_bodies,

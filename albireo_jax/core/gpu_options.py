@@ -33,9 +33,9 @@ class GpuConfig:
 
     `layer_form` is by default UNSTACKED on GPUs; a CPU that is given none keeps stacked weights, and reads
     copies of single layers where the model has few. `product_library` is by default CUBLASLT for unquantised
-    weights, TRITON for codes; it changes nothing on CPUs. `cuda_graph_collectives` records the collectives of
-    several GPUs into the CUDA graphs of their steps, so that a step is one launch; others report that NCCL
-    may hang in graphs, so it is off by default.
+    weights, and for fp8 where GPUs multiply that, else TRITON for codes; it changes nothing on CPUs.
+    `cuda_graph_collectives` records the collectives of several GPUs into the CUDA graphs of their steps, so
+    that a step is one launch; others report that NCCL may hang in graphs, so it is off by default.
     """
 
     layer_form: LayerForm | None = None

@@ -16,6 +16,7 @@ from albireo_jax.nn.shapes import weight_shapes
 
 _LAUNCH = re.compile(r"^( *)\d+: (k[A-Z]\w*)")
 _KERNEL_TARGET = 'custom_call_target="__gpu$xla.gpu.ptx"'
+_FP8_PRODUCT = 'custom_call_target="__cublas$lt$matmul$f8"'
 _IN_PLACE = "output_to_operand_aliasing"
 _COLLECTIVES = ("kAll", "kAsync", "kReduceScatter", "kCollective", "kPartitionId")
 _FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional")
@@ -27,8 +28,8 @@ class Figures:
 
     `collectives` counts them by kind and bytes of the result. `weight_copies` and `pool_copies` count
     instructions that write a layer's weights or the KV pool anew. `kernels` are launches of ours, `launches`
-    all of them, and `read_bytes` what they read at most. `products` are matrix products, and
-    `product_bodies` those of them that XLA would tune apart.
+    all of them, and `read_bytes` what they read at most. `products` are matrix products, `product_bodies`
+    those of them that XLA would tune apart, and `fp8_products` those by cuBLASLt of fp8 with fp8.
     `host_waits` are conditionals, and loops whose number of turns only the device knows, outside of command
     buffers: the host decides there, once it has waited for the device. `command_buffers`, `lone_launches`,
     those outside of any, and `longest_run` of these between collectives are None where XLA does not tell.
@@ -49,6 +50,7 @@ class Figures:
     product_bodies: int
     launches: int
     read_bytes: int
+    fp8_products: int
     command_buffers: int | None
     lone_launches: Mapping[str, int] | None
     longest_run: int | None
@@ -81,6 +83,7 @@ def figures(case: Case, compiled: CompiledProgram) -> Figures:
         product_bodies=len(bodies),
         launches=launch_count(compiled.launches),
         read_bytes=read_bytes(program),
+        fp8_products=sum(_FP8_PRODUCT in one.text for one in program.instructions()),
         command_buffers=launched.buffers if launched else None,
         lone_launches=launched.lone if launched else None,
         longest_run=launched.longest_run if launched else None,

@@ -7,7 +7,7 @@ in which the host waits for the device.
 
 from collections.abc import Iterator
 
-from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.config import Dtype, ModelConfig, Quantization
 from albireo_jax.core.memory import page_bytes, rules_bytes, weight_bytes
 from albireo_jax.core.rules import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED_TOKENS
 from albireo_jax.experiments.gpu_figures import Figures
@@ -42,6 +42,7 @@ arguments, from nothing, in parts of the weights and pages of the whole model, a
 MAX_PRODUCT_BODIES = 5
 """Distinct matrix products of a step: four of a layer, whatever the depth, and the head."""
 
+_LAYER_PRODUCTS = 4
 _WHOLE_FIELDS = 3  # of the weights: embedding, final norm and head
 _MAX_STATE = 7  # arrays of the cache with its scales, and what the host sends
 _PENALTIES = 3
@@ -66,7 +67,7 @@ def breaches(case: Case, name: Name, found: Figures) -> list[str]:
         *(_sampling(case, name, found) if isinstance(name, Sampling) else []),
         *(_loop(case, name, found) if isinstance(name, DecodeLoop) else []),
         *(_decisions(case, name, found) if isinstance(name, Sampling | DecodeLoop) else []),
-        *_products(found),
+        *_products(case, name, found),
     ]
     if not isinstance(name, Bucket | Sampling | DecodeLoop):
         said += _small(case, name, found)
@@ -95,7 +96,11 @@ def temp_limit(case: Case, bucket: Bucket) -> int:
     return 4 * bucket.tokens * widths + scratch + _PARTIAL_SUMS_BYTES
 
 
-def _products(found: Figures) -> Iterator[str]:
+def _products(case: Case, name: Name, found: Figures) -> Iterator[str]:
+    if isinstance(name, Bucket):
+        wanted = _LAYER_PRODUCTS * case.layers if case.quantization is Quantization.FP8 else 0
+        if found.fp8_products != wanted:
+            yield f"{found.fp8_products} products of fp8 with fp8, expected {wanted}"
     if found.product_bodies > MAX_PRODUCT_BODIES:
         yield f"{found.product_bodies} distinct matrix products to tune, more than {MAX_PRODUCT_BODIES}"
 

@@ -23,7 +23,7 @@ from albireo_jax.nn.axes import has_layers
 from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.nn.quantise import weight_dtypes
 from albireo_jax.nn.shapes import layer_name, weight_shapes
-from albireo_jax.nn.sharding import TP, named_sharding, shardings
+from albireo_jax.nn.sharding import TP, placement, shardings
 from albireo_jax.ops.cuda.kernels import LaunchFn, launch
 from albireo_jax.runtime.banned_rows import BannedRows, BanProgram
 from albireo_jax.runtime.batch import ADMISSIONS, SLOT_FIELDS, Bucket, layout
@@ -150,7 +150,7 @@ def step_program(case: Case, mesh: Mesh, launch: LaunchFn = launch) -> StepProgr
         layers=LayerLoop.UNSTACKED,
         launch=launch,
         sample_launch=launch,
-        products=default_products(case.config),
+        products=default_products(case.config, mesh),
         graph_collectives=case.graph_collectives,
     )
 
@@ -165,7 +165,7 @@ def weights_of(program: StepProgram) -> DecoderWeights:
 
     def field(name: str) -> Any:
         def array(own: str, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(shape, dtypes[name], sharding=named_sharding(mesh, own))
+            return jax.ShapeDtypeStruct(shape, dtypes[name], sharding=placement(mesh, own, dtypes[name]))
 
         if program.layers is not LayerLoop.UNSTACKED or not has_layers(name):
             return array(name, shapes[name])

@@ -14,7 +14,7 @@ from albireo_jax.core.gpu_options import LayerForm
 from albireo_jax.nn.axes import has_layers
 from albireo_jax.nn.decoder import Layered
 from albireo_jax.nn.shapes import layer_name
-from albireo_jax.nn.sharding import named_sharding
+from albireo_jax.nn.sharding import named_sharding, placement
 
 
 def layered(field: Any) -> Any:
@@ -42,16 +42,19 @@ def check_field(name: str, field: Any, *, shape: tuple[int, ...] | None, dtype: 
 
 def copy_field(name: str, field: Any, *, mesh: Mesh, form: LayerForm) -> Layered:
     """A copy of a field on `mesh`, in this form if it has layers; the caller may donate or delete its own."""
+    dtype = field[0].dtype if isinstance(field, tuple) else field.dtype  # type: ignore[reportUnknownMemberType,reportUnknownVariableType]
     if has_layers(name) and form is LayerForm.UNSTACKED:
-        return tuple(jnp.copy(layer_on_mesh(name, field, number, mesh=mesh)) for number in range(len(field)))
-    sharding = named_sharding(mesh, name)
+        copy = jax.jit(jnp.copy, out_shardings=placement(mesh, layer_name(name), dtype))  # type: ignore[reportUnknownArgumentType]
+        return tuple(copy(layer_on_mesh(name, field, number, mesh=mesh)) for number in range(len(field)))
+    sharding = placement(mesh, name, dtype)  # type: ignore[reportUnknownArgumentType]
     if isinstance(field, tuple):
         layers: list[Array] = [
             layer_on_mesh(name, field, number, mesh=mesh)
             for number in range(len(field))  # type: ignore[reportUnknownArgumentType]
         ]
         return jax.jit(jnp.stack, out_shardings=sharding)(layers)
-    return jnp.copy(jax.device_put(field, sharding))  # device_put alone may share buffers
+    # device_put alone may share buffers
+    return jax.jit(jnp.copy, out_shardings=sharding)(jax.device_put(field, named_sharding(mesh, name)))
 
 
 def layer_on_mesh(name: str, field: Any, layer: int, *, mesh: Mesh) -> Array:

@@ -23,7 +23,7 @@ from albireo_jax.core.config import ModelConfig, Quantization
 from albireo_jax.core.gpu_options import LayerForm
 from albireo_jax.nn.decoder import DecoderWeights, Layered
 from albireo_jax.nn.shapes import SCALES, layer_name, weight_names, weight_shapes
-from albireo_jax.nn.sharding import TP, named_sharding
+from albireo_jax.nn.sharding import TP, named_sharding, placement
 
 CODES: Mapping[Quantization, jnp.dtype] = MappingProxyType(
     {
@@ -83,8 +83,11 @@ def quantised(
     if form is LayerForm.STACKED:
         return quantised_stack(config, name, layer, mesh=mesh)
     assert config.quantization is not None, "only a quantised model has codes"
-    shardings = Coded(*(named_sharding(mesh, layer_name(field)) for field in (name, SCALES[name])))  # type: ignore[arg-type]
-    one = jax.jit(partial(encode, kind=config.quantization), out_shardings=shardings)
+    places = (
+        placement(mesh, layer_name(name), CODES[config.quantization]),
+        named_sharding(mesh, layer_name(SCALES[name])),
+    )
+    one = jax.jit(partial(encode, kind=config.quantization), out_shardings=Coded(*places))  # type: ignore[arg-type]
     codes, scales = zip(*(one(layer(number)) for number in range(config.num_layers)), strict=True)
     return {name: codes, SCALES[name]: scales}
 
@@ -111,7 +114,8 @@ def quantised_stack(
         codes, scales = put(codes, scales, layer(number), number)
     if CODES[kind] != jnp.int8:
         as_floats = partial(jax.lax.bitcast_convert_type, new_dtype=CODES[kind])
-        codes = jax.jit(as_floats, donate_argnums=0, out_shardings=shardings[0])(codes)
+        place = placement(mesh, name, CODES[kind])
+        codes = jax.jit(as_floats, donate_argnums=0, out_shardings=place)(codes)
     return {name: codes, SCALES[name]: scales}
 
 

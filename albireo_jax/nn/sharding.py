@@ -4,10 +4,12 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from albireo_jax.nn.axes import AXES, logical_axes
+from albireo_jax.nn.axes import AXES, axes_of, has_layers, logical_axes
 
 TP = "tp"
 """Mesh axis of tensor parallelism."""
@@ -41,6 +43,20 @@ def partition_spec(name: str) -> PartitionSpec:
 def named_sharding(mesh: Mesh, name: str) -> NamedSharding:
     """Sharding on `mesh` of the array called `name`."""
     return NamedSharding(mesh, partition_spec(name))
+
+
+def placement(mesh: Mesh, name: str, dtype: jnp.dtype) -> NamedSharding | Format:
+    """Sharding of the array called `name`, and on GPUs the order in memory of a matrix of fp8 codes.
+
+    cuBLASLt multiplies fp8 only where the inputs of an output lie side by side; stored otherwise, each step
+    would transpose a copy of the matrix. The order is the array's own: shapes do not change.
+    """
+    sharding = named_sharding(mesh, name)
+    if dtype != jnp.float8_e4m3fn or mesh.devices.flat[0].platform != "gpu":
+        return sharding
+    inputs = 1 if has_layers(name) else 0
+    order = [axis for axis in range(len(axes_of(name))) if axis != inputs]
+    return Format(Layout(major_to_minor=(*order, inputs)), sharding)
 
 
 def shardings(mesh: Mesh, specs: Any) -> Any:

@@ -20,10 +20,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32
 
-from albireo_jax.core.config import ModelConfig, SamplingMode
+from albireo_jax.core.config import ModelConfig, Quantization, SamplingMode
 from albireo_jax.core.gpu_options import ProductLibrary
 from albireo_jax.core.plan import TOKEN_ON_DEVICE
 from albireo_jax.nn.decoder import DecoderWeights, forward, head, logits, unstack, weight_specs
+from albireo_jax.nn.fp8 import Rows
 from albireo_jax.ops.cuda.kernels import LaunchFn
 from albireo_jax.ops.kv_write import token_pages
 from albireo_jax.runtime.batch import Bucket, BufferLayout, StepInputs, unpack
@@ -33,6 +34,8 @@ from albireo_jax.runtime.step_attention import StepRows, attend_by_kernels, atte
 _GRAPH_COMMANDS = (  # WHILE, and all of XLA's default that a program on one GPU can have
     "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
 )
+
+_FIRST_WITH_FP8 = (8, 9)  # compute capability of the first GPUs that multiply fp8
 
 
 class ForwardOutput(NamedTuple):
@@ -142,14 +145,33 @@ class StepProgram:
         return {"xla_gpu_enable_command_buffer": _GRAPH_COMMANDS} if on_one_gpu else self.graph_options
 
     @property
+    def fp8_rows(self) -> Rows:
+        """The form in which rows enter products with fp8 codes, where the model rounds them."""
+        is_native = self.products is ProductLibrary.CUBLASLT and multiplies_fp8(self.mesh)
+        return Rows.CODES if is_native else Rows.ROUNDED
+
+    @property
     def is_on_gpus(self) -> bool:
         """Whether the mesh is of GPUs."""
         return self.mesh.devices.flat[0].platform == "gpu"
 
 
-def default_products(model: ModelConfig) -> ProductLibrary:
-    """cuBLASLt, but for codes, which only XLA's own kernels widen as they read them."""
-    return ProductLibrary.CUBLASLT if model.quantization is None else ProductLibrary.TRITON
+def default_products(model: ModelConfig, mesh: Mesh) -> ProductLibrary:
+    """cuBLASLt, but for codes that must be widened, which only XLA's own kernels do as they read them.
+
+    Where a model rounds rows to fp8 too and GPUs multiply fp8, none is widened.
+    """
+    is_native = model.quantization is Quantization.FP8 and multiplies_fp8(mesh)
+    return ProductLibrary.CUBLASLT if model.quantization is None or is_native else ProductLibrary.TRITON
+
+
+def multiplies_fp8(mesh: Mesh) -> bool:
+    """Whether the mesh is of GPUs that multiply fp8 numbers: sm_89 and later."""
+    device = mesh.devices.flat[0]
+    if device.platform != "gpu":
+        return False
+    major, minor = map(int, device.compute_capability.split("."))
+    return (major, minor) >= _FIRST_WITH_FP8
 
 
 class _Rows(NamedTuple):
@@ -271,6 +293,7 @@ def _forward(
         attend=attend,
         axis=program.collective_axis,
         unroll=loop is not LayerLoop.SCANNED,
+        fp8_rows=program.fp8_rows,
     )
     return hidden_TD, state._replace(kv=kv)
 
