@@ -292,7 +292,7 @@ def test_the_task_table_prints_as_a_table(llm: LLM) -> None:
     [
         ({"dtype": "float16"}, r"dtype must be one of \['auto', 'float32', 'bfloat16'\], got 'float16'"),
         ({"dtype": np.float32}, r"dtype must be one of \['auto', 'float32', 'bfloat16'\]"),
-        ({"quantization": "awq"}, r"quantization must be one of \['int8', 'fp8'\], got 'awq'"),
+        ({"quantization": "awq"}, r"quantization must be one of \['int8', 'fp8', 'fp8_w8a16'\], got 'awq'"),
         ({"kv_cache_dtype": "fp8_e5m2"}, r"kv_cache_dtype must be one of \['auto', .*'fp8'\], got"),
         ({"attention": "flash"}, r"attention must be one of \['auto', 'xla', 'cuda'\], got 'flash'"),
         ({"sampling": None}, r"sampling must be one of \['sharded', 'replicated'\], got None"),
