@@ -299,6 +299,7 @@ def series_of(result: Result) -> list[Series]:
         numbers[(f"{kind} of {size} bytes", "instructions")] = count
     if found.command_buffers is not None and found.lone_launches is not None:
         numbers[("command buffers", "launches")] = found.command_buffers
+        numbers[("all launches", "launches")] = found.launches or 0
         for kind, count in found.lone_launches.items():
             numbers[(f"outside command buffers: {kind}", "launches")] = count
     case = case_name(job.case)

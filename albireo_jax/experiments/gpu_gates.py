@@ -11,7 +11,7 @@ from albireo_jax.core.config import Dtype, ModelConfig, Quantization
 from albireo_jax.core.memory import page_bytes, rules_bytes, weight_bytes
 from albireo_jax.core.rules import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED_TOKENS
 from albireo_jax.experiments.gpu_figures import Figures
-from albireo_jax.experiments.gpu_kernels import launches, sampling_kernels, scratch_bytes
+from albireo_jax.experiments.gpu_kernels import own_kernels, sampling_kernels, scratch_bytes
 from albireo_jax.experiments.gpu_programs import (
     MAX_LEN,
     MAX_ROWS,
@@ -48,6 +48,9 @@ _MAX_STATE = 7  # arrays of the cache with its scales, and what the host sends
 _PENALTIES = 3
 _TABLE_BYTES = 4 * (MAX_ROWS + 1) * (MAX_LEN // PAGE_SIZE)
 _FEWEST_LAUNCHES = 5  # that XLA makes a command buffer of
+# Two norms, four products, one activation, rotation with the write of keys and values, attention.
+_LAYER_LAUNCHES = 9
+_STEP_LAUNCHES = 12  # before and after the layers, so that 32 of them are at most 300
 _PARTIAL_SUMS_BYTES = 16 * 2**20  # of products that cores share by their inner dimension, at most 8 parts
 _SELECTION_LAUNCHES = 6  # of a step whose rows filter, on one device
 _SELECTION_READS = 6.05  # passes over all logits that these make at most
@@ -180,10 +183,22 @@ def _forward(case: Case, bucket: Bucket, found: Figures) -> Iterator[str]:
         yield f"collectives {dict(found.collectives)}, not {sums} all-reduces of {result_bytes} bytes"
     if found.loops or found.host_waits:
         yield f"{found.loops} loops and {found.host_waits} waits of the host in a forward pass"
-    kernels = case.layers * len(launches(model, bucket, tp=tp, kv_dtype=case.kv_dtype))
+    kernels = own_kernels(model, bucket, tp=tp, kv_dtype=case.kv_dtype)
     if found.kernels != kernels:
-        yield f"{found.kernels} attention kernels, not {kernels}"
+        yield f"{found.kernels} kernels of ours, not {kernels}"
+    yield from _launches(case, bucket, found)
     yield from _command_buffers(found, sums=0 if case.graph_collectives else sums)
+
+
+def _launches(case: Case, bucket: Bucket, found: Figures) -> Iterator[str]:
+    """A layer's launches are those of its design; products with codes may take more than one each.
+
+    Steps with chunks attend twice in each layer, and several devices reduce twice.
+    """
+    a_layer = _LAYER_LAUNCHES + (0 if bucket.is_decode else 1) + (2 if case.tp > 1 else 0)
+    most = case.layers * a_layer + _STEP_LAUNCHES
+    if case.quantization is None and found.launches > most:
+        yield f"{found.launches} launches, more than {most}: {a_layer} a layer and {_STEP_LAUNCHES} a step"
 
 
 def _command_buffers(found: Figures, *, sums: int) -> Iterator[str]:
@@ -205,7 +220,7 @@ def _command_buffers(found: Figures, *, sums: int) -> Iterator[str]:
 def _loop(case: Case, loop: DecodeLoop, found: Figures) -> Iterator[str]:
     yield from _arguments(case, found)
     bucket = Bucket(loop.rows, loop.rows)
-    kernels = case.layers * len(launches(case.config, bucket, tp=case.tp, kv_dtype=case.kv_dtype))
+    kernels = own_kernels(case.config, bucket, tp=case.tp, kv_dtype=case.kv_dtype)
     if loop.route >= Route.ALL_TO_ALL:
         kernels += len(sampling_kernels(case.config, tp=case.tp))
     if found.kernels != kernels:

@@ -19,6 +19,7 @@ from albireo_jax.core.config import Dtype, KvDtype, ModelConfig
 from albireo_jax.experiments.gpu_code import Loop, product_loop
 from albireo_jax.experiments.gpu_programs import (
     MAX_LEN,
+    MAX_ROWS,
     MIXED,
     MODELS,
     NUM_PAGES,
@@ -28,10 +29,9 @@ from albireo_jax.nn.decoder import Projected
 from albireo_jax.nn.layers import Rotation
 from albireo_jax.ops.cuda.kernels import Entry, Kernel, Launch, ptx
 from albireo_jax.ops.kv_cache import new_cache
-from albireo_jax.ops.kv_write import TokenPages
-from albireo_jax.runtime.batch import Bucket
-from albireo_jax.runtime.state import PAGE_DTYPES
-from albireo_jax.runtime.step_attention import StepRows, attend_by_kernels
+from albireo_jax.runtime.batch import Bucket, StepInputs
+from albireo_jax.runtime.state import PAGE_DTYPES, CacheState
+from albireo_jax.runtime.step_attention import tokens_by_kernels
 from albireo_jax.sampling.sample_cuda import sampling_kernel
 
 KERNEL_MODELS: Mapping[str, ModelConfig] = MappingProxyType(
@@ -59,7 +59,7 @@ ARCHITECTURES = ("sm_80", "sm_90")
 KV_DTYPES = (KvDtype.BFLOAT16, KvDtype.INT8, KvDtype.FP8)  # in the order of KV_KIND
 
 _CORE_REGISTERS = 65536
-_ROLES: Mapping[str, int] = MappingProxyType({"rotate": 4, "decode rows": 3, "chunks": 2, "merge": 3})
+_ROLES: Mapping[str, int] = MappingProxyType({"prepare": 1, "rotate": 4, "decode rows": 3, "chunks": 2})
 """What a step with decode rows and chunks launches, in order, and the blocks that a core must hold of each.
 
 The attention kernels' grids are made for so many: with fewer, the last blocks wait for the first.
@@ -112,7 +112,7 @@ class Assembled:
 def launches(
     model: ModelConfig, bucket: Bucket, *, tp: int, kv_dtype: KvDtype = KvDtype.AUTO
 ) -> tuple[Launch, ...]:
-    """The kernel launches of one layer on each device in a step of this size, in order."""
+    """The kernel launches on each device in a step of this size: one of the step, then those of a layer."""
     heads, group = model.kv_heads_at(tp) // tp, model.num_heads // model.kv_heads_at(tp)
     pages = (model.num_layers, NUM_PAGES + 1, PAGE_SIZE, heads, model.head_dim)
     seen: list[Launch] = []
@@ -121,10 +121,10 @@ def launches(
         seen.append(what)
         return [jnp.zeros(result.shape, result.dtype) for result in what.results]
 
-    def layer() -> None:
+    def step() -> None:
         tokens, rows, width = bucket.tokens, bucket.rows, model.head_dim
         dtype, norm_K = jnp.bfloat16, jnp.zeros(width, jnp.bfloat16)
-        angles_TH = jnp.zeros((tokens, width // 2))
+        angles_TH, of_row = jnp.zeros((tokens, width // 2)), jnp.zeros(rows, jnp.int32)
         projected = Projected(
             qkv_TNXK=jnp.zeros((tokens, heads, group + 2, width), dtype),
             bias_NXK=jnp.zeros((heads, group + 2, width), dtype) if model.attention_bias else None,
@@ -133,29 +133,36 @@ def launches(
             eps=model.rms_norm_eps,
             by=Rotation(angles_TH, angles_TH),
         )
-        of_token, of_row = jnp.zeros(tokens, jnp.int32), jnp.zeros(rows, jnp.int32)
-        where = StepRows(
-            row_start_R1=jnp.zeros(rows + 1, jnp.int32),
-            context_R=of_row,
-            page_table_RM=jnp.zeros((rows, MAX_LEN // PAGE_SIZE), jnp.int32),
-            pages=TokenPages(of_token, of_token),
-        )
-        cache = new_cache(pages, PAGE_DTYPES[kv_dtype.resolve(Dtype.BFLOAT16)])
-        attend_by_kernels(model, where, page_size=PAGE_SIZE, launch=note)(0, projected, cache)
+        kv = new_cache(pages, PAGE_DTYPES[kv_dtype.resolve(Dtype.BFLOAT16)])
+        slots = MAX_ROWS + 1
+        state = CacheState(kv, jnp.zeros((slots, MAX_LEN // PAGE_SIZE), jnp.int32))
+        inputs = StepInputs(jnp.zeros(tokens, jnp.int32), *(3 * (of_row,)), *(3 * (of_row[:1],)))
+        last_Z = jnp.zeros(slots, jnp.int32)
+        found = tokens_by_kernels(model, state, inputs, last_token_Z=last_Z, group=group, launch=note)
+        found.attend(0, projected, found.cache)
 
-    jax.eval_shape(layer)
+    jax.eval_shape(step)
     return tuple(seen)
+
+
+def own_kernels(model: ModelConfig, bucket: Bucket, *, tp: int, kv_dtype: KvDtype = KvDtype.AUTO) -> int:
+    """The number of launches of our kernels in a forward pass of all of a model's layers.
+
+    Over several devices each residual that follows an all-reduce has one, but that of the last layer's end.
+    """
+    residuals = 2 * model.num_layers - 1 if tp > 1 else 0
+    return 1 + model.num_layers * (len(launches(model, bucket, tp=tp, kv_dtype=kv_dtype)) - 1) + residuals
 
 
 def scratch_bytes(model: ModelConfig, bucket: Bucket, *, tp: int, kv_dtype: KvDtype = KvDtype.AUTO) -> int:
     """Bytes on each device of what a layer's kernels leave for each other: results of cut contexts."""
-    _, first, *_ = launches(model, bucket, tp=tp, kv_dtype=kv_dtype)
-    _, *unfinished = first.results
+    _, _, first, *_ = launches(model, bucket, tp=tp, kv_dtype=kv_dtype)
+    _, _, *unfinished = first.results
     return sum(result.size * result.dtype.itemsize for result in unfinished)
 
 
 def kernels(model: ModelConfig, *, tp: int, kv_dtype: KvDtype) -> dict[str, Kernel]:
-    """The kernels of a model's steps by what they are for; decode steps launch the first and the last."""
+    """The kernels of a model's steps by what they are for; decode steps launch no chunks."""
     seen = launches(model, MIXED, tp=tp, kv_dtype=kv_dtype)
     return {role: launch.kernel for role, launch in zip(_ROLES, seen, strict=True)}
 
@@ -243,7 +250,7 @@ def _loop_breaches(loop: Loop, limit: int, products: int) -> list[str]:
 
 
 def _loop_limit(role: str, kernel: Kernel) -> int | None:
-    if role in _SAMPLING_ROLES:
+    if kernel.entry is not Entry.ATTEND:
         return None
     macros = dict(kernel.macros)
     if int(macros["GROUP"]) > 8:

@@ -17,7 +17,7 @@ another program, which XLA tunes by itself.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -115,12 +115,36 @@ AttendFn: TypeAlias = Callable[[LayerIndex, Projected, Cache], tuple[Array, Cach
 """attend(layer, projected, cache) -> (o_TNGK, cache): scaling and masking are its own."""
 
 
+@runtime_checkable
+class AddNormFn(Protocol):
+    """The sum of a residual and what a layer adds to it, if anything yet, and the norm of that sum."""
+
+    def __call__(
+        self, x_TD: Array, added_TD: Array | None, weight_D: Array, *, eps: float
+    ) -> tuple[Array, Array]:
+        """(x_TD + added_TD, its norm)."""
+        ...
+
+
 class QueriesKeysValues(NamedTuple):
     """The inputs of attention: queries and keys rotated to their positions, and values."""
 
     q_TNGK: Float[Array, "T N G K"]
     k_TNK: Float[Array, "T N K"]
     v_TNK: Float[Array, "T N K"]
+
+
+def add_norm(
+    x_TD: Float[Array, "T D"],
+    added_TD: Float[Array, "T D"] | None,
+    weight_D: Float[Array, " D"],
+    *,
+    eps: float,
+) -> tuple[Float[Array, "T D"], Float[Array, "T D"]]:
+    """An `AddNormFn` of operations that XLA fuses as it can."""
+    if added_TD is not None:
+        x_TD = x_TD + added_TD
+    return x_TD, rms_norm(x_TD, weight_D, eps)
 
 
 def forward(
@@ -131,38 +155,36 @@ def forward(
     position_T: Int32[Array, " T"],
     cache: Cache,
     attend: AttendFn[Cache],
+    add_norm: AddNormFn = add_norm,
     axis: str | None = None,
     unroll: bool = False,
     fp8_rows: Rows = Rows.ROUNDED,
 ) -> tuple[Float[Array, "T D"], Cache]:
     """Hidden states of T tokens after the last layer (before the final norm), and the new cache.
 
-    `unroll` picks the form of the layer loop; unstacked weights must be unrolled. `fp8_rows` is the form in
-    which rows enter products where the model rounds them.
+    `unroll` picks the form of the layer loop; unstacked weights must be unrolled. A residual is handed to
+    `add_norm` together with what is added to it: in an unrolled loop what a layer adds at its end, too.
+    `fp8_rows` is the form in which rows enter products where the model rounds them.
     """
     rows = fp8_rows if config.quantization is Quantization.FP8 else Rows.FLOATS
     scaling = config.rope_scaling
     frequencies = rope_frequencies(config.head_dim, config.rope_theta, scaling)
     by = rotation(position_T, frequencies, factor=rotation_factor(scaling))
+    how = _How(config, by, add_norm, axis, rows)
 
-    def step(layer: LayerIndex, carry: tuple[Array, Cache]) -> tuple[Array, Cache]:
-        return _layer(
-            config,
-            layer_weights(weights, layer),
-            layer,
-            by=by,
-            carry=carry,
-            attend=attend,
-            axis=axis,
-            rows=rows,
-        )
+    def step(layer: LayerIndex, state: _Residual, cache: Cache) -> tuple[_Residual, Cache]:
+        return _layer(how, layer_weights(weights, layer), layer, state=state, cache=cache, attend=attend)
 
-    carry = embed(weights.embed_VD, token_T, axis=axis), cache
+    def scanned_step(layer: LayerIndex, carry: tuple[Array, Cache]) -> tuple[Array, Cache]:
+        state, cache = step(layer, _Residual(carry[0]), carry[1])
+        return state.total, cache
+
+    state = _Residual(embed(weights.embed_VD, token_T, axis=axis))
     if not unroll:
-        return jax.lax.fori_loop(0, config.num_layers, step, carry)
+        return jax.lax.fori_loop(0, config.num_layers, scanned_step, (state.total, cache))
     for layer in range(config.num_layers):
-        carry = step(layer, carry)
-    return carry
+        state, cache = step(layer, state, cache)
+    return state.total, cache
 
 
 def head(weights: DecoderWeights) -> Head:
@@ -272,50 +294,67 @@ def _pick_any(field: Layered | None, layer: LayerIndex) -> Array | None:
     return None if field is None else _pick(field, layer)
 
 
+class _How(NamedTuple):
+    """What is the same in all layers."""
+
+    config: ModelConfig
+    by: Rotation
+    add_norm: AddNormFn
+    axis: str | None
+    rows: Rows
+
+
+class _Residual(NamedTuple):
+    """The residual of T tokens, and what is still to be added to it."""
+
+    x_TD: Float[Array, "T D"]
+    added_TD: Float[Array, "T D"] | None = None
+
+    @property
+    def total(self) -> Float[Array, "T D"]:
+        """The residual with what is to be added."""
+        return self.x_TD if self.added_TD is None else self.x_TD + self.added_TD
+
+
 def _layer(
-    config: ModelConfig,
+    how: _How,
     weights: LayerWeights,
     layer: LayerIndex,
     *,
-    by: Rotation,
-    carry: tuple[Array, Cache],
+    state: _Residual,
+    cache: Cache,
     attend: AttendFn[Cache],
-    axis: str | None,
-    rows: Rows,
-) -> tuple[Array, Cache]:
-    x_TD, cache = carry
+) -> tuple[_Residual, Cache]:
+    eps = how.config.rms_norm_eps
     with jax.named_scope("projections"):
-        normed_TD = rms_norm(x_TD, weights.attention_norm_D, config.rms_norm_eps)
-        projected = _project(config, weights, normed_TD, by=by, rows=rows)
+        x_TD, normed_TD = how.add_norm(*state, weights.attention_norm_D, eps=eps)
+        projected = _project(how, weights, normed_TD)
     with jax.named_scope("attention"):
         o_TNGK, cache = attend(layer, projected, cache)
     with jax.named_scope("projections"):
         o_TA = o_TNGK.reshape(len(o_TNGK), -1)
-        out_TD = linear(o_TA, weights.wo_AD, scale_F=weights.wo_scale_D, rows=rows)
-        x_TD = x_TD + _sum(out_TD, axis)
+        out_TD = _sum(linear(o_TA, weights.wo_AD, scale_F=weights.wo_scale_D, rows=how.rows), how.axis)
     with jax.named_scope("mlp"):
-        normed_TD = rms_norm(x_TD, weights.mlp_norm_D, config.rms_norm_eps)
+        x_TD, normed_TD = how.add_norm(x_TD, out_TD, weights.mlp_norm_D, eps=eps)
         out_TD = gated_mlp(
             normed_TD,
             weights.w_gate_up_D2F,
             weights.w_down_FD,
             gate_up_scale_2F=weights.w_gate_up_scale_2F,
             down_scale_D=weights.w_down_scale_D,
-            rows=rows,
+            rows=how.rows,
         )
-        x_TD = x_TD + _sum(out_TD, axis)
-    return x_TD, cache
+        return _Residual(x_TD, _sum(out_TD, how.axis)), cache
 
 
-def _project(
-    config: ModelConfig, weights: LayerWeights, x_TD: Float[Array, "T D"], *, by: Rotation, rows: Rows
-) -> Projected:
+def _project(how: _How, weights: LayerWeights, x_TD: Float[Array, "T D"]) -> Projected:
     width, *heads = weights.wqkv_DNXK.shape
     scale_NXK = weights.wqkv_scale_NXK
     flat_scale = None if scale_NXK is None else scale_NXK.reshape(-1)
-    w_DF = weights.wqkv_DNXK.reshape(width, -1)
-    qkv_TNXK = linear(x_TD, w_DF, scale_F=flat_scale, rows=rows).reshape(-1, *heads)
-    return Projected(qkv_TNXK, weights.bqkv_NXK, weights.q_norm_K, weights.k_norm_K, config.rms_norm_eps, by)
+    wqkv_DF = weights.wqkv_DNXK.reshape(width, -1)
+    qkv_TNXK = linear(x_TD, wqkv_DF, scale_F=flat_scale, rows=how.rows).reshape(-1, *heads)
+    eps = how.config.rms_norm_eps
+    return Projected(qkv_TNXK, weights.bqkv_NXK, weights.q_norm_K, weights.k_norm_K, eps, how.by)
 
 
 def _sum(partial: Array, axis: str | None) -> Array:

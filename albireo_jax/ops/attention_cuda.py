@@ -1,24 +1,27 @@
-"""Paged attention by CUDA kernels (`ops/cuda/paged_attention.cu`): decode rows, chunks, then the merge.
+"""Paged attention by CUDA kernels (`ops/cuda/paged_attention.cu`): decode rows, then chunks.
 
 ::
 
     rows ──▶ pieces of decode rows ──▶ attend (a warp per share of the tokens) ─┐
-        └──▶ pieces of chunks ───────▶ attend (a block per tile of queries) ────┴─▶ merge what was cut ──▶ out
+        └──▶ pieces of chunks ───────▶ attend (a block per tile of queries) ────┴──▶ out
+
+The last block of a tile merges what was cut.
 
 The number of blocks launched depends on the bucket alone. The kernels of a model are compiled when its first
 program is traced.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from albireo_jax.core.errors import ModelError
-from albireo_jax.ops.attention_pieces import PADDING, Cut, Pieces, Rows, cut
 from albireo_jax.ops.cuda.kernels import Entry, Kernel, Launch, LaunchFn
 from albireo_jax.ops.kv_cache import KV_KINDS, KvCache
+from albireo_jax.ops.prepare_cuda import Cut, PackedRows, Prepared, Work, prepare_step
 
 _DECODE_VECTORS = 16
 """Query vectors of a decode row at most: those of one matrix product."""
@@ -31,7 +34,7 @@ _DECODE_BLOCKS, _CHUNK_BLOCKS = 396, 264
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Shape:
+class KernelShape:
     """What the kernels are compiled for; `group` query heads share each of `heads` key/value heads."""
 
     head_dim: int
@@ -50,7 +53,7 @@ class _Shape:
         """Warps of a block; each has 16 tokens of every stage."""
         return 2 if self.head_dim > _WIDE else 4
 
-    def kernel(self, entry: Entry, *, is_decode: bool, is_chained: bool) -> Kernel:
+    def kernel(self, *, is_decode: bool, is_chained: bool) -> Kernel:
         """A kernel for decode rows or chunks; a chained one adds to results that are there."""
         macros = {
             "HEAD_DIM": self.head_dim,
@@ -65,11 +68,11 @@ class _Shape:
             "SCALE": f"{self.scale!r}f",
             "WARPS": self.warps,
             "GROUP_WARPS": 1 if is_decode else self.warps,
+            "TILE_QUERIES": 1 if is_decode else self.chunk_queries(),
             "CHAINED": int(is_chained),
-            "MERGE": int(entry is Entry.MERGE),
         }
         text = tuple((name, str(value)) for name, value in macros.items())
-        return Kernel(entry=entry, macros=text, warps=self.warps)
+        return Kernel(entry=Entry.ATTEND, macros=text, warps=self.warps)
 
     def chunk_queries(self) -> int:
         """Queries of a chunk's tile: as many as have room for all heads of the group."""
@@ -94,6 +97,77 @@ def check_shape(*, head_dim: int, group: int, q_dtype: jnp.dtype, kv_dtype: jnp.
         raise ModelError(f"{group} query heads per key/value head, more than the kernels' {limit}")
 
 
+def kernel_shape(
+    cache: KvCache,
+    *,
+    group: int,
+    table_width: int,
+    scale: float,
+    sliding_window: int | None,
+    soft_cap: float | None = None,
+) -> KernelShape:
+    """The kernels for a bfloat16 model with such a cache; raises ModelError as `check_shape`."""
+    _, num_pages, page_size, heads, head_dim = cache.k_LPSNK.shape
+    kv_dtype = cache.k_LPSNK.dtype
+    check_shape(head_dim=head_dim, group=group, q_dtype=jnp.dtype(jnp.bfloat16), kv_dtype=kv_dtype)
+    return KernelShape(
+        head_dim=head_dim,
+        group=group,
+        heads=heads,
+        page_size=page_size,
+        table_width=table_width,
+        num_pages=num_pages,
+        kind=KV_KINDS[kv_dtype],
+        window=sliding_window,
+        soft_cap=soft_cap,
+        scale=scale,
+    )
+
+
+def prepare_attention(rows: PackedRows, shape: KernelShape, *, launch: LaunchFn) -> Prepared:
+    """What the layers of a step need of its rows, cut into work for `attend`."""
+    cuts = [how for _, how in _cuts(shape, num_tokens=rows.num_tokens, num_rows=rows.num_rows)]
+    return prepare_step(rows, cuts, page_size=shape.page_size, heads=shape.heads, launch=launch)
+
+
+class Attended(NamedTuple):
+    """Results of attention, and the counts of pieces that are done, which are 0 again."""
+
+    out_TNGK: Float[Array, "T N G K"]
+    arrived: tuple[Int32[Array, "X N"], ...]
+
+
+def attend(
+    q_TNGK: Float[Array, "T N G K"],
+    cache: KvCache,
+    *,
+    shape: KernelShape,
+    works: tuple[Work, ...],
+    num_rows: int,
+    page_table_ZM: Int32[Array, "Z M"],
+    layer: int | Int32[Array, ""],
+    launch: LaunchFn,
+) -> Attended:
+    """Attention of one layer by kernels that `launch` runs; the first layer takes `works` as prepared."""
+    num_tokens, heads, _, _ = q_TNGK.shape
+    kinds = _cuts(shape, num_tokens=num_tokens, num_rows=num_rows)
+    layer_1 = jnp.asarray(layer, jnp.int32).reshape(1)
+    operands = [q_TNGK, *(array for array in cache if array is not None), page_table_ZM]
+    done: list[jax.Array] = []
+    arrived: list[jax.Array] = []
+    for (is_decode, _), work in zip(kinds, works, strict=True):
+        count_XN = jax.ShapeDtypeStruct(work.arrived_XN.shape, jnp.int32)
+        what = Launch(
+            kernel=shape.kernel(is_decode=is_decode, is_chained=bool(done)),
+            grid=(heads * work.piece_XF.shape[0], 1),
+            results=(count_XN, *_results(q_TNGK, [how for _, how in kinds])),
+            in_place=1 + len(done),
+        )
+        counted, *done = launch(what, [*operands, work.piece_XF, layer_1, work.arrived_XN, *done])
+        arrived.append(counted)
+    return Attended(done[0], tuple(arrived))
+
+
 def cuda_attention(
     q_TNGK: Float[Array, "T N G K"],
     cache: KvCache,
@@ -108,48 +182,38 @@ def cuda_attention(
     launch: LaunchFn,
 ) -> Float[Array, "T N G K"]:
     """`ops.attention.paged_attention` by kernels that `launch` runs; raises ModelError as `check_shape`."""
-    num_tokens, heads, group, head_dim = q_TNGK.shape
-    check_shape(head_dim=head_dim, group=group, q_dtype=q_TNGK.dtype, kv_dtype=cache.k_LPSNK.dtype)
-    shape = _Shape(
-        head_dim=head_dim,
+    num_tokens, _, group, head_dim = q_TNGK.shape
+    kv_dtype = cache.k_LPSNK.dtype
+    check_shape(head_dim=head_dim, group=group, q_dtype=q_TNGK.dtype, kv_dtype=kv_dtype)
+    shape = kernel_shape(
+        cache,
         group=group,
-        heads=heads,
-        page_size=cache.k_LPSNK.shape[2],
         table_width=page_table_RM.shape[1],
-        num_pages=cache.k_LPSNK.shape[1],
-        kind=KV_KINDS[cache.k_LPSNK.dtype],
-        window=sliding_window,
-        soft_cap=soft_cap,
         scale=scale,
+        sliding_window=sliding_window,
+        soft_cap=soft_cap,
     )
-    cuts = _cuts(shape, num_tokens=num_tokens, num_rows=context_R.shape[0])
-    pieces, merge_TF = _pieces(row_start_R1, context_R, cuts, num_tokens=num_tokens)
-    operands = [q_TNGK, *(array for array in cache if array is not None), page_table_RM]
-    done: list[jax.Array] = []
-    for (is_decode, _), piece_XF in zip(cuts, pieces, strict=True):
-        attend = Launch(
-            kernel=shape.kernel(Entry.ATTEND, is_decode=is_decode, is_chained=bool(done)),
-            grid=(heads * piece_XF.shape[0], 1),
-            results=_results(q_TNGK, cuts),
-            in_place=len(done),
-        )
-        done = [*launch(attend, [*operands, piece_XF, jnp.asarray(layer, jnp.int32).reshape(1), *done])]
-    out_TNGK, part, bounds = done
-    merge = Launch(
-        kernel=shape.kernel(Entry.MERGE, is_decode=cuts[0][0], is_chained=False),
-        grid=(heads * num_tokens, 1),
-        results=_results(q_TNGK, cuts)[:1],
-        in_place=1,
-    )
-    return launch(merge, [merge_TF, part, bounds, out_TNGK])[0]
+    count_R, slot_R = row_start_R1[1:] - row_start_R1[:-1], jnp.arange(len(context_R), dtype=jnp.int32)
+    ids_T = jnp.zeros(num_tokens, jnp.int32)
+    words_W = jnp.concatenate([ids_T, slot_R, context_R - count_R, count_R])
+    rows = PackedRows(words_W, page_table_RM, slot_R, num_tokens, len(context_R))
+    works = prepare_attention(rows, shape, launch=launch).works
+    return attend(
+        q_TNGK,
+        cache,
+        shape=shape,
+        works=works,
+        num_rows=len(context_R),
+        page_table_ZM=page_table_RM,
+        layer=layer,
+        launch=launch,
+    ).out_TNGK
 
 
-def _results(
-    q_TNGK: Float[Array, "T N G K"], cuts: list[tuple[bool, Cut]]
-) -> tuple[jax.ShapeDtypeStruct, ...]:
+def _results(q_TNGK: Float[Array, "T N G K"], cuts: list[Cut]) -> tuple[jax.ShapeDtypeStruct, ...]:
     """What the attention kernel gives: outputs, and in slots unfinished ones with their maxima and sums."""
     _, heads, _, head_dim = q_TNGK.shape
-    slots = sum(how.num_slots for _, how in cuts)
+    slots = sum(how.num_slots for how in cuts)
     return (
         jax.ShapeDtypeStruct(q_TNGK.shape, q_TNGK.dtype),
         jax.ShapeDtypeStruct((slots, heads, head_dim), jnp.float32),
@@ -157,7 +221,7 @@ def _results(
     )
 
 
-def _cuts(shape: _Shape, *, num_tokens: int, num_rows: int) -> list[tuple[bool, Cut]]:
+def _cuts(shape: KernelShape, *, num_tokens: int, num_rows: int) -> list[tuple[bool, Cut]]:
     """How decode rows and chunks are cut, each with whether it is of decode rows.
 
     Only decode rows where no row has more than one query; only chunks where a group has too many heads for
@@ -188,23 +252,6 @@ def _cuts(shape: _Shape, *, num_tokens: int, num_rows: int) -> list[tuple[bool, 
         first_slot=decode.num_slots if has_decode else 0,
         window=window,
     )
-    return [(True, decode), (False, chunk)] if has_decode else [(False, chunk)]
-
-
-def _pieces(
-    row_start_R1: Int32[Array, " R1"],
-    context_R: Int32[Array, " R"],
-    cuts: list[tuple[bool, Cut]],
-    *,
-    num_tokens: int,
-) -> tuple[list[Int32[Array, "_ _"]], Int32[Array, "T F"]]:
-    """The pieces of each cut, and what each token has to merge."""
-    count_R = row_start_R1[1:] - row_start_R1[:-1]
-    pieces: list[Pieces] = []
-    for is_decode, how in cuts:
-        is_cut_R = (count_R == 1) == is_decode if len(cuts) > 1 else count_R > 0
-        pieces.append(cut(Rows(row_start_R1, context_R, is_cut_R), how, num_tokens=num_tokens))
-    merge_TF = pieces[0].merge_TF
-    for more in pieces[1:]:  # each token is of one cut at most
-        merge_TF = jnp.where(merge_TF[:, 2:3] == PADDING, more.merge_TF, merge_TF)
-    return [each.piece_XF for each in pieces], merge_TF
+    if not has_decode:
+        return [(False, chunk)]
+    return [(True, decode._replace(most=1)), (False, chunk._replace(fewest=2))]

@@ -31,7 +31,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, Real
 
-from albireo_jax.ops.attention_pieces import find
 from albireo_jax.ops.kv_cache import KvCache, decode
 from albireo_jax.ops.kv_write import NULL_PAGE
 
@@ -165,7 +164,7 @@ def _cut(rows: _Rows, tiles_R: Int32[Array, " R"], *, shape: tuple[int, int], nu
     ends_R = jnp.cumsum(tiles_R, dtype=jnp.int32)
     begins_R = ends_R - tiles_R
     tile_I = jnp.arange(num_tiles, dtype=jnp.int32)
-    row_I = find(ends_R, tile_I)
+    row_I = _find(ends_R, tile_I)
     token_IQ = (rows.row_start_R1[row_I] + (tile_I - begins_R[row_I]) * queries)[:, None] + jnp.arange(
         queries, dtype=jnp.int32
     )[None, :]
@@ -174,7 +173,7 @@ def _cut(rows: _Rows, tiles_R: Int32[Array, " R"], *, shape: tuple[int, int], nu
     position_IQ = rows.context_R[row_I][:, None] - (end_I[:, None] - token_IQ)
 
     token_T = jnp.arange(num_tokens, dtype=jnp.int32)
-    row_T = find(rows.row_start_R1[1:], token_T)
+    row_T = _find(rows.row_start_R1[1:], token_T)
     nth_T = token_T - rows.row_start_R1[row_T]
     return _Tiles(
         row_I=row_I,
@@ -239,7 +238,7 @@ def _take(
 ) -> _Blocks:
     """The blocks at some places of the line; `pages` gives the pages of a block and the page size."""
     block_pages, page_size = pages
-    tile_W = find(line.ends_I, work_W)
+    tile_W = _find(line.ends_I, work_W)
     is_work_W = work_W < line.ends_I[-1]
     block_W = work_W + line.offset_I[tile_W]
     context_W = jnp.where(is_work_W, line.context_I[tile_W], 0)
@@ -339,3 +338,11 @@ def _times_scales(
     scale_WYSN = scale_LPSN[layer, blocks.page_WY].astype(jnp.float32)
     scale_WNB = scale_WYSN.transpose(0, 3, 1, 2).reshape(width, heads, block_tokens)
     return x_WNUB * jnp.where(blocks.is_cached_WB[:, None], scale_WNB, 0.0)[:, :, None]
+
+
+def _find(ends_X: Int32[Array, " X"], index_Z: Int32[Array, " Z"]) -> Int32[Array, " Z"]:
+    """Which of consecutive ranges holds each index; the last one, if none does.
+
+    Comparing with every end is one small fused loop, where a search would be many operations.
+    """
+    return jnp.sum(index_Z[:, None] >= ends_X[None, :-1], axis=1, dtype=jnp.int32)

@@ -22,14 +22,27 @@ from jaxtyping import Array, Float, Int32
 
 from albireo_jax.core.config import ModelConfig, Quantization, SamplingMode
 from albireo_jax.core.gpu_options import ProductLibrary
-from albireo_jax.core.plan import TOKEN_ON_DEVICE
-from albireo_jax.nn.decoder import DecoderWeights, forward, head, logits, unstack, weight_specs
+from albireo_jax.nn.decoder import (
+    AddNormFn,
+    DecoderWeights,
+    add_norm,
+    forward,
+    head,
+    logits,
+    unstack,
+    weight_specs,
+)
 from albireo_jax.nn.fp8 import Rows
 from albireo_jax.ops.cuda.kernels import LaunchFn
-from albireo_jax.ops.kv_write import token_pages
 from albireo_jax.runtime.batch import Bucket, BufferLayout, StepInputs, unpack
 from albireo_jax.runtime.state import CacheState, cache_specs
-from albireo_jax.runtime.step_attention import StepRows, attend_by_kernels, attend_by_operations
+from albireo_jax.runtime.step_attention import (
+    StepTokens,
+    add_norm_by_kernel,
+    bucket_of,
+    tokens_by_kernels,
+    tokens_by_operations,
+)
 
 _GRAPH_COMMANDS = (  # WHILE, and all of XLA's default that a program on one GPU can have
     "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
@@ -174,14 +187,6 @@ def multiplies_fp8(mesh: Mesh) -> bool:
     return (major, minor) >= _FIRST_WITH_FP8
 
 
-class _Rows(NamedTuple):
-    """Row (R: padding) and position of each packed token, and the first token of each row."""
-
-    row_T: Int32[Array, " T"]
-    position_T: Int32[Array, " T"]
-    row_start_R1: Int32[Array, " R1"]
-
-
 def jit_forward(program: StepProgram, layout: BufferLayout, weights: DecoderWeights) -> jax.stages.Wrapped:
     """The jitted forward pass of a bucket: (weights, cache, last_token_Z, buffer) -> ForwardOutput.
 
@@ -193,7 +198,8 @@ def jit_forward(program: StepProgram, layout: BufferLayout, weights: DecoderWeig
         mesh=program.mesh,
         in_specs=(weight_specs(weights), specs, PartitionSpec(), PartitionSpec()),
         out_specs=ForwardOutput(specs, PartitionSpec(), PartitionSpec(None, program.axis)),  # type: ignore[arg-type]
-        check_vma=program.collective_axis is not None,  # one rank alone sums nothing, and would seem to vary
+        # One rank alone sums nothing, and would seem to vary; of kernels the checker knows nothing.
+        check_vma=program.collective_axis is not None and program.launch is None,
     )
     return jax.jit(body, donate_argnums=(1,), compiler_options=program.compiler_options)
 
@@ -220,13 +226,42 @@ def forward_rows(
 ) -> ForwardOutput:
     """The forward pass on one rank, inside the `shard_map`; the page updates are in the cache already."""
     with jax.named_scope("inputs"):
-        rows = _rows(inputs)
-        token_T = _tokens(inputs, last_token_Z, rows)
-    hidden_TD, cache = _forward(program, weights, cache, inputs, rows, token_T)
+        tokens = _tokens(program, cache, inputs, last_token_Z)
+    hidden_TD, layers = forward(
+        program.model,
+        weights,
+        tokens.token_T,
+        position_T=tokens.position_T,
+        cache=tokens.cache,
+        attend=tokens.attend,
+        add_norm=_add_norm(program),
+        axis=program.collective_axis,
+        unroll=program.layer_loop(bucket_of(inputs)) is not LayerLoop.SCANNED,
+        fp8_rows=program.fp8_rows,
+    )
     with jax.named_scope("logits"):
-        hidden_RD = hidden_TD[jnp.maximum(rows.row_start_R1[1:] - 1, 0)]
+        hidden_RD = hidden_TD[tokens.last_R]
         logits_Rv = logits(program.model, head(weights), hidden_RD, axis=program.collective_axis)
-        return ForwardOutput(cache, hidden_TD, logits_Rv)
+        return ForwardOutput(cache._replace(kv=layers.kv), hidden_TD, logits_Rv)
+
+
+def _add_norm(program: StepProgram) -> AddNormFn:
+    """A kernel for what all-reduces give; on one GPU the products add the residual themselves."""
+    if program.launch is None or program.collective_axis is None:
+        return add_norm
+    return add_norm_by_kernel(program.launch)
+
+
+def _tokens(
+    program: StepProgram, cache: CacheState, inputs: StepInputs, last_token_Z: Int32[Array, " Z"]
+) -> StepTokens:
+    model = program.model
+    if program.launch is None:
+        return tokens_by_operations(model, cache, inputs, last_token_Z=last_token_Z)
+    group = model.num_heads // model.kv_heads_at(program.mesh.size)
+    return tokens_by_kernels(
+        model, cache, inputs, last_token_Z=last_token_Z, group=group, launch=program.launch
+    )
 
 
 def _forward_step(
@@ -241,62 +276,3 @@ def _forward_step(
         inputs = unpack(buffer_W, layout)
         cache = update_pages(cache, inputs)
     return forward_rows(program, weights, cache, inputs=inputs, last_token_Z=last_token_Z)
-
-
-def _rows(inputs: StepInputs) -> _Rows:
-    bucket = _bucket(inputs)
-    ends_R = jnp.cumsum(inputs.count_R, dtype=jnp.int32)
-    row_start_R1 = jnp.concatenate([jnp.zeros(1, jnp.int32), ends_R])
-    index_T = jnp.arange(bucket.tokens, dtype=jnp.int32)
-    if bucket.is_decode:
-        return _Rows(index_T, inputs.start_R, row_start_R1)
-    # Comparing with all rows is one small fused loop; padding tokens fall on row R, which is none.
-    row_T = jnp.sum(index_T[:, None] >= ends_R[None, :], axis=1, dtype=jnp.int32)
-    offset_R = inputs.start_R - row_start_R1[:-1]
-    return _Rows(row_T, index_T + offset_R.at[row_T].get(mode="clip"), row_start_R1)
-
-
-def _tokens(inputs: StepInputs, last_token_Z: Int32[Array, " Z"], rows: _Rows) -> Int32[Array, " T"]:
-    """Input ids, those that the host has not seen yet taken from the slots' last samples."""
-    last_T = last_token_Z[inputs.slot_R.at[rows.row_T].get(mode="clip")]
-    return jnp.where(inputs.token_T == TOKEN_ON_DEVICE, last_T, inputs.token_T)
-
-
-def _forward(
-    program: StepProgram,
-    weights: DecoderWeights,
-    state: CacheState,
-    inputs: StepInputs,
-    rows: _Rows,
-    token_T: Int32[Array, " T"],
-) -> tuple[Float[Array, "T D"], CacheState]:
-    """Hidden state of each token, and the cache with the step's keys and values in it."""
-    model, launch = program.model, program.launch
-    page_table_RM = state.page_table_ZM[inputs.slot_R]
-    where = StepRows(
-        row_start_R1=rows.row_start_R1,
-        context_R=inputs.start_R + inputs.count_R,
-        page_table_RM=page_table_RM,
-        pages=token_pages(page_table_RM, rows.row_T, rows.position_T, page_size=program.page_size),
-    )
-    if launch is None:
-        attend = attend_by_operations(model, where)
-    else:
-        attend = attend_by_kernels(model, where, page_size=program.page_size, launch=launch)
-    loop = program.layer_loop(_bucket(inputs))
-    hidden_TD, kv = forward(
-        model,
-        weights,
-        token_T,
-        position_T=rows.position_T,
-        cache=state.kv,
-        attend=attend,
-        axis=program.collective_axis,
-        unroll=loop is not LayerLoop.SCANNED,
-        fp8_rows=program.fp8_rows,
-    )
-    return hidden_TD, state._replace(kv=kv)
-
-
-def _bucket(inputs: StepInputs) -> Bucket:
-    return Bucket(len(inputs.token_T), len(inputs.slot_R))

@@ -1,78 +1,173 @@
-"""Attention over the paged cache as the layer loop calls it: by operations of XLA or by kernels."""
+"""A step's tokens and their attention over the paged cache: by operations of XLA or by CUDA kernels.
+
+Both give the same: what the decoder computes, and the callback by which its layers attend.
+"""
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Int32
 
 from albireo_jax.core.config import ModelConfig
-from albireo_jax.nn.decoder import AttendFn, LayerIndex, Projected, queries_keys_values
+from albireo_jax.core.plan import TOKEN_ON_DEVICE
+from albireo_jax.nn.decoder import (
+    AddNormFn,
+    AttendFn,
+    LayerIndex,
+    Projected,
+    add_norm,
+    queries_keys_values,
+)
 from albireo_jax.ops.attention import paged_attention
+from albireo_jax.ops.attention_cuda import attend as attend_by_pieces
+from albireo_jax.ops.attention_cuda import kernel_shape, prepare_attention
 from albireo_jax.ops.cuda.kernels import LaunchFn
 from albireo_jax.ops.kv_cache import KvCache
-from albireo_jax.ops.kv_write import TokenPages, write_kv
+from albireo_jax.ops.kv_write import token_pages, write_kv
 from albireo_jax.ops.kv_write_cuda import HeadParams, rotate_and_write
+from albireo_jax.ops.norm_cuda import add_and_normalise, is_possible
+from albireo_jax.ops.prepare_cuda import PackedRows
+from albireo_jax.runtime.batch import Bucket, StepInputs
+from albireo_jax.runtime.state import CacheState
 
 
-class StepRows(NamedTuple):
-    """Where a step's rows lie: their queries, their contexts and pages, and where each token's keys go."""
+class LayerCache(NamedTuple):
+    """The state that layers hand on: the pages, and the kernels' counts of work that is done."""
 
+    kv: KvCache
+    arrived: tuple[Int32[Array, "X N"], ...] = ()
+
+
+class StepTokens(NamedTuple):
+    """The decoder's inputs: T tokens at their positions, the last one of each row, and their attention."""
+
+    token_T: Int32[Array, " T"]
+    position_T: Int32[Array, " T"]
+    last_R: Int32[Array, " R"]
+    attend: AttendFn[LayerCache]
+    cache: LayerCache
+
+
+class _Rows(NamedTuple):
+    """Row (R: padding) and position of each packed token, and the first token of each row."""
+
+    row_T: Int32[Array, " T"]
+    position_T: Int32[Array, " T"]
     row_start_R1: Int32[Array, " R1"]
-    context_R: Int32[Array, " R"]
-    page_table_RM: Int32[Array, "R M"]
-    pages: TokenPages
 
 
-def attend_by_operations(model: ModelConfig, rows: StepRows) -> AttendFn[KvCache]:
-    """Attention by operations of XLA, for every device and dtype."""
+def bucket_of(inputs: StepInputs) -> Bucket:
+    """The size of a step."""
+    return Bucket(len(inputs.token_T), len(inputs.slot_R))
 
-    def attend(layer: LayerIndex, projected: Projected, cache: KvCache) -> tuple[Array, KvCache]:
+
+def tokens_by_operations(
+    model: ModelConfig, state: CacheState, inputs: StepInputs, *, last_token_Z: Int32[Array, " Z"]
+) -> StepTokens:
+    """A step by operations of XLA, for every device and dtype."""
+    rows, page_size = _rows(inputs), state.kv.k_LPSNK.shape[2]
+    page_table_RM = state.page_table_ZM[inputs.slot_R]
+    pages = token_pages(page_table_RM, rows.row_T, rows.position_T, page_size=page_size)
+
+    def attend(layer: LayerIndex, projected: Projected, cache: LayerCache) -> tuple[Array, LayerCache]:
         q_TNGK, k_TNK, v_TNK = queries_keys_values(projected)
-        cache = write_kv(cache, k_TNK=k_TNK, v_TNK=v_TNK, layer=layer, pages=rows.pages)
-        return _attend(model, rows, q_TNGK, cache, layer=layer, launch=None), cache
+        kv = write_kv(cache.kv, k_TNK=k_TNK, v_TNK=v_TNK, layer=layer, pages=pages)
+        out_TNGK = paged_attention(
+            q_TNGK,
+            kv,
+            layer=layer,
+            row_start_R1=rows.row_start_R1,
+            context_R=inputs.start_R + inputs.count_R,
+            page_table_RM=page_table_RM,
+            scale=model.head_dim**-0.5,
+            sliding_window=model.sliding_window,
+        )
+        return out_TNGK, LayerCache(kv)
 
-    return attend
+    return StepTokens(
+        token_T=_tokens(inputs, last_token_Z, rows),
+        position_T=rows.position_T,
+        last_R=jnp.maximum(rows.row_start_R1[1:] - 1, 0),
+        attend=attend,
+        cache=LayerCache(state.kv),
+    )
 
 
-def attend_by_kernels(
-    model: ModelConfig, rows: StepRows, *, page_size: int, launch: LaunchFn
-) -> AttendFn[KvCache]:
-    """Attention by the CUDA kernels, which also rotate, normalise and write; `launch` runs them."""
-    place_T = rows.pages.page_T * page_size + rows.pages.offset_T
+def tokens_by_kernels(
+    model: ModelConfig,
+    state: CacheState,
+    inputs: StepInputs,
+    *,
+    last_token_Z: Int32[Array, " Z"],
+    group: int,
+    launch: LaunchFn,
+) -> StepTokens:
+    """A step by CUDA kernels that `launch` runs; on this rank, `group` query heads share a key/value head."""
+    tokens, rows = bucket_of(inputs)
+    words_W = jnp.concatenate([inputs.token_T, inputs.slot_R, inputs.start_R, inputs.count_R])
+    shape = kernel_shape(
+        state.kv,
+        group=group,
+        table_width=state.page_table_ZM.shape[1],
+        scale=model.head_dim**-0.5,
+        sliding_window=model.sliding_window,
+    )
+    packed = PackedRows(words_W, state.page_table_ZM, last_token_Z, tokens, rows)
+    prepared = prepare_attention(packed, shape, launch=launch)
 
-    def attend(layer: LayerIndex, projected: Projected, cache: KvCache) -> tuple[Array, KvCache]:
+    def attend(layer: LayerIndex, projected: Projected, cache: LayerCache) -> tuple[Array, LayerCache]:
         rotated = rotate_and_write(
-            cache,
+            cache.kv,
             qkv_TNXK=projected.qkv_TNXK,
             params=HeadParams(projected.bias_NXK, projected.q_norm_K, projected.k_norm_K, projected.eps),
             cos_TH=projected.by.cos_TH,
             sin_TH=projected.by.sin_TH,
-            place_T=place_T,
+            place_T=prepared.place_T,
             layer=layer,
             launch=launch,
         )
-        out_TNGK = _attend(model, rows, rotated.q_TNGK, rotated.cache, layer=layer, launch=launch)
-        return out_TNGK, rotated.cache
+        counted = zip(prepared.works, cache.arrived, strict=True)
+        attended = attend_by_pieces(
+            rotated.q_TNGK,
+            rotated.cache,
+            shape=shape,
+            works=tuple(work._replace(arrived_XN=arrived_XN) for work, arrived_XN in counted),
+            num_rows=rows,
+            page_table_ZM=state.page_table_ZM,
+            layer=layer,
+            launch=launch,
+        )
+        return attended.out_TNGK, LayerCache(rotated.cache, attended.arrived)
 
-    return attend
+    cache = LayerCache(state.kv, tuple(work.arrived_XN for work in prepared.works))
+    return StepTokens(prepared.token_T, prepared.position_T, prepared.last_R, attend, cache)
 
 
-def _attend(
-    model: ModelConfig,
-    rows: StepRows,
-    q_TNGK: Array,
-    cache: KvCache,
-    *,
-    layer: LayerIndex,
-    launch: LaunchFn | None,
-) -> Array:
-    return paged_attention(
-        q_TNGK,
-        cache,
-        layer=layer,
-        row_start_R1=rows.row_start_R1,
-        context_R=rows.context_R,
-        page_table_RM=rows.page_table_RM,
-        scale=model.head_dim**-0.5,
-        sliding_window=model.sliding_window,
-        launch=launch,
-    )
+def add_norm_by_kernel(launch: LaunchFn) -> AddNormFn:
+    """Residuals and norms by a CUDA kernel, where something is added."""
+
+    def by_kernel(x_TD: Array, added_TD: Array | None, weight_D: Array, *, eps: float) -> tuple[Array, Array]:
+        if added_TD is None or not is_possible(x_TD.shape[1]):
+            return add_norm(x_TD, added_TD, weight_D, eps=eps)
+        return add_and_normalise(x_TD, added_TD, weight_D, eps=eps, launch=launch)
+
+    return by_kernel
+
+
+def _rows(inputs: StepInputs) -> _Rows:
+    bucket = bucket_of(inputs)
+    ends_R = jnp.cumsum(inputs.count_R, dtype=jnp.int32)
+    row_start_R1 = jnp.concatenate([jnp.zeros(1, jnp.int32), ends_R])
+    index_T = jnp.arange(bucket.tokens, dtype=jnp.int32)
+    if bucket.is_decode:
+        return _Rows(index_T, inputs.start_R, row_start_R1)
+    # Comparing with all rows is one small fused loop; padding tokens fall on row R, which is none.
+    row_T = jnp.sum(index_T[:, None] >= ends_R[None, :], axis=1, dtype=jnp.int32)
+    offset_R = inputs.start_R - row_start_R1[:-1]
+    return _Rows(row_T, index_T + offset_R.at[row_T].get(mode="clip"), row_start_R1)
+
+
+def _tokens(inputs: StepInputs, last_token_Z: Int32[Array, " Z"], rows: _Rows) -> Int32[Array, " T"]:
+    """Input ids, those that the host has not seen yet taken from the slots' last samples."""
+    last_T = last_token_Z[inputs.slot_R.at[rows.row_T].get(mode="clip")]
+    return jnp.where(inputs.token_T == TOKEN_ON_DEVICE, last_T, inputs.token_T)

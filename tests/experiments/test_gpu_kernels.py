@@ -60,12 +60,12 @@ def test_every_model_has_four_kernels_for_each_kind_of_pages(model):
     seen = [kernels(KERNEL_MODELS[model], tp=1, kv_dtype=kv_dtype) for kv_dtype in KV_DTYPES]
     for each in seen:
         entries = [kernel.entry for kernel in each.values()]
-        assert entries == [Entry.ROTATE, Entry.ATTEND, Entry.ATTEND, Entry.MERGE]
+        assert entries == [Entry.PREPARE, Entry.ROTATE, Entry.ATTEND, Entry.ATTEND]
     decode = launches(KERNEL_MODELS[model], DECODE, tp=1, kv_dtype=KV_DTYPES[0])
     assert [launch.kernel for launch in decode] == [
-        seen[0][role] for role in ("rotate", "decode rows", "merge")
+        seen[0][role] for role in ("prepare", "rotate", "decode rows")
     ]
-    assert len({kernel for each in seen for kernel in each.values()}) == 12
+    assert len({kernel for each in seen for kernel in each.values()}) == 10
     assert (
         0
         < scratch_bytes(KERNEL_MODELS[model], DECODE, tp=1)

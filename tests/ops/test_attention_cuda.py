@@ -198,6 +198,39 @@ def test_every_fault_is_in_the_source():
     assert [name for name, (right, *_) in (FAULTS | FAULTS_OF_CODES).items() if right not in source] == []
 
 
+@needs_compiler
+@pytest.mark.parametrize("order", [LATE, EARLY])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_cut_contexts_are_merged_by_whichever_block_is_last(dtype, order):
+    """Blocks run in an order of their own; every tile here is cut, into up to 64 pieces."""
+    shape = Shape(tokens=40, rows=4, columns=70, page_size=16, group=4, head_dim=64, heads=1, dtype=dtype)
+    got, _ = attend(shape, counts=[1, 20, 1, 9], launch=launch_on_cpu(order))
+    want, _ = attend(shape, counts=[1, 20, 1, 9], launch=launch_on_cpu(Order(7, is_eager=False)))
+    np.testing.assert_array_equal(got, want)
+    check(shape, counts=[1, 20, 1, 9], order=order)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("  fence_device();  // what this thread wrote", "  // what this thread wrote"),
+        ("before the block is counted\n  __syncthreads();", "before the block is counted"),
+        ("== pieces - 1;", "== pieces - 2;"),
+        ("(piece.turn >> 16) * stride", "0"),
+        ("blockIdx.x / HEADS - (piece.turn >> 16)", "blockIdx.x / HEADS"),
+        ("    clear_padding(out, piece, blockIdx.x % HEADS);", ""),
+        ("at / pairs) * HEADS + head", "at / pairs) * HEADS"),
+        ("float share = exp2_fast(load_l2(place.bounds + 2 * at) - peak)", "float share = 1.0f"),
+    ],
+    ids=lambda text: text.strip()[:40],
+)
+def test_a_fault_in_the_merge_is_seen(right, wrong):
+    shape = Shape(tokens=40, rows=4, columns=70, page_size=16, group=4, head_dim=64, dtype="bfloat16")
+    with pytest.raises(AssertionError):
+        check(shape, counts=[1, 20, 1, 9], edits=((right, wrong),))
+
+
 def test_what_the_kernels_cannot_do_is_refused_by_name():
     bfloat16 = jnp.dtype(jnp.bfloat16)
     good = {"head_dim": 128, "group": 8, "q_dtype": bfloat16, "kv_dtype": bfloat16}
@@ -217,7 +250,7 @@ def test_what_the_kernels_cannot_do_is_refused_by_name():
 
 
 def test_a_grid_that_no_gpu_launches_is_refused():
-    kernel = Kernel(entry=Entry.MERGE, macros=(), warps=4)
+    kernel = Kernel(entry=Entry.ATTEND, macros=(), warps=4)
     Launch(kernel=kernel, grid=(8 * 65536, 1), results=())
     for grid, said in (
         ((8, 65536), "65536 blocks along y: GPUs launch up to 65535"),
@@ -248,4 +281,4 @@ def test_the_tokens_of_a_step_are_not_limited_by_the_grid():
         page_table_RM=ints(2, 4),
     )
     assert all(y == 1 for _, y in seen)
-    assert seen[-1] == (140_000, 1)
+    assert seen[-1] == (2 * (70_000 // 16 + 2 + 132), 1)  # tiles and pieces of two heads

@@ -5,6 +5,15 @@
 template <typename T>
 __device__ __forceinline__ T ldg(const T *at) { return __ldg(at); }
 
+// What another block of the same kernel may have written.
+__device__ __forceinline__ float load_l2(const float *at) { return __ldcg(at); }
+
+// What this thread wrote before is seen by all that see what it writes afterwards.
+__device__ __forceinline__ void fence_device() { __threadfence(); }
+
+// Adds 1 to a count that begins again at 0 after `round` of them; returns what it was.
+__device__ __forceinline__ int count_round(int *count, int round) { return (int)atomicInc((u32 *)count, round - 1); }
+
 // Copy 16 bytes to shared memory in the background, the first `bytes` (0 or 16) of them; the rest becomes zeros.
 template <int OFFSET>
 __device__ __forceinline__ void cp_async_16(void *to, const u8 *from, int bytes) {

@@ -21,8 +21,9 @@ class Entry(StrEnum):
     """A kernel, by its name in its source."""
 
     ATTEND = "attend_pieces"
-    MERGE = "merge_pieces"
+    PREPARE = "prepare_step"
     ROTATE = "rotate_and_write"
+    ADD = "add_and_normalise"
     PEAKS = "row_peaks"
     DRAW = "draw_rows"
 
@@ -34,8 +35,9 @@ class Entry(StrEnum):
 
 _SOURCES = {
     Entry.ATTEND: "paged_attention.cu",
-    Entry.MERGE: "paged_attention.cu",
+    Entry.PREPARE: "prepare_step.cu",
     Entry.ROTATE: "rotate_and_write.cu",
+    Entry.ADD: "add_and_normalise.cu",
     Entry.PEAKS: "sample_rows.cu",
     Entry.DRAW: "sample_rows.cu",
 }

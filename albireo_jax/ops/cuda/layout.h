@@ -45,6 +45,9 @@ enum {
 static_assert(SHARED_BYTES <= MAX_SHARED_BYTES, "stages fit into shared memory");
 static_assert(HEAD_BYTES % 16 == 0, "a head's channels are copied 16 bytes at a time");
 
+// A part of what the queries of one row see, as prepare_step.cu makes them. `row` is one of the page table; `turn`
+// is which of its tile's pieces it is, times 65,536, plus how many there are. One that sees nothing is unused, and
+// its queries are padding.
 struct Piece {
-  int row, token, queries, position, begin, end, slot, unused;
+  int row, token, queries, position, begin, end, slot, turn;
 };

@@ -2,8 +2,9 @@
 //
 // One block of threads takes one *piece*: up to 16 * GROUP_WARPS query vectors of one key/value head (the
 // queries of one row times the GROUP heads that share their keys), over a range of that row's cached tokens.
-// Which pieces there are was decided on the device from the rows' lengths (see attention_pieces.py), so that
-// the grid is the same for every step of a bucket, and blocks without work return at once.
+// Which pieces there are was decided on the device from the rows' lengths (prepare_step.cu), so that the grid is
+// the same for every step of a bucket, and blocks without work only clear padding. Of a tile of several pieces
+// the last block to be done merges them (merge.h).
 //
 // The threads form groups of GROUP_WARPS warps. The warps of a group share keys and values and have 16 query
 // vectors each; the groups of a block have the same queries and take turns with the tokens. Prompts use one
@@ -19,11 +20,10 @@
 //
 // Macros, all integers but SCALE and SOFT_CAP: HEAD_DIM, GROUP, HEADS, PAGE_SIZE, TABLE_WIDTH, NUM_PAGES,
 // KV_KIND (0 bfloat16, 1 int8, 2 float8_e4m3fn), WINDOW and SOFT_CAP (0 without), WARPS, GROUP_WARPS,
-// CHAINED (1 where outputs are operands too, and written in place), and MERGE (which of the two kernels).
+// TILE_QUERIES (queries of a tile at most), and CHAINED (1 where outputs are operands too, and written in place).
 
-#include "results.h"
+#include "merge.h"
 
-#if !MERGE
 #include "ring.h"
 
 // A core is to hold two blocks of chunks. Three of decode rows are what the assembler makes room for by itself.
@@ -39,12 +39,16 @@ extern "C" __global__ void __launch_bounds__(BOUNDS)
                   const u16 *k_scale, const u16 *v_scale,
 #endif
                   const int *page_table, const Piece *pieces, const int *layer,
+                  const int *,
 #if CHAINED
                   const u16 *, const float *, const float *,
 #endif
-                  u16 *out, float *part, float *bounds) {
+                  int *arrived, u16 *out, float *part, float *bounds) {
   const Piece piece = pieces[blockIdx.x / HEADS];
-  if (piece.begin >= piece.end) return;
+  if (piece.begin >= piece.end) {
+    clear_padding(out, piece, blockIdx.x % HEADS);
+    return;
+  }
   SHARED_MEMORY(shared, SHARED_BYTES);
 #if KV_KIND == 0
   const u16 *k_scale = nullptr, *v_scale = nullptr;
@@ -95,40 +99,7 @@ extern "C" __global__ void __launch_bounds__(BOUNDS)
 #else
   finish(state, shared, place, piece, head, group, lane);
 #endif
+  if (piece.slot < 0) return;
+  const int first_piece = blockIdx.x / HEADS - (piece.turn >> 16);
+  if (is_last(arrived + first_piece * HEADS + head, piece.turn & 0xffff, shared)) merge_tile(place, piece, head);
 }
-
-#else
-struct Merge {
-  int slot, stride, count, unused;
-};
-
-// The results of queries whose context was cut: `count` pieces, `stride` slots apart. Tokens with a count of -1
-// belong to no row and get zeros; those with 0 have their results already.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    merge_pieces(const Merge *merges, const float *part, const float *bounds, const u16 *, u16 *out) {
-  const int token = blockIdx.x / HEADS;
-  const Merge merge = merges[token];
-  if (merge.count == 0) return;
-  const int lane = threadIdx.x % 32, head = blockIdx.x % HEADS;
-  for (int g = threadIdx.x / 32; g < GROUP; g += WARPS) {
-    float peak = UNSEEN, sum = 0.0f;
-    for (int i = lane; i < merge.count; i += 32)
-      peak = fmaxf(peak, bounds[2 * ((u64)(merge.slot + i * merge.stride + g) * HEADS + head)]);
-    for (int far = 16; far > 0; far /= 2) peak = fmaxf(peak, shuffle_xor(peak, far));
-    float x[SPANS] = {};
-#pragma unroll 4
-    for (int i = 0; i < merge.count; i++) {
-      u64 at = (u64)(merge.slot + i * merge.stride + g) * HEADS + head;
-      float share = exp2_fast(bounds[2 * at] - peak);
-      sum += bounds[2 * at + 1] * share;
-#pragma unroll
-      for (int span = 0; span < SPANS; span++)
-        if (span * 32 + lane < HEAD_DIM) x[span] += part[at * HEAD_DIM + span * 32 + lane] * share;
-    }
-    u64 at = ((u64)token * HEADS + head) * GROUP + g;
-    for (int span = 0; span < SPANS; span++)
-      if (span * 32 + lane < HEAD_DIM)
-        out[at * HEAD_DIM + span * 32 + lane] = (u16)pack_bf16(sum > 0.0f ? x[span] / sum : 0.0f, 0.0f);
-  }
-}
-#endif

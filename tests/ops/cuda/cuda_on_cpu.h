@@ -47,6 +47,7 @@ struct Index { int x = 0, y = 0, z = 0; };
 struct Copy { void *to; const void *from; int bytes; };
 
 struct Fiber {
+  int fenced = -1;                         // the turn of the block's meeting when it last waited for its writes
   jmp_buf at;
   ucontext_t begin;
   std::vector<char> stack;
@@ -143,6 +144,19 @@ inline uint32_t atomic_add(uint32_t *at, uint32_t x) { return std::exchange(*at,
 inline void atomic_min(uint32_t *at, uint32_t x) { *at = std::min(*at, x); }
 inline void atomic_max(uint32_t *at, uint32_t x) { *at = std::max(*at, x); }
 inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
+
+inline float load_l2(const float *at) { return *at; }
+
+inline void fence_device() { running->fenced = block.turn; }
+
+// Counts a block only if all its threads have waited for their writes, and then for each other; else nobody is last.
+inline int count_round(int *count, int round) {
+  for (const Fiber &fiber : fibers)
+    if (fiber.fenced < 0 || fiber.fenced >= block.turn) return -1;
+  int before = *count;
+  *count = before == round - 1 ? 0 : before + 1;
+  return before;
+}
 
 inline float __uint_as_float(uint32_t bits) {
   float x;
@@ -293,8 +307,14 @@ void run_grid(int grid_x, int grid_y, int threads, uint64_t seed, bool eager, Bo
   uint64_t random = 2 * seed + 1;  // of Marsaglia's xorshift64
   std::vector<int> order(threads);
   std::iota(order.begin(), order.end(), 0);
-  for (blockIdx.y = 0; blockIdx.y < grid_y; blockIdx.y++)
-    for (blockIdx.x = 0; blockIdx.x < grid_x; blockIdx.x++) {
+  std::vector<int> blocks(grid_x * grid_y);
+  std::iota(blocks.begin(), blocks.end(), 0);
+  for (int i = grid_x * grid_y - 1; i > 0; i--) {
+    random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+    std::swap(blocks[i], blocks[random % (i + 1)]);
+  }
+  for (int index : blocks) {
+      blockIdx.x = index % grid_x, blockIdx.y = index / grid_x;
       std::memset(shared_memory, 0xff, sizeof shared_memory);
       fibers.resize(threads);
       warps.assign(threads / 32, Meeting{32});
@@ -302,6 +322,7 @@ void run_grid(int grid_x, int grid_y, int threads, uint64_t seed, bool eager, Bo
       for (int i = 0; i < threads; i++) {
         Fiber &fiber = fibers[i];
         fiber.is_started = fiber.is_done = false;
+        fiber.fenced = -1;
         fiber.thread = {i, 0, 0};
         fiber.copies.clear(), fiber.groups.clear();
         fiber.stack.resize(kStack);
