@@ -193,12 +193,14 @@ def _forward(case: Case, bucket: Bucket, found: Figures) -> Iterator[str]:
 def _launches(case: Case, bucket: Bucket, found: Figures) -> Iterator[str]:
     """A layer's launches are those of its design; products with codes may take more than one each.
 
-    Steps with chunks attend twice in each layer, and several devices reduce twice.
+    Steps with chunks attend twice in each layer. Several devices reduce twice, and once at the beginning:
+    that is begun, awaited and done.
     """
     a_layer = _LAYER_LAUNCHES + (0 if bucket.is_decode else 1) + (2 if case.tp > 1 else 0)
-    most = case.layers * a_layer + _STEP_LAUNCHES
+    a_step = _STEP_LAUNCHES + (3 if case.tp > 1 else 0)
+    most = case.layers * a_layer + a_step
     if case.quantization is None and found.launches > most:
-        yield f"{found.launches} launches, more than {most}: {a_layer} a layer and {_STEP_LAUNCHES} a step"
+        yield f"{found.launches} launches, more than {most}: {a_layer} a layer and {a_step} a step"
 
 
 def _command_buffers(found: Figures, *, sums: int) -> Iterator[str]:

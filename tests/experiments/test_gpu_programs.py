@@ -219,7 +219,7 @@ def test_a_good_step_breaks_no_gate():
         {"command_buffers": 8},
         {"command_buffers": None},
         {"longest_run": 5},
-        {"launches": 2 * 11 + 13},
+        {"launches": 2 * 11 + 16},
         {"collectives": Counter({("all-reduce", 64 * 4096 * 2): 6})},
         {"collectives": Counter({("all-reduce", 64 * 4096 * 2): 5, ("all-gather", 2**20): 1})},
     ],

@@ -217,11 +217,11 @@ def test_cut_contexts_are_merged_by_whichever_block_is_last(dtype, order):
         ("  fence_device();  // what this thread wrote", "  // what this thread wrote"),
         ("before the block is counted\n  __syncthreads();", "before the block is counted"),
         ("== pieces - 1;", "== pieces - 2;"),
-        ("(piece.turn >> 16) * stride", "0"),
+        ("(piece.turn >> 16) * TILE_QUERIES * GROUP", "0"),
         ("blockIdx.x / HEADS - (piece.turn >> 16)", "blockIdx.x / HEADS"),
         ("    clear_padding(out, piece, blockIdx.x % HEADS);", ""),
         ("at / pairs) * HEADS + head", "at / pairs) * HEADS"),
-        ("float share = exp2_fast(load_l2(place.bounds + 2 * at) - peak)", "float share = 1.0f"),
+        ("float share = exp2_fast(load_l2(bounds + 2 * at) - peak)", "float share = 1.0f"),
     ],
     ids=lambda text: text.strip()[:40],
 )

@@ -14,32 +14,40 @@ __device__ __forceinline__ bool is_last(int *arrived, int pieces, u8 *shared) {
   return *before == pieces - 1;
 }
 
-// Merges in the order of the pieces, whichever block does it: the same bits each time.
-__device__ __forceinline__ void merge_tile(const Place &place, const Piece &piece, int head) {
-  const int lane = threadIdx.x % 32, pieces = piece.turn & 0xffff, stride = TILE_QUERIES * GROUP;
-  const int first = piece.slot - (piece.turn >> 16) * stride;
+// Merges `pieces` results of each of a tile's query vectors, in their order, whichever block does it: the same bits
+// each time. The vectors begin at `token`, their slots at `first`. It is called and not inlined, so that the loop
+// over cached tokens keeps its registers, and takes no structures, which would lie in memory.
+__device__ __noinline__ void merge_slots(u16 *out, const float *part, const float *bounds, int head, int token,
+                                         int vectors, int first, int pieces) {
+  const int lane = threadIdx.x % 32, stride = TILE_QUERIES * GROUP;
   enum { LANE_CHANNELS = (HEAD_DIM + 31) / 32 };
-  for (int vector = threadIdx.x / 32; vector < piece.queries * GROUP; vector += WARPS) {
+  for (int vector = threadIdx.x / 32; vector < vectors; vector += WARPS) {
     float peak = UNSEEN, sum = 0.0f;
     for (int i = lane; i < pieces; i += 32)
-      peak = fmaxf(peak, load_l2(place.bounds + 2 * ((u64)(first + i * stride + vector) * HEADS + head)));
+      peak = fmaxf(peak, load_l2(bounds + 2 * ((u64)(first + i * stride + vector) * HEADS + head)));
     for (int far = 16; far > 0; far /= 2) peak = fmaxf(peak, shuffle_xor(peak, far));
     float x[LANE_CHANNELS] = {};
 #pragma unroll 4
     for (int i = 0; i < pieces; i++) {
       u64 at = (u64)(first + i * stride + vector) * HEADS + head;
-      float share = exp2_fast(load_l2(place.bounds + 2 * at) - peak);
-      sum += load_l2(place.bounds + 2 * at + 1) * share;
+      float share = exp2_fast(load_l2(bounds + 2 * at) - peak);
+      sum += load_l2(bounds + 2 * at + 1) * share;
 #pragma unroll
       for (int j = 0; j < LANE_CHANNELS; j++)
-        if (j * 32 + lane < HEAD_DIM) x[j] += load_l2(place.part + at * HEAD_DIM + j * 32 + lane) * share;
+        if (j * 32 + lane < HEAD_DIM) x[j] += load_l2(part + at * HEAD_DIM + j * 32 + lane) * share;
     }
-    u64 at = ((u64)(piece.token + vector / GROUP) * HEADS + head) * GROUP + vector % GROUP;
+    u64 at = ((u64)(token + vector / GROUP) * HEADS + head) * GROUP + vector % GROUP;
 #pragma unroll
     for (int j = 0; j < LANE_CHANNELS; j++)
       if (j * 32 + lane < HEAD_DIM)
-        place.out[at * HEAD_DIM + j * 32 + lane] = (u16)pack_bf16(sum > 0.0f ? x[j] / sum : 0.0f, 0.0f);
+        out[at * HEAD_DIM + j * 32 + lane] = (u16)pack_bf16(sum > 0.0f ? x[j] / sum : 0.0f, 0.0f);
   }
+}
+
+__device__ __forceinline__ void merge_tile(const Place &place, const Piece &piece, int head) {
+  const int first = piece.slot - (piece.turn >> 16) * TILE_QUERIES * GROUP;
+  merge_slots(place.out, place.part, place.bounds, head, piece.token, piece.queries * GROUP, first,
+              piece.turn & 0xffff);
 }
 
 // Zeros for the tokens of no row that an unused piece stands for.

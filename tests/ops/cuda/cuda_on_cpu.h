@@ -20,6 +20,7 @@
 #define __device__
 #define __global__
 #define __forceinline__ inline
+#define __noinline__
 #define __launch_bounds__(...)
 #define SHARED_MEMORY(name, bytes) \
   static_assert(bytes <= 49152); \
