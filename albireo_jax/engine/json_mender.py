@@ -52,8 +52,9 @@ class JsonMender(JsonScanner):
                 continue
             self._written.append(text[as_is:at])
             as_is = at
+            is_comma_held = bool(self._comma)
             at = self._read_oddity(text, at)
-            if at == as_is:
+            if at == as_is and bool(self._comma) == is_comma_held:
                 break
             as_is = at
         self._written.append(text[as_is:at])

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from albireo_jax.engine.answers import Answer, AnswerReader, collect_answer
@@ -190,6 +190,8 @@ JSON_PIECES = (
 
 
 @given(st.lists(st.sampled_from(JSON_PIECES), max_size=14).map("".join), CUTS)
+@example('"x","x"', [5])  # right behind a comma
+@example("True,[", [6])
 def test_the_mender_writes_json_however_it_is_cut(text: str, cuts: list[int]) -> None:
     text = "[" + text
     whole = _mend([text])
