@@ -34,6 +34,14 @@ _MAPS = Path("/proc/self/maps")
 _MAX_MAPS = 15_000
 
 
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Has no garbage collected in a test that times its thread: a collection looks at what all tests keep."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def bounded_memory_maps() -> Iterator[None]:
     """Lets go of the engines that tests keep for each other, when there are many of them.

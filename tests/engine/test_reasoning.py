@@ -58,6 +58,7 @@ def test_reasoning_comes_as_it_is_thought() -> None:
 
 @pytest.mark.parametrize("unit", ["<", "</", " ", "<think>", "</think>", "</think", "x"])
 @pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.usefixtures("no_collector")
 def test_a_hostile_megabyte_takes_well_under_a_second(unit: str, inside: bool) -> None:
     text = (unit * 10**6)[: 10**6]
     started_s = time.thread_time()

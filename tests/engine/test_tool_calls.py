@@ -311,6 +311,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.usefixtures("no_collector")
 def test_a_hostile_megabyte_takes_less_than_a_second(format: ToolFormat) -> None:
     size = 10**6
     texts = [(unit * size)[:size] for unit in HOSTILE]

@@ -220,6 +220,7 @@ def test_a_host_page_that_would_leave_before_one_behind_it_is_missed() -> None:
         model.settle()
 
 
+@pytest.mark.usefixtures("no_collector")
 def test_eviction_takes_time_in_proportion_to_the_pages_that_it_frees() -> None:
     """Also of a chain whose pages have others behind them, one after the other until the last has left."""
 

@@ -92,6 +92,7 @@ def _parse(path: str, body: dict[str, Any]) -> ApiError:
 
 
 @pytest.mark.parametrize(("path", "body", "message"), LONG, ids=[message for *_, message in LONG])
+@pytest.mark.usefixtures("no_collector")
 def test_a_list_beyond_its_limit_is_refused_unread(path: str, body: dict[str, Any], message: str) -> None:
     if path == COMPLETIONS and "prompt" not in body:
         body = {"prompt": "x", **body}
