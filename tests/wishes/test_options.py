@@ -38,6 +38,13 @@ VALUES: dict[str, tuple[str, str]] = {
 """A value of each option that is not its default, and the beginning of what refuses the text "-7"."""
 
 
+SWITCHES = {
+    "prefix_caching": ("--no-prefix-caching", "false"),
+    "cuda_graph_collectives": ("--cuda-graph-collectives", "true"),
+}
+"""The flag and the value by which a switch leaves its default."""
+
+
 def configured(*arguments: str) -> EngineConfig | str:
     """The configuration that a command line means, or the words that refuse it."""
     seen: list[EngineConfig] = []
@@ -66,7 +73,7 @@ def test_llm_and_the_flags_have_the_same_options_and_defaults() -> None:
 
 def test_every_option_that_takes_a_value_is_tried() -> None:
     taken = {NAMES_AS_FLAGS.get(name, name) for name in defaults_of_llm()}
-    assert taken - {"prefix_caching", "host_kv_memory"} == set(VALUES)
+    assert taken - {"host_kv_memory"} == {*VALUES, *SWITCHES}
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -85,3 +92,19 @@ def test_a_flag_and_a_key_mean_the_same(name: str, tmp_path: Path) -> None:
         assert all(isinstance(refusal, str) and said in refusal.replace("-", "_") for refusal in refusals), (
             refusals
         )
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_and_a_key_mean_the_same(name: str, tmp_path: Path) -> None:
+    flag, value = SWITCHES[name]
+    file = tmp_path / "engine.yaml"
+    for key in (name, name.replace("_", "-")):
+        file.write_text(f"{key}: {value}\n")
+        wanted = configured(flag)
+        assert isinstance(wanted, EngineConfig)
+        assert wanted != configured()
+        assert configured("--config", str(file)) == wanted
+        file.write_text(f"{key}: sometimes\n")
+        refusal = configured("--config", str(file))
+        assert isinstance(refusal, str)
+        assert name in refusal.replace("-", "_")
