@@ -1,4 +1,4 @@
-"""What an engine's memory allows: how many pages, and how long a sequence."""
+"""The sizes that an engine's memory allows: its number of pages, and the length of a sequence."""
 
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ LARGE_STEP_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSizes:
-    """What the memory of a device allows."""
+    """The sizes that the memory of a device allows."""
 
     memory: MemoryPlan
     limits: EngineLimits

@@ -1,4 +1,4 @@
-"""What this device reaches at most: bytes per second of a large copy, flops per second of matrix products.
+"""The most that this device reaches: bytes per second of a large copy, flops per second of matrix products.
 
 Everything that is given as a share of a ceiling is divided by one of these, measured in the same process.
 """

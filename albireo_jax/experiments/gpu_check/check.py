@@ -1,4 +1,4 @@
-"""What every part of the check is told, and the sizes that the parts share: real shapes, and tiny ones.
+"""The settings that every part of the check is given, and the sizes that the parts share: real shapes, and tiny ones.
 
 All engines of a model have one configuration, so that a program that one part compiled is found by the next
 in the persistent cache.
@@ -91,7 +91,7 @@ _TINY_SHAPES: Mapping[str, ModelConfig] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """What a part is told: the run's options, and where figures go."""
+    """The settings of a part: the run's options, and where figures go."""
 
     settings: PartSettings
     notebook: Notebook
@@ -143,7 +143,7 @@ class Sizes:
 
     @classmethod
     def of(cls, *, small: bool) -> "Sizes":
-        """Those of a real check, or of a small one, whose parts share their few programs."""
+        """The sizes of a real check, or of a small one, whose parts share their few programs."""
         if small:
             return cls(max_rows=4, max_step_tokens=64, max_model_len=512)
         return cls(max_rows=256, max_step_tokens=2048, max_model_len=16384 + 256)

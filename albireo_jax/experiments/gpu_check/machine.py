@@ -83,7 +83,7 @@ def package_versions() -> dict[str, str]:
 
 
 def _described() -> str:
-    """What tells GPUs of one name apart, in the driver's words; empty where it has none."""
+    """The details that tell GPUs of one name apart, in the driver's words; empty where it has none."""
     asked = ("compute_cap", "driver_version", "clocks.max.sm", "clocks.max.memory", "power.limit")
     query = ["nvidia-smi", f"--query-gpu={','.join(asked)}", "--format=csv,noheader"]
     done = subprocess.run(query, check=False, capture_output=True, text=True)
