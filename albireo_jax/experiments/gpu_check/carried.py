@@ -1,4 +1,4 @@
-"""Files that one run hands on to the next: tuned products, compiled programs, texts of programs, the best form.
+"""Files that one run hands on to the next: tuned products, programs compiled and as text, the best form.
 
 All of it is one archive in the output folder, no larger than a file may be that a machine gives back. Of
 compiled programs there are as many as fit.

@@ -1,4 +1,4 @@
-"""The settings that every part of the check is given, and the sizes that the parts share: real shapes, and tiny ones.
+"""The settings that every part of the check is given, and sizes that they share: real shapes, and tiny ones.
 
 All engines of a model have one configuration, so that a program that one part compiled is found by the next
 in the persistent cache.
