@@ -11,7 +11,7 @@ from albireo_jax.experiments.collectives import collectives
 from albireo_jax.experiments.gpu_products import product_bodies
 from albireo_jax.experiments.gpu_programs import NUM_PAGES, PAGE_SIZE, Case, CompiledProgram
 from albireo_jax.experiments.gpu_reads import launch_count, read_bytes
-from albireo_jax.experiments.hlo import Instruction, Program, parse
+from albireo_jax.experiments.hlo import Instruction, Program, outside_fusions, parse
 from albireo_jax.nn.shapes import weight_shapes
 
 _LAUNCH = re.compile(r"^( *)\d+: (k[A-Z]\w*)")
@@ -165,16 +165,11 @@ def _pool_copies(case: Case, program: Program) -> int:
 
 def _outside_fusions(program: Program) -> Iterator[tuple[Instruction, list[tuple[int, ...]]]]:
     """Instructions that have a result of their own in memory, and the shapes of what they read."""
-    fused = {name for one in program.instructions() if one.opcode == "fusion" for name in one.called}
-    for computation, instructions in program.computations.items():
-        if computation in fused:
+    for one, by_name in outside_fusions(program):
+        if one.opcode in _FREE:
             continue
-        by_name = {one.name: one for one in instructions}
-        for one in instructions:
-            if one.opcode in _FREE:
-                continue
-            read = [_source(by_name[name], by_name) for name in one.operands if name in by_name]
-            yield one, [array.shape for source in read for array in source.result]
+        read = [_source(by_name[name], by_name) for name in one.operands if name in by_name]
+        yield one, [array.shape for source in read for array in source.result]
 
 
 def _source(one: Instruction, by_name: Mapping[str, Instruction]) -> Instruction:

@@ -2,7 +2,7 @@
 
 import re
 
-from albireo_jax.experiments.hlo import Program
+from albireo_jax.experiments.hlo import Program, outside_fusions
 from albireo_jax.ops.cuda.kernels import Entry
 from albireo_jax.sampling.sample_cuda import DRAW_READS
 
@@ -19,17 +19,12 @@ def launch_count(launches: str) -> int:
 
 def read_bytes(program: Program) -> int:
     """Bytes of what all launches read, each operand once, but for those that a kernel of ours reads again."""
-    fused = {name for one in program.instructions() if one.opcode == "fusion" for name in one.called}
     total = 0
-    for computation, instructions in program.computations.items():
-        if computation in fused:
+    for one, by_name in outside_fusions(program):
+        if one.opcode in _NO_READS:
             continue
-        by_name = {one.name: one for one in instructions}
-        for one in instructions:
-            if one.opcode in _NO_READS:
-                continue
-            times = list(DRAW_READS.values()) if f'"{Entry.DRAW}"' in one.text else []
-            for nth, name in enumerate(one.operands):
-                size = sum(array.bytes for array in by_name[name].result) if name in by_name else 0
-                total += size * (times[nth] if nth < len(times) else 1)
+        times = list(DRAW_READS.values()) if f'"{Entry.DRAW}"' in one.text else []
+        for nth, name in enumerate(one.operands):
+            size = sum(array.bytes for array in by_name[name].result) if name in by_name else 0
+            total += size * (times[nth] if nth < len(times) else 1)
     return total

@@ -105,3 +105,14 @@ def _closing(line: str, start: int) -> int:
         if depth == 0:
             return index
     return len(line)
+
+
+def outside_fusions(program: Program) -> Iterator[tuple[Instruction, dict[str, Instruction]]]:
+    """Instructions that have a result of their own in memory, each with all of its computation by name."""
+    fused = {name for one in program.instructions() if one.opcode == "fusion" for name in one.called}
+    for computation, instructions in program.computations.items():
+        if computation in fused:
+            continue
+        by_name = {one.name: one for one in instructions}
+        for one in instructions:
+            yield one, by_name
