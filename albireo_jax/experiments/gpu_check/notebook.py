@@ -1,4 +1,4 @@
-"""What one part of the check measured so far: written after every figure, as the part may be cut off."""
+"""The figures of one part of the check so far: written after every figure, as the part may be cut off."""
 
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping

@@ -200,7 +200,7 @@ def _times_us(check: Check, kind: str, *, rows: int) -> list[float]:
 
 
 def _on_both(call: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]:
-    """What a call gives on the default device and on the CPU, as NumPy arrays."""
+    """The results of a call on the default device and on the CPU, as NumPy arrays."""
     cpu = jax.devices("cpu")[0]
     here = jax.jit(call)(*jax.device_put(arguments))
     with jax.default_device(cpu):

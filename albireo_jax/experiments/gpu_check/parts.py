@@ -45,7 +45,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """What a metric should reach, in those subjects and cases that match.
+    """A goal: the value that a metric should reach, in those subjects and cases that match.
 
     `everywhere`: right or wrong on any device, and missing it fails the check. The others are for GPUs, and
     missing one is only told.

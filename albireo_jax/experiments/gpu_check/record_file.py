@@ -86,7 +86,7 @@ class RecordFile:
         self._write()
 
     def notes(self, part: str) -> Notes:
-        """What is written of a part."""
+        """The lines that are written of a part."""
         begins = f"{part}: "
         series = [
             {name: value for name, value in each.items() if name != "median"}
