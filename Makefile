@@ -42,10 +42,10 @@ gpu-plugin: setup
 	{ rm -rf $(GPU_PLUGIN); echo "gpu-check: JAX's CUDA plugin $$jax or NVRTC cannot be installed here" >&2; exit 1; }
 
 gpu-check: gpu-plugin
-	PYTHONPATH=$(GPU_PLUGIN) $(BIN)/python scripts/gpu_programs.py
+	PYTHONPATH=$(GPU_PLUGIN) $(BIN)/python -m benchmarks.gpu_programs
 
 gpu-check-all: gpu-plugin
-	PYTHONPATH=$(GPU_PLUGIN) $(BIN)/python scripts/gpu_programs.py --all --output benchmarks/results
+	PYTHONPATH=$(GPU_PLUGIN) $(BIN)/python -m benchmarks.gpu_programs --all --output benchmarks/results
 
 lint: setup
 	$(BIN)/ruff format --check .

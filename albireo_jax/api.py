@@ -28,9 +28,9 @@ from albireo_jax.core.config import (
 from albireo_jax.core.gpu_options import GpuConfig
 from albireo_jax.core.types import SamplingParams
 from albireo_jax.engine.frontend import Prompt
+from albireo_jax.engine.output_streams import ChoiceDelta, Completion, SyncTurn
 from albireo_jax.engine.prompts import read_chat_options, read_conversations, read_params, read_prompts
 from albireo_jax.engine.timeline import TaskTable
-from albireo_jax.engine.turns import ChoiceDelta, Completion, SyncTurn
 from albireo_jax.launch import Engine, launch
 from albireo_jax.nn.module import Decoder
 from albireo_jax.runtime.compile import Progress

@@ -21,24 +21,24 @@ from albireo_jax.engine.energy import Meter, open_meter
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.interpreter import release_interpreter, settle_interpreter
 from albireo_jax.engine.loop import EngineLoop
-from albireo_jax.engine.mask_threads import ThreadedMaskMaker
 from albireo_jax.engine.service import EngineService
 from albireo_jax.engine.timeline import Timeline
-from albireo_jax.engine.tokenizer import Tokenizer
 from albireo_jax.models.registry import load_model, model_config, random_model
 from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.sharding import TP, make_mesh
-from albireo_jax.runtime.attention import choose_attention
+from albireo_jax.runtime.attention_choice import choose_attention
 from albireo_jax.runtime.batch import Bucket, bucket_grid
 from albireo_jax.runtime.compile import Progress, use_persistent_cache
 from albireo_jax.runtime.device_memory import budget_bytes, device_bytes, take_memory
 from albireo_jax.runtime.executor import JaxExecutor
-from albireo_jax.runtime.rules_stage import RulesShape, new_rules
-from albireo_jax.runtime.sampling_stage import choose_sampling
+from albireo_jax.runtime.logit_rule_programs import RulesShape, new_rules
+from albireo_jax.runtime.sampling_programs import choose_sampling
 from albireo_jax.runtime.state import StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram, default_products
 from albireo_jax.sched.scheduler import Scheduler
+from albireo_jax.text.grammar.mask_threads import ThreadedMaskMaker
+from albireo_jax.text.tokenizer import Tokenizer
 
 _MAX_CPU_UNROLLED_LAYERS = 12
 

@@ -20,10 +20,10 @@ import jax
 from albireo_jax.core.config import CacheConfig, Dtype, EngineConfig, ParallelConfig, SchedulerConfig
 from albireo_jax.core.hf_config import model_config_from_hf
 from albireo_jax.core.shards import shard_shaped
-from albireo_jax.experiments.calibrate import measure_shard
-from albireo_jax.experiments.records import cpu_device, versions
 from albireo_jax.launch import Prepared, prepare_random, use_virtual_devices
-from albireo_jax.sim.calibration import Calibration, Shard, write_calibration
+from albireo_jax.measure.calibrate import measure_shard
+from albireo_jax.measure.records import cpu_device, versions
+from albireo_jax.sim.planning.calibration import Calibration, Shard, write_calibration
 
 
 def arguments() -> argparse.Namespace:

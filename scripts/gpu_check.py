@@ -33,19 +33,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from albireo_jax.experiments.gpu_check import carried, prepared
-from albireo_jax.experiments.gpu_check.machine import (
+from albireo_jax.measure.records import Record, record_content, record_file_name
+from benchmarks.gpu_check import carried, prepared
+from benchmarks.gpu_check.check_parts import PEERS, RUNS, TRANSFORMERS, Run, chosen
+from benchmarks.gpu_check.machine import (
     ROOT,
     commit_of,
     device_here,
     package_versions,
 )
-from albireo_jax.experiments.gpu_check.parts import PEERS, RUNS, TRANSFORMERS, Run, chosen
-from albireo_jax.experiments.gpu_check.record_file import RecordFile
-from albireo_jax.experiments.gpu_check.report import CPU_NOTE, NOTE, is_good, table
-from albireo_jax.experiments.gpu_check.runner import Runner
-from albireo_jax.experiments.gpu_check.settings import PartSettings
-from albireo_jax.experiments.records import Record, record_content, record_file_name
+from benchmarks.gpu_check.part_settings import PartSettings
+from benchmarks.gpu_check.record_file import RecordFile
+from benchmarks.gpu_check.runner import Runner
+from benchmarks.gpu_check.verdicts import CPU_NOTE, NOTE, is_good, table
 
 BEGAN_S = time.monotonic()
 _CPU_STRETCH = 5.0
@@ -109,7 +109,7 @@ def named_peers(words: list[str]) -> dict[str, str]:
     """Peers of the options and their programs; raises ValueError for one that is not known or not there."""
     if not words:  # plans are made by Python's own library alone
         return {}
-    from albireo_jax.experiments.compare import parse_peers
+    from benchmarks.lib.compare import parse_peers
 
     return parse_peers(words, known=PEERS)
 

@@ -6,8 +6,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from albireo_jax.engine.pools import BoundedPool
-from albireo_jax.engine.tool_formats import ReasoningFormat, ToolFormat, answer_format
+from albireo_jax.engine.thread_pools import BoundedPool
 from albireo_jax.serving import chat, completions, docs_page, metrics, models, tokenization
 from albireo_jax.serving.answer_schemas import ChatChunk
 from albireo_jax.serving.auth import ApiKeyMiddleware, check_api_key
@@ -19,6 +18,7 @@ from albireo_jax.serving.request_id import RequestIdMiddleware
 from albireo_jax.serving.schemas import CompletionBody, DetokenizeBody
 from albireo_jax.serving.schemas_chat import ChatBody, TokenizeBody
 from albireo_jax.serving.served import ServedEngine
+from albireo_jax.text.answers.answer_formats import ReasoningFormat, ToolFormat, answer_format
 
 MAX_BODY_BYTES = 16 * 2**20
 

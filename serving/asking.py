@@ -4,16 +4,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from albireo_jax.core.types import SamplingParams, StructuredOutput
-from albireo_jax.engine.answers import AnswerReader
-from albireo_jax.engine.messages import text_of
-from albireo_jax.engine.reasoning import Thinking, thinking
-from albireo_jax.engine.tokenizer import Tokenizer
-from albireo_jax.engine.tool_formats import AnswerFormat, ToolFormat
-from albireo_jax.engine.tool_grammar import after_reasoning, calls_grammar, either
 from albireo_jax.serving.logprobs import ChatLogprobs
 from albireo_jax.serving.schemas_chat import ChatBody
 from albireo_jax.serving.schemas_messages import ConversationBody
 from albireo_jax.serving.turns import RENDERING, aside
+from albireo_jax.text.answers.answer_formats import AnswerFormat, ToolFormat
+from albireo_jax.text.answers.answer_reader import AnswerReader
+from albireo_jax.text.answers.reasoning import Thinking, thinking
+from albireo_jax.text.grammar.tool_grammar import after_reasoning, calls_grammar, either
+from albireo_jax.text.messages import text_of
+from albireo_jax.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

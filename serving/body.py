@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
-from albireo_jax.engine.pools import BoundedPool
+from albireo_jax.engine.thread_pools import BoundedPool
 from albireo_jax.serving.body_text import Writing
 from albireo_jax.serving.errors import ApiError, bad_request
 from albireo_jax.serving.json_size import check_json_size

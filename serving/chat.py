@@ -7,16 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from albireo_jax.core.types import FinishReason
-from albireo_jax.engine.answers import (
-    Answer,
-    AnswerEvent,
-    AnswerReader,
-    ReasoningText,
-)
-from albireo_jax.engine.logprobs import TokenLogprob
-from albireo_jax.engine.reasoning import Thinking
-from albireo_jax.engine.tool_calls import ArgumentsText, CallBegun, CallEnded, ContentText
-from albireo_jax.engine.turns import ChoiceDelta, Completion
+from albireo_jax.engine.output_streams import ChoiceDelta, Completion
 from albireo_jax.serving.answer_schemas import ChatAnswer, ChatChunk
 from albireo_jax.serving.asking import Asked, ask
 from albireo_jax.serving.auth import cache_salt
@@ -38,6 +29,15 @@ from albireo_jax.serving.schemas import num_top
 from albireo_jax.serving.schemas_chat import ChatBody
 from albireo_jax.serving.served import Engine, Format
 from albireo_jax.serving.turns import Heading, Usage, callers_fault, check_model, open_turn, prepare
+from albireo_jax.text.answers.answer_reader import (
+    Answer,
+    AnswerEvent,
+    AnswerReader,
+    ReasoningText,
+)
+from albireo_jax.text.answers.reasoning import Thinking
+from albireo_jax.text.answers.tool_calls import ArgumentsText, CallBegun, CallEnded, ContentText
+from albireo_jax.text.token_logprobs import TokenLogprob
 
 router = APIRouter()
 

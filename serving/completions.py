@@ -7,9 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from albireo_jax.core.types import FinishReason, SamplingParams
-from albireo_jax.engine.detokenize import TextOffsets
-from albireo_jax.engine.tokenizer import Tokenizer
-from albireo_jax.engine.turns import ChoiceDelta
+from albireo_jax.engine.output_streams import ChoiceDelta
 from albireo_jax.serving.answer_schemas import CompletionAnswer
 from albireo_jax.serving.auth import cache_salt
 from albireo_jax.serving.body import json_body
@@ -37,6 +35,8 @@ from albireo_jax.serving.turns import (
     open_turn,
     prepare,
 )
+from albireo_jax.text.detokenizer import TextOffsets
+from albireo_jax.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
 

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from albireo_jax.core.errors import EngineDeadError
 from albireo_jax.core.types import FinishReason
-from albireo_jax.engine.turns import AsyncTurn, ChoiceDelta, Completion
+from albireo_jax.engine.output_streams import AsyncTurn, ChoiceDelta, Completion
 from albireo_jax.serving.errors import (
     ApiError,
     answer_failed,

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
-from albireo_jax.core.rules import MAX_BIASED_TOKENS, MAX_WORDS
+from albireo_jax.core.logit_rules import MAX_BIASED_TOKENS, MAX_WORDS
 from albireo_jax.core.types import MAX_STOP_IDS
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from albireo_jax.core.types import SamplingParams
-from albireo_jax.engine.detokenize import TextOffsets
-from albireo_jax.engine.logprobs import TokenLogprob
-from albireo_jax.engine.tokenizer import Tokenizer
+from albireo_jax.text.detokenizer import TextOffsets
+from albireo_jax.text.token_logprobs import TokenLogprob
+from albireo_jax.text.tokenizer import Tokenizer
 
 LEAST = -9999.0
 """What minus infinity becomes, which JSON has not."""

@@ -10,11 +10,11 @@ from prometheus_client.registry import Collector
 from starlette.responses import PlainTextResponse, Response
 
 from albireo_jax.engine.energy import EnergyReading
-from albireo_jax.engine.metrics import HistogramSnapshot, MetricsSnapshot
+from albireo_jax.engine.request_metrics import HistogramSnapshot, MetricsSnapshot
 from albireo_jax.engine.timeline import RouteTotals, TaskTable
-from albireo_jax.sched.caching import CacheStats
-from albireo_jax.sched.stats import SchedulerStats
-from albireo_jax.sched.tiers import TierStats
+from albireo_jax.sched.kv_pages import TierStats
+from albireo_jax.sched.prefix_cache import CacheStats
+from albireo_jax.sched.scheduler_stats import SchedulerStats
 from albireo_jax.serving.served import Engine, ServedEngine
 
 router = APIRouter()

@@ -8,10 +8,10 @@ from pydantic import Field, model_validator
 from albireo_jax.core.checks import integer
 from albireo_jax.core.config import MAX_LOGPROBS
 from albireo_jax.core.types import ALL_LOGPROBS, SamplingParams
-from albireo_jax.engine.tool_grammar import Function
 from albireo_jax.serving.schemas import REFUSED, SamplingBody
 from albireo_jax.serving.schemas_messages import ConversationBody, MessageBody, NamedTool
 from albireo_jax.serving.wire import Refused, Whole
+from albireo_jax.text.grammar.tool_grammar import Function
 
 _REFUSED_CHAT: Refused = {
     **REFUSED,

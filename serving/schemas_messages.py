@@ -12,11 +12,11 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from albireo_jax.engine.messages import check_message, check_part
-from albireo_jax.engine.tool_calls import is_function_name
-from albireo_jax.engine.tool_grammar import Function
 from albireo_jax.serving.schemas_structured import json_schema
 from albireo_jax.serving.wire import Refused, Wire, one_message
+from albireo_jax.text.answers.tool_calls import is_function_name
+from albireo_jax.text.grammar.tool_grammar import Function
+from albireo_jax.text.messages import check_message, check_part
 
 _REFUSED_MESSAGE: Refused = {"function_call": (), "audio": ()}
 _TEMPLATE_ARGUMENTS = frozenset(

@@ -9,8 +9,8 @@ from albireo_jax.engine.energy import Meter
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.service import EngineService
 from albireo_jax.engine.timeline import Timeline
-from albireo_jax.engine.tokenizer import Tokenizer
-from albireo_jax.engine.tool_formats import AnswerFormat
+from albireo_jax.text.answers.answer_formats import AnswerFormat
+from albireo_jax.text.tokenizer import Tokenizer
 
 
 class ServedEngine(Protocol):

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from albireo_jax.core.errors import ContextLengthError
 from albireo_jax.core.types import SamplingParams
 from albireo_jax.engine.frontend import Frontend, Prompt
-from albireo_jax.engine.pools import BoundedPool
-from albireo_jax.engine.turns import AsyncTurn, ChoiceDelta, Completion
+from albireo_jax.engine.output_streams import AsyncTurn, ChoiceDelta, Completion
+from albireo_jax.engine.thread_pools import BoundedPool
 from albireo_jax.serving.errors import ApiError, bad_request
 from albireo_jax.serving.wire import Wire
 

@@ -21,9 +21,7 @@ import jax
 import pytest
 
 # What folders of tests share; registered once, before any of them imports it.
-pytest.register_assert_rewrite(
-    "attention_lab", "cuda_lab", "engine_lab", "http_lab", "sampling_lab", "sched_lab", "sched_laws"
-)
+pytest.register_assert_rewrite("tests.labs")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_platforms", "cpu")

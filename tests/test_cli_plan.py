@@ -13,7 +13,8 @@ from albireo_jax.cli import main
 from albireo_jax.cli.config_file import read_flags
 from albireo_jax.cli.options import EngineFlags, with_engine_flags
 from albireo_jax.core.config import Dtype, EngineConfig, Quantization, SamplingMode
-from albireo_jax.sim.calibration import (
+from albireo_jax.sim.host import OWN_HOST
+from albireo_jax.sim.planning.calibration import (
     BucketTerms,
     Calibration,
     LoopTerms,
@@ -22,7 +23,6 @@ from albireo_jax.sim.calibration import (
     StepTable,
     write_calibration,
 )
-from albireo_jax.sim.host import OWN_HOST
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

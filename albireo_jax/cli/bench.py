@@ -31,7 +31,7 @@ def throughput(
     albireo bench throughput smollm2 --requests 16
     albireo bench throughput smollm2 --requests 16 --depth 1     without overlap
     """
-    from albireo_jax.experiments.bench import Workload, bench_throughput, render_throughput
+    from albireo_jax.measure.throughput import Workload, bench_throughput, render_throughput
 
     with launched(engine.engine_config(model), measure_sampling=True) as running:
         workload = Workload(
@@ -63,7 +63,7 @@ def latency(
     albireo bench latency smollm2
     albireo bench latency smollm2 --input-len 1024
     """
-    from albireo_jax.experiments.bench import Workload, bench_latency, render_latency
+    from albireo_jax.measure.throughput import Workload, bench_latency, render_latency
 
     with launched(engine.engine_config(model), measure_sampling=True) as running:
         workload = Workload(
@@ -85,7 +85,7 @@ def host(model: flags.NoModel = None, *, rows: flags.Rows = None, steps: flags.S
     albireo bench host
     albireo bench host --rows 64 --rows 256
     """
-    from albireo_jax.experiments.host_bench import bench_host, plan_packer
+    from albireo_jax.measure.host_work import bench_host, plan_packer
 
     del model  # it would not change the host's work
     chosen = rows or [32, 128, 512]

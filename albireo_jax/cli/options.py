@@ -30,7 +30,7 @@ from albireo_jax.core.config import (
     model_dtype,
 )
 from albireo_jax.core.gpu_options import GpuConfig
-from albireo_jax.engine.tool_formats import ReasoningFormat, ToolFormat
+from albireo_jax.text.answers.answer_formats import ReasoningFormat, ToolFormat
 
 Model = Annotated[
     str,

@@ -16,8 +16,8 @@ from albireo_jax.core.hf_config import model_config_from_hf, read_hf_config
 from albireo_jax.core.model_files import find_model
 
 if TYPE_CHECKING:
-    from albireo_jax.sim.planner import Answer, StepModels
-    from albireo_jax.sim.planner_sizes import Question
+    from albireo_jax.sim.planning.plan_sizes import Question
+    from albireo_jax.sim.planning.planner import Answer, StepModels
     from albireo_jax.sim.step_model import StepModel
 
 _WIDTH = 160  # of a table that goes to a file
@@ -85,7 +85,7 @@ class PlanFlags:
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help="Host times of a record of scripts/bench_host.py. Default: those of the calibration, "
+            help="Host times of a record of benchmarks/host.py. Default: those of the calibration, "
             "or what this engine took on an AMD EPYC.",
             show_default=False,
         ),
@@ -125,8 +125,8 @@ def plan(
     albireo plan config.json --gpus 8 --ttft 500 --tpot 30 --trace azure.csv --emit engine.yaml
     albireo plan config.json --gpus 4 --gpu a100 --ttft 2000 --tpot 50 --trace azure.csv --depth 1
     """
-    from albireo_jax.sim.planner import make_plan
-    from albireo_jax.sim.planner_report import as_json, config_yaml, lines
+    from albireo_jax.sim.planning.plan_report import as_json, config_yaml, lines
+    from albireo_jax.sim.planning.planner import make_plan
 
     for path in filter(None, (json_file, emit)):
         if not path.absolute().parent.is_dir():
@@ -148,7 +148,7 @@ def plan(
 def _question(name: str, asked: PlanFlags) -> "tuple[Question, StepModels]":
     """What is asked, and what the steps of its replicas take."""
     from albireo_jax.sim.gpus import find_gpu
-    from albireo_jax.sim.planner_sizes import Question
+    from albireo_jax.sim.planning.plan_sizes import Question
     from albireo_jax.sim.replica import Targets
     from albireo_jax.sim.workload import read_trace
 
@@ -174,8 +174,8 @@ def _question(name: str, asked: PlanFlags) -> "tuple[Question, StepModels]":
 
 def _measured(question: "Question", asked: PlanFlags) -> "tuple[Question, StepModels]":
     """The question about degrees that were measured, and their steps."""
-    from albireo_jax.sim.calibration import read_calibration
     from albireo_jax.sim.host import read_host_terms
+    from albireo_jax.sim.planning.calibration import read_calibration
     from albireo_jax.sim.step_model import calibrated_model, measured_limits
 
     path = asked.calibration
@@ -274,7 +274,7 @@ def _with_progress(make: "Callable[[Callable[[str], None]], Answer]") -> "Answer
 
 
 def _table(answer: "Answer") -> Table:
-    from albireo_jax.sim.planner_report import rows
+    from albireo_jax.sim.planning.plan_report import rows
 
     table = Table(title=f"{answer.question.name}: {answer.steps.label}", title_justify="left")
     for column in ("t", "replicas", "tokens held", "rows", "step tokens", "requests/s", "tokens/s"):

@@ -68,9 +68,9 @@ def report(
     albireo report --from report/report.json --out elsewhere
     """
     with needs_extra("experiments"):
-        from albireo_jax.experiments.report.page import terminal_text, write_report
-    from albireo_jax.experiments.report.load import ReportLoad
-    from albireo_jax.experiments.report.report import read_report
+        from albireo_jax.report.report_page import terminal_text, write_report
+    from albireo_jax.report.amdahl import read_report
+    from albireo_jax.report.report_load import ReportLoad
 
     if earlier is not None and model is None:
         found, spans = read_report(earlier), ()
@@ -86,7 +86,7 @@ def report(
         )
         arrivals = load.arrivals()  # tells of a wrong load at once
         ready = prepared(engine.engine_config(model))
-        from albireo_jax.experiments.report.run import run_report  # imports JAX
+        from albireo_jax.report.measured_run import run_report  # imports JAX
 
         run = run_report(ready, load, arrivals, model=find_model(model).name)
         found, spans = run.report, run.spans

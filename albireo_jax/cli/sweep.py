@@ -14,8 +14,8 @@ from albireo_jax.core.config import Dtype
 from albireo_jax.core.model_files import find_model
 
 if TYPE_CHECKING:
-    from albireo_jax.experiments.sweep.load import Load
-    from albireo_jax.experiments.sweep.settings import SweepSettings
+    from albireo_jax.measure.loads import Load
+    from albireo_jax.sweep.sweep_settings import SweepSettings
 
 _FAILED = 1
 _DEFAULT_BATCHES = 4
@@ -103,7 +103,7 @@ class SweepFlags:
 
     def load(self) -> "Load":
         """What is offered to the cluster; raises ValueError for flags that contradict each other."""
-        from albireo_jax.experiments.sweep.load import FixedBatch, PoissonLoad, TraceLoad
+        from albireo_jax.measure.loads import FixedBatch, PoissonLoad, TraceLoad
 
         if self.trace is not None and self.rate is not None:
             raise ValueError(
@@ -128,7 +128,7 @@ class SweepFlags:
 
     def settings(self, model: str) -> "SweepSettings":
         """The settings of a sweep of `model`; raises ValueError for values out of range."""
-        from albireo_jax.experiments.sweep.settings import SweepSettings
+        from albireo_jax.sweep.sweep_settings import SweepSettings
 
         virtual = self.virtual_devices > 0
         return SweepSettings(
@@ -181,9 +181,9 @@ def sweep(
     find_model(model)  # tells of a wrong name before JAX is imported
     settings = asked.settings(model)
     with needs_extra("experiments"):
-        from albireo_jax.experiments.sweep.page import write_report
-    from albireo_jax.experiments.sweep.run import check_sweep, run_sweep
-    from albireo_jax.experiments.sweep.tables import print_summary, record_sweep
+        from albireo_jax.sweep.sweep_page import write_report
+    from albireo_jax.sweep.sweep_run import check_sweep, run_sweep
+    from albireo_jax.sweep.sweep_tables import print_summary, record_sweep
 
     done = run_sweep(check_sweep(settings), out, tell=lambda line: typer.echo(line, err=True))
     page = write_report(done, out)

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from albireo_jax.core.rules import TokenRules
+from albireo_jax.core.logit_rules import TokenRules
 
 TOKEN_ON_DEVICE = -1
 """Stands for a token that the device sampled last for the row's slot and the host need not know."""

@@ -9,8 +9,8 @@ from typing import NamedTuple, cast
 
 from albireo_jax.core import checks
 from albireo_jax.core.config import MAX_LOGPROBS
+from albireo_jax.core.logit_rules import MAX_WORDS, TokenRules
 from albireo_jax.core.plan import Int32s, TokenConstraint, TokenScores
-from albireo_jax.core.rules import MAX_WORDS, TokenRules
 from albireo_jax.core.token_ids import token_array
 
 MAX_STOP_IDS = 32

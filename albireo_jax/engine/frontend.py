@@ -22,12 +22,7 @@ from albireo_jax.core.errors import EngineDeadError
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.sampling_defaults import NO_DEFAULTS, SamplingDefaults
 from albireo_jax.core.types import RequestOutput, SamplingParams
-from albireo_jax.engine.detokenize import Detokenizer
-from albireo_jax.engine.metrics import RequestMetrics
-from albireo_jax.engine.requests import PromptFree, RequestWriter
-from albireo_jax.engine.service import EngineService
-from albireo_jax.engine.tokenizer import Tokenizer
-from albireo_jax.engine.turns import (
+from albireo_jax.engine.output_streams import (
     AsyncTurn,
     Choice,
     Completion,
@@ -37,6 +32,11 @@ from albireo_jax.engine.turns import (
     SyncTurn,
     collect,
 )
+from albireo_jax.engine.request_metrics import RequestMetrics
+from albireo_jax.engine.request_writer import PromptFree, RequestWriter
+from albireo_jax.engine.service import EngineService
+from albireo_jax.text.detokenizer import Detokenizer
+from albireo_jax.text.tokenizer import Tokenizer
 
 _logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from albireo_jax.core.errors import EngineDeadError
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.engine.loop import EngineLoop
-from albireo_jax.sched.stats import SchedulerStats
+from albireo_jax.sched.scheduler_stats import SchedulerStats
 
 Deliver = Callable[[list[RequestOutput]], None]
 """Takes one step's outputs on the engine thread; must return at once. The engine dies of what it raises."""

@@ -54,7 +54,7 @@ from albireo_jax.runtime.batch import (
     slot_fields,
     unpack,
 )
-from albireo_jax.runtime.sampling_stage import ban_rows, routes, sample_rows
+from albireo_jax.runtime.sampling_programs import ban_rows, routes, sample_rows
 from albireo_jax.runtime.state import CacheState, DeviceState, SamplerState, cache_specs, sampler_specs
 from albireo_jax.runtime.step import LayerLoop, StepProgram, forward_rows, update_pages
 from albireo_jax.sampling.routes import Route

@@ -23,7 +23,6 @@ from jax.sharding import Sharding
 
 from albireo_jax.core.plan import CopyCosts, SlotParams, StepPlan
 from albireo_jax.nn.decoder import DecoderWeights
-from albireo_jax.runtime.banned_rows import BannedRows, BanProgram
 from albireo_jax.runtime.batch import (
     ADMISSIONS,
     SLOT_FIELDS,
@@ -40,8 +39,10 @@ from albireo_jax.runtime.batch import (
 from albireo_jax.runtime.compile import Progress, compile_all
 from albireo_jax.runtime.decode_loop import DecodeLoop, DecodeLoops, LoopOutput
 from albireo_jax.runtime.handles import CopyHandle, Ends, JaxStepHandle, StepCopies
-from albireo_jax.runtime.ruled_rows import RuledRows, RuleProgram
-from albireo_jax.runtime.sampling_stage import (
+from albireo_jax.runtime.logit_rule_calls import RuledRows, RuleProgram
+from albireo_jax.runtime.logprob_calls import PendingScores, ScoreProgram, ScoringCalls
+from albireo_jax.runtime.min_tokens import BannedRows, BanProgram
+from albireo_jax.runtime.sampling_programs import (
     SampleOutput,
     SamplingCost,
     admit,
@@ -49,7 +50,6 @@ from albireo_jax.runtime.sampling_stage import (
     routes,
     slot_route,
 )
-from albireo_jax.runtime.scored_tokens import PendingScores, ScoreProgram, ScoringCalls
 from albireo_jax.runtime.state import DeviceState, PlannedState
 from albireo_jax.runtime.step import ForwardOutput, StepProgram, begin_with_pages, jit_forward
 from albireo_jax.runtime.transfer import CopiedBytes, CopyProgram, HostPages

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from albireo_jax.core.plan import SampledTokens
-from albireo_jax.runtime.sampling_stage import SamplingCost
-from albireo_jax.runtime.scored_tokens import PendingScores
+from albireo_jax.runtime.logprob_calls import PendingScores
+from albireo_jax.runtime.sampling_programs import SamplingCost
 
 
 class Watched:

@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from albireo_jax.sampling.best import best, largest, own_view
+from albireo_jax.sampling.argmax import best, largest, own_view
 from albireo_jax.sampling.blocks import BLOCK_TOKENS, View, logit_peaks
 from albireo_jax.sampling.draw import Rows, SamplerParams, draw_through, resolve, scores
 from albireo_jax.sampling.filters import Mass, is_filtered, mass, mass_value, needs_mass, sieve

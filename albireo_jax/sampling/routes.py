@@ -24,7 +24,7 @@ from enum import IntEnum
 from jaxtyping import Array, Float, Int32
 
 from albireo_jax.ops.cuda.kernels import LaunchFn
-from albireo_jax.sampling.best import sample_greedy, sample_unfiltered
+from albireo_jax.sampling.argmax import sample_greedy, sample_unfiltered
 from albireo_jax.sampling.blocks import BLOCK_TOKENS
 from albireo_jax.sampling.candidates import MAX_CANDIDATES, sample_candidates
 from albireo_jax.sampling.draw import SamplerParams

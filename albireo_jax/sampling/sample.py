@@ -31,8 +31,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
 from albireo_jax.ops.cuda.kernels import LaunchFn
-from albireo_jax.sampling.at_once import draw_at_once
 from albireo_jax.sampling.blocks import BLOCK_TOKENS, View, first_largest, logit_peaks, peaks, whole_rows
+from albireo_jax.sampling.branch_free import draw_at_once
 from albireo_jax.sampling.draw import (
     NOT_FINITE,
     Rows,

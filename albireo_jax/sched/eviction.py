@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from heapq import heappop, heappush
 
-from albireo_jax.sched.prefix import Node
+from albireo_jax.sched.prefix_tree import Node
 
 _SPARE_ENTRIES = 64
 

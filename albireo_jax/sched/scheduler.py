@@ -41,18 +41,18 @@ from albireo_jax.core.plan import (
 )
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched import policy
-from albireo_jax.sched.caching import PrefixCache
 from albireo_jax.sched.constraints import NO_MASKS, ConstrainedAnswer, InlineMaskMaker, MaskMaker
-from albireo_jax.sched.line import WaitingLine
-from albireo_jax.sched.masks import PendingMasks, masks_of
+from albireo_jax.sched.kv_pages import PageTiers
+from albireo_jax.sched.multi_step import check_ends, single_steps, steps_of
 from albireo_jax.sched.outputs import step_outputs
-from albireo_jax.sched.prefix import Node
-from albireo_jax.sched.repeating import check_ends, single_steps, steps_of
-from albireo_jax.sched.scoring import give_scores, scored_tokens, take_scores
+from albireo_jax.sched.prefix_cache import PrefixCache
+from albireo_jax.sched.prefix_tree import Node
+from albireo_jax.sched.scheduler_stats import SchedulerStats
 from albireo_jax.sched.sequence import NOT_ADMITTED, NewPages, Sequence, SlotTable, join_pages
-from albireo_jax.sched.stats import SchedulerStats
-from albireo_jax.sched.stops import StopIds
-from albireo_jax.sched.tiers import PageTiers
+from albireo_jax.sched.step_logprobs import give_scores, scored_tokens, take_scores
+from albireo_jax.sched.step_masks import PendingMasks, masks_of
+from albireo_jax.sched.stop_ids import StopIds
+from albireo_jax.sched.waiting_queue import WaitingLine
 
 _MAX_EPOCH = 2**31 - 1
 

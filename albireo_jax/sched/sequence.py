@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from albireo_jax.core.logit_rules import NO_RULES
 from albireo_jax.core.plan import NOT_FINITE, Bools, Int32s, SlotParams, SlotRules, TokenScores
-from albireo_jax.core.rules import NO_RULES
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched.constraints import ConstrainedAnswer
-from albireo_jax.sched.prefix import Digest, Node, extend_digests, unpacked_digests
+from albireo_jax.sched.prefix_tree import Digest, Node, extend_digests, unpacked_digests
 
 NOT_ADMITTED = 0
 """Epoch of a sequence, and of a slot, that is in no admission; those are numbered from 1."""

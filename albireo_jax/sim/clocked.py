@@ -21,9 +21,9 @@ from albireo_jax.core.types import RequestOutput
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import ALL_STEPS, Timeline
 from albireo_jax.sched.scheduler import Scheduler
-from albireo_jax.sim.executor import same_token
 from albireo_jax.sim.host import NO_HOST, HostTerms
 from albireo_jax.sim.lanes import Clock, CopyTimes, Cost, Lanes, cost_of_steps
+from albireo_jax.sim.simulated_executor import same_token
 
 
 def no_cost(plan: StepPlan) -> float:

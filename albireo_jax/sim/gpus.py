@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from albireo_jax.sim.collectives import NVLINK_3, NVLINK_4, NVLINK_5, PCIE_4, Links
+from albireo_jax.sim.links import NVLINK_3, NVLINK_4, NVLINK_5, PCIE_4, Links
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,12 +21,12 @@ from typing import NamedTuple
 
 from albireo_jax.core.config import Dtype, KvDtype, ModelConfig, SamplingMode
 from albireo_jax.core.plan import StepPlan
-from albireo_jax.sim.calibration import Calibration
-from albireo_jax.sim.collectives import Links
 from albireo_jax.sim.cost import DeviceSpec, rank_cost
 from albireo_jax.sim.gpus import Gpu
 from albireo_jax.sim.host import HostTerms
 from albireo_jax.sim.lanes import Cost
+from albireo_jax.sim.links import Links
+from albireo_jax.sim.planning.calibration import Calibration
 
 SAMPLER_PASSES = 3
 _LOGIT_BYTES, _ID_BYTES = 4, 4

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from llama_8b import LLAMA_8B
 
 from albireo_jax.core.config import Dtype, KvDtype, Quantization
 from albireo_jax.core.errors import CapacityError
@@ -18,6 +17,7 @@ from albireo_jax.core.memory import (
     pool_share,
     weight_bytes,
 )
+from tests.labs.llama_8b import LLAMA_8B
 
 
 def test_llama_8b_has_its_published_parameter_count() -> None:

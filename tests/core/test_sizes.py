@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from llama_8b import LLAMA_8B
 
 from albireo_jax.core.config import (
     CacheConfig,
@@ -16,6 +15,7 @@ from albireo_jax.core.errors import CapacityError
 from albireo_jax.core.gpu_options import GpuConfig, LayerForm
 from albireo_jax.core.memory import layer_bytes, page_bytes, rules_bytes, weight_bytes
 from albireo_jax.core.sizes import EngineSizes, engine_sizes, resolve_step_tokens
+from tests.labs.llama_8b import LLAMA_8B
 
 CONFIG = EngineConfig(model="any")
 BUDGET = 72 * 10**9

@@ -17,8 +17,8 @@ from albireo_jax.core.config import (
 )
 from albireo_jax.core.errors import ContextLengthError, UnknownModelError
 from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.logit_rules import TokenRules
 from albireo_jax.core.model_files import find_model
-from albireo_jax.core.rules import TokenRules
 from albireo_jax.core.types import Request, SamplingParams
 
 LIMITS = EngineLimits(max_model_len=100, vocab_size=512, num_pages=4, page_size=16)

@@ -9,13 +9,13 @@ from functools import cache
 from typing import Any
 
 import pytest
-from engine_lab import LIMITS, Lab, lab, tiny_tokenizer, tokens_alone
 
 from albireo_jax.core.errors import EngineDeadError
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import MAX_SEED, FinishReason, Request, SamplingParams
 from albireo_jax.engine.frontend import Prompt
-from albireo_jax.engine.turns import ChoiceDelta, Completion, collect
+from albireo_jax.engine.output_streams import ChoiceDelta, Completion, collect
+from tests.labs.engine_lab import LIMITS, Lab, lab, tiny_tokenizer, tokens_alone
 
 PROMPTS = ("Once upon a time", "The quick brown fox", "x", "é" * 20)
 FOREVER = SamplingParams(max_tokens=1500, ignore_eos=True, seed=3)

@@ -1,9 +1,9 @@
 """A step's outputs go to the readers of their requests, and to nobody else."""
 
 import pytest
-from engine_lab import lab
 
 from albireo_jax.core.types import SamplingParams
+from tests.labs.engine_lab import lab
 
 FOREVER = SamplingParams(max_tokens=1500, ignore_eos=True, seed=3)
 

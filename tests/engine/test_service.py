@@ -8,12 +8,12 @@ from queue import SimpleQueue
 
 import numpy as np
 import pytest
-from engine_lab import LIMITS, sim_loop, tokens_alone
 
 from albireo_jax.core.errors import ConstraintError, EngineDeadError
 from albireo_jax.core.plan import Executor, Int32s, SampledTokens, StepHandle, StepPlan
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.engine.service import MAX_MESSAGES, EngineService, ServiceState
+from tests.labs.engine_lab import LIMITS, sim_loop, tokens_alone
 
 LONG = 1500
 

@@ -14,7 +14,9 @@ PROBES = ("getattr", "hasattr", "setattr", "delattr")
 LIBRARY = sorted(
     path for folder in ("albireo_jax", "models", "serving") for path in (ROOT / folder).glob("**/*.py")
 )
-ALL = LIBRARY + sorted(path for folder in ("scripts", "tests") for path in (ROOT / folder).glob("**/*.py"))
+ALL = LIBRARY + sorted(
+    path for folder in ("benchmarks", "scripts", "tests") for path in (ROOT / folder).glob("**/*.py")
+)
 
 
 def _functions(tree: ast.AST) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -38,7 +38,8 @@ def test_the_control_plane_does_not_load_jax() -> None:
         "sched.scheduler",
         "engine.loop",
         "engine.service",
-        "sim.executor",
+        "sim.simulated_executor",
+        "text.tokenizer",
         "serving.app",
         "cli",
     ]

@@ -18,10 +18,10 @@ import tokenizers
 
 from albireo_jax.core.config import Dtype, Quantization
 from albireo_jax.core.model_files import find_model
-from albireo_jax.engine.tokenizer import Tokenizer
 from albireo_jax.models.registry import load_model, model_config
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.sharding import make_mesh
+from albireo_jax.text.tokenizer import Tokenizer
 
 SMALL = ("stories260k", "babyllama105")
 SMOLLM2 = "smollm2-135m-instruct-q4_1"

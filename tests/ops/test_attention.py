@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_lab import Shape, random_batch, random_counts
 from jax.extend.core import ClosedJaxpr
 from jax.sharding import AxisType, PartitionSpec
 
@@ -14,6 +13,7 @@ from albireo_jax.ops.attention import paged_attention
 from albireo_jax.ops.attention_ref import reference_attention
 from albireo_jax.ops.kv_cache import KvCache, dequantise, new_cache
 from albireo_jax.ops.kv_write import TokenPages, write_kv
+from tests.labs.attention_lab import Shape, random_batch, random_counts
 
 SCALE = 0.3
 _PAGES, _SCALES = PartitionSpec(None, None, None, "tp", None), PartitionSpec(None, None, None, "tp")

@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_lab import Shape, random_batch, random_counts
-from cuda_lab import Order, launch_on_cpu, needs_compiler
 
 from albireo_jax.core.errors import ModelError
 from albireo_jax.ops import attention_cuda
@@ -18,6 +16,8 @@ from albireo_jax.ops.attention_cuda import check_shape
 from albireo_jax.ops.attention_ref import reference_attention
 from albireo_jax.ops.cuda.kernels import Entry, Kernel, Launch
 from albireo_jax.ops.kv_cache import FP8_BITS, KvCache, decode, dequantise, new_cache
+from tests.labs.attention_lab import Shape, random_batch, random_counts
+from tests.labs.cuda_lab import Order, launch_on_cpu, needs_compiler
 
 SCALE = 0.3
 LATE, EARLY = Order(0, is_eager=False), Order(1, is_eager=True)

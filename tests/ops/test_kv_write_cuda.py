@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_lab import Order, launch_on_cpu, needs_compiler
 
 from albireo_jax.nn.decoder import Projected, queries_keys_values
 from albireo_jax.nn.layers import Rotation
 from albireo_jax.ops.kv_cache import KvCache, decode, encode, new_cache
 from albireo_jax.ops.kv_write import NULL_PAGE, TokenPages
 from albireo_jax.ops.kv_write_cuda import HeadParams, rotate_and_write
+from tests.labs.cuda_lab import Order, launch_on_cpu, needs_compiler
 
 TOKENS, LAYERS, PAGES, PAGE_SIZE = 7, 2, 9, 4
 LATE, EARLY = Order(0, is_eager=False), Order(1, is_eager=True)

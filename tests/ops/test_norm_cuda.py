@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cuda_lab import Order, launch_on_cpu, needs_compiler
 
 from albireo_jax.nn.layers import rms_norm
 from albireo_jax.ops.norm_cuda import add_and_normalise, is_possible
+from tests.labs.cuda_lab import Order, launch_on_cpu, needs_compiler
 
 EPS = 1e-3
 LATE, EARLY = Order(0, is_eager=False), Order(1, is_eager=True)

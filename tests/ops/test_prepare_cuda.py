@@ -6,9 +6,9 @@ import random
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cuda_lab import Order, launch_on_cpu, needs_compiler
 
 from albireo_jax.ops.prepare_cuda import Cut, PackedRows, prepare_step
+from tests.labs.cuda_lab import Order, launch_on_cpu, needs_compiler
 
 NUM_TOKENS, NUM_ROWS, LONGEST, PAGE_SIZE, HEADS, SLOTS = 40, 5, 900, 4, 3, 7
 TABLE_ZM = np.random.default_rng(1).permutation(SLOTS * 225).reshape(SLOTS, 225).astype(np.int32)

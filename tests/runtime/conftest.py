@@ -1,10 +1,8 @@
 """Small engines on virtual devices: a random model, the shipped scheduler, loop and executor."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,13 +22,10 @@ from albireo_jax.runtime.batch import bucket_grid
 from albireo_jax.runtime.compile import compile_all
 from albireo_jax.runtime.decode_loop import DecodeLoops
 from albireo_jax.runtime.executor import JaxExecutor
-from albireo_jax.runtime.rules_stage import RulesShape, new_rules
+from albireo_jax.runtime.logit_rule_programs import RulesShape, new_rules
 from albireo_jax.runtime.state import DeviceState, StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram
 from albireo_jax.sched.scheduler import Scheduler
-
-# For the laboratory that runs CUDA kernels on the CPU.
-sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))
 
 MODEL = ModelConfig(
     architecture="LlamaForCausalLM",

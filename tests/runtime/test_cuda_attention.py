@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cuda_lab import Order, launch_on_cpu, needs_compiler
 
 from albireo_jax.core.config import AttentionBackend, Dtype, KvDtype, SamplingMode
 from albireo_jax.core.errors import ModelError
 from albireo_jax.core.plan import StepPlan
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.sharding import TP, make_mesh
-from albireo_jax.runtime.attention import choose_attention
+from albireo_jax.runtime.attention_choice import choose_attention
 from albireo_jax.runtime.batch import Bucket, layout, pack
-from albireo_jax.runtime.sampling_stage import choose_sampling
+from albireo_jax.runtime.sampling_programs import choose_sampling
 from albireo_jax.runtime.state import StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram, jit_forward
+from tests.labs.cuda_lab import Order, launch_on_cpu, needs_compiler
 
 PAGE_SIZE = 4
 TOKENS = np.random.default_rng(0).integers(0, 105, 51).astype(np.int32)

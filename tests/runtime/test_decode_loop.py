@@ -20,18 +20,18 @@ from albireo_jax.core.plan import (
 from albireo_jax.core.types import FinishReason, Request
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
-from albireo_jax.experiments.collectives import collectives
-from albireo_jax.experiments.hlo import parse
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.sharding import TP
 from albireo_jax.runtime.batch import Bucket, layout, pack, pack_params, pack_rows
 from albireo_jax.runtime.decode_loop import DecodeLoop, DecodeLoops
 from albireo_jax.runtime.executor import JaxExecutor
-from albireo_jax.runtime.sampling_stage import admit, jit_sample
+from albireo_jax.runtime.sampling_programs import admit, jit_sample
 from albireo_jax.runtime.state import DeviceState, StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram, jit_forward
 from albireo_jax.sampling.routes import Route
 from albireo_jax.sched.scheduler import Scheduler
+from benchmarks.lib.hlo import parse
+from benchmarks.lib.hlo_collectives import collectives
 
 Build = Callable[..., Any]
 STEPS = 4

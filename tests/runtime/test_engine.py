@@ -10,11 +10,11 @@ import pytest
 
 from albireo_jax.core.config import SamplingMode
 from albireo_jax.core.types import Request
-from albireo_jax.experiments.collectives import collectives
-from albireo_jax.experiments.hlo import parse
 from albireo_jax.runtime.executor import Sampling
 from albireo_jax.runtime.step import LayerLoop
 from albireo_jax.sampling.routes import Route
+from benchmarks.lib.hlo import parse
+from benchmarks.lib.hlo_collectives import collectives
 
 Build = Callable[..., Any]
 

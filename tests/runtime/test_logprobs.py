@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.logit_rules import TokenRules
 from albireo_jax.core.plan import TokenScores
-from albireo_jax.core.rules import TokenRules
 from albireo_jax.core.types import Request, RequestOutput
 
 Build = Callable[..., Any]

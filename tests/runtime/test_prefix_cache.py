@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from albireo_jax.core.rules import TokenRules
+from albireo_jax.core.logit_rules import TokenRules
 from albireo_jax.core.types import Request
 
 Build = Callable[..., Any]

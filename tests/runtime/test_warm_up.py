@@ -8,7 +8,7 @@ import pytest
 
 from albireo_jax.core.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from albireo_jax.core.gpu_options import GpuConfig, LayerForm
-from albireo_jax.core.rules import TokenRules
+from albireo_jax.core.logit_rules import TokenRules
 from albireo_jax.core.types import Request
 from albireo_jax.launch import Prepared, prepare_random
 from albireo_jax.runtime.batch import Bucket

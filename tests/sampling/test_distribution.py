@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import AxisType, Mesh, PartitionSpec
-from sampling_lab import INF, Row, p_value, params_of
 
 from albireo_jax.sampling.candidates import MAX_CANDIDATES
 from albireo_jax.sampling.logits import Rules, apply_rules
 from albireo_jax.sampling.routes import Route, route_of, sample_by
+from tests.labs.sampling_lab import INF, Row, p_value, params_of
 
 RANKS, COLUMNS, VOCAB = 4, 600, 597  # 3 columns only pad the vocabulary
 ROWS = 4000

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from sampling_lab import INF, Row, noise_of, oracle, params_of, random_batch
 
-from albireo_jax.experiments.collectives import collectives
-from albireo_jax.experiments.hlo import parse
 from albireo_jax.sampling.blocks import BLOCK_TOKENS
 from albireo_jax.sampling.candidates import MAX_CANDIDATES
 from albireo_jax.sampling.draw import NOT_FINITE
 from albireo_jax.sampling.routes import Route, route_of, sample_by, wire_bytes
+from benchmarks.lib.hlo import parse
+from benchmarks.lib.hlo_collectives import collectives
+from tests.labs.sampling_lab import INF, Row, noise_of, oracle, params_of, random_batch
 
 ROWS = 61  # which divides no number of ranks
 SIZES = {"narrow": (1016, 1013), "wide": (40_000, 39_990)}

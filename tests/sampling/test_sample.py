@@ -5,12 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sampling_lab import INF, Row, allowed, noise_of, oracle, p_value, params_of, random_batch
 
 import albireo_jax.sampling.sample as sample_module
 from albireo_jax.core.types import MAX_SEED
 from albireo_jax.sampling.draw import NOT_FINITE
 from albireo_jax.sampling.sample import sample
+from tests.labs.sampling_lab import INF, Row, allowed, noise_of, oracle, p_value, params_of, random_batch
 
 jitted = jax.jit(sample)
 SHORT, WIDE = 97, 313 * 64  # without and with the stage that looks at a short list of blocks

@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cuda_lab import Order, launch_on_cpu, needs_compiler, run, take_bytes_read
 from jax.sharding import AxisType, Mesh, PartitionSpec
-from sampling_lab import INF, Row, noise_of, oracle, params_of, random_batch
 
 from albireo_jax.ops.cuda.kernels import Entry
 from albireo_jax.sampling.draw import NOT_FINITE
 from albireo_jax.sampling.routes import Route, sample_by
 from albireo_jax.sampling.sample import sample
 from albireo_jax.sampling.sample_cuda import DRAW_READS, draw_operands, sampling_kernel
+from tests.labs.cuda_lab import Order, launch_on_cpu, needs_compiler, run, take_bytes_read
+from tests.labs.sampling_lab import INF, Row, noise_of, oracle, params_of, random_batch
 
 pytestmark = needs_compiler
 LATE, OTHER = Order(0, is_eager=False), Order(1, is_eager=True)

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from constraint_lab import EOS, Script, commit, mask_of, planned, request, scheduler
 
 from albireo_jax.core.plan import NOT_FINITE, SampledTokens
 from albireo_jax.core.types import FinishReason, RequestOutput
+from tests.labs.constraint_lab import EOS, Script, commit, mask_of, planned, request, scheduler
 
 
 def test_a_constrained_row_is_held_until_its_token_is_known_and_no_other_row_is() -> None:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from constraint_lab import EOS, Script, commit, mask_of, planned, request, scheduler
 
 from albireo_jax.core.plan import SampledTokens, StepPlan
 from albireo_jax.core.types import FinishReason, RequestOutput
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
 from albireo_jax.sched.constraints import ConstrainedAnswer
+from tests.labs.constraint_lab import EOS, Script, commit, mask_of, planned, request, scheduler
 
 
 class Told:

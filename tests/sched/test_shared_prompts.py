@@ -10,7 +10,7 @@ from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import NOT_FINITE, CopyCosts, SampledTokens, StepPlan
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
-from albireo_jax.sched.prefix import packed_digests
+from albireo_jax.sched.prefix_tree import packed_digests
 from albireo_jax.sched.scheduler import Scheduler
 
 PAGE = 4

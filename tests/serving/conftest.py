@@ -1,17 +1,12 @@
 """Lets the tests of this folder share the simulated engine and its server."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from engine_lab import Lab, lab
-from http_lab import served
-
 from albireo_jax.serving.app import create_app
+from tests.labs.engine_lab import Lab, lab
+from tests.labs.http_lab import served
 
 
 @pytest.fixture

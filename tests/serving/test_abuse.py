@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import abuse_cases as cases
 import httpx
 import pytest
-from engine_lab import Lab, lab
-from http_lab import in_process, served
 
 from albireo_jax.serving.app import create_app
+from tests.labs.engine_lab import Lab, lab
+from tests.labs.http_lab import in_process, served
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 CANARY = {"prompt": "canary", "max_tokens": 8, "seed": 7, "ignore_eos": True, "n": 2}

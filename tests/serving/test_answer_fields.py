@@ -6,10 +6,10 @@ from typing import Any
 
 import httpx
 import pytest
-from engine_lab import Lab
-from http_lab import in_process
 
 from albireo_jax.serving.app import create_app
+from tests.labs.engine_lab import Lab
+from tests.labs.http_lab import in_process
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 BODIES: dict[str, dict[str, Any]] = {

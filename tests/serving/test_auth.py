@@ -4,11 +4,11 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from engine_lab import Lab
-from http_lab import in_process
 
 from albireo_jax.cli import main
 from albireo_jax.serving.app import create_app
+from tests.labs.engine_lab import Lab
+from tests.labs.http_lab import in_process
 
 UNSENDABLE = [
     "",

@@ -6,11 +6,11 @@ from typing import Any
 
 import httpx
 import pytest
-from bad_bodies import BAD_BODIES, BAD_FIELDS, CHAT, COMPLETIONS, with_hello, with_prompt
-from engine_lab import Lab, lab
-from http_lab import in_process, served
 
 from albireo_jax.serving.app import create_app
+from tests.labs.bad_bodies import BAD_BODIES, BAD_FIELDS, CHAT, COMPLETIONS, with_hello, with_prompt
+from tests.labs.engine_lab import Lab, lab
+from tests.labs.http_lab import in_process, served
 
 CANARY = {"prompt": "canary", "max_tokens": 30, "seed": 7, "n": 2}
 

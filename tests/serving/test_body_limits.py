@@ -8,8 +8,6 @@ from typing import Any, get_args
 
 import httpx
 import pytest
-from engine_lab import Lab
-from http_lab import in_process
 from pydantic import BaseModel, ValidationError
 
 from albireo_jax.serving import schemas_structured  # noqa: F401 (its classes are among the subclasses below)
@@ -21,6 +19,8 @@ from albireo_jax.serving.list_limits import LIST_LIMITS
 from albireo_jax.serving.schemas import CompletionBody, DetokenizeBody
 from albireo_jax.serving.schemas_chat import ChatBody, TokenizeBody
 from albireo_jax.serving.wire import Wire
+from tests.labs.engine_lab import Lab
+from tests.labs.http_lab import in_process
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HI = {"role": "user", "content": "hi"}

@@ -9,10 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
-from engine_lab import Lab
-from http_lab import in_process
 
 from albireo_jax.serving.app import create_app
+from tests.labs.engine_lab import Lab
+from tests.labs.http_lab import in_process
 
 TEXT = json.dumps({"prompt": "é" * 40, "max_tokens": 3, "seed": 1}, ensure_ascii=False)
 PLAIN = TEXT.encode()

@@ -6,11 +6,11 @@ from typing import Any
 
 import httpx
 import pytest
-from engine_lab import Lab
-from http_lab import in_process
 
 from albireo_jax.serving.app import create_app
 from albireo_jax.serving.cors import origins_of
+from tests.labs.engine_lab import Lab
+from tests.labs.http_lab import in_process
 
 ORIGIN = "http://localhost:3000"
 COMPLETION = {"prompt": "x", "max_tokens": 2}

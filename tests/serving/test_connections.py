@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
-from engine_lab import Lab, lab
-from http_lab import served
 
 from albireo_jax.core.types import FinishReason
 from albireo_jax.serving import protocol
 from albireo_jax.serving.app import create_app
+from tests.labs.engine_lab import Lab, lab
+from tests.labs.http_lab import served
 
 BODY = json.dumps({"prompt": "hi", "max_tokens": 5, "seed": 3}).encode()
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"

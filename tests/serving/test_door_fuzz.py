@@ -14,16 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_lab import CHAT_TEMPLATE, LIMITS
-from script_lab import script_tokenizer
 
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import SamplingParams
-from albireo_jax.engine.requests import RequestWriter
-from albireo_jax.engine.tokenizer import Tokenizer
-from albireo_jax.engine.tool_formats import ToolFormat, answer_format
+from albireo_jax.engine.request_writer import RequestWriter
 from albireo_jax.runtime.batch import pack_params
-from albireo_jax.runtime.rules_stage import RulesShape, pack_rules
+from albireo_jax.runtime.logit_rule_programs import RulesShape, pack_rules
 from albireo_jax.sched.constraints import ConstrainedAnswer
 from albireo_jax.sched.sequence import Sequence
 from albireo_jax.serving.asking import ask, render_chat
@@ -32,6 +28,10 @@ from albireo_jax.serving.errors import ApiError
 from albireo_jax.serving.schemas import CompletionBody, DetokenizeBody
 from albireo_jax.serving.schemas_chat import ChatBody, TokenizeBody
 from albireo_jax.serving.wire import Wire
+from albireo_jax.text.answers.answer_formats import ToolFormat, answer_format
+from albireo_jax.text.tokenizer import Tokenizer
+from tests.labs.engine_lab import CHAT_TEMPLATE, LIMITS
+from tests.labs.script_lab import script_tokenizer
 
 NUMBERS = [0, 1, -1, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**30, -(2**31) - 1, -(2**63)]
 FLOATS = [

@@ -7,14 +7,14 @@ import httpx
 import openai.types.chat.completion_create_params as openai_chat
 import openai.types.completion_create_params as openai_completion
 import pytest
-from engine_lab import Lab
-from http_lab import in_process
 
 from albireo_jax.serving.app import create_app
 from albireo_jax.serving.foreign_fields import FOREIGN, INSTEAD
 from albireo_jax.serving.schemas import CompletionBody
 from albireo_jax.serving.schemas_chat import ChatBody
 from albireo_jax.serving.wire import Wire
+from tests.labs.engine_lab import Lab
+from tests.labs.http_lab import in_process
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]

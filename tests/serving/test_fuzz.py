@@ -7,17 +7,17 @@ from typing import Any
 
 import httpx
 import pytest
-from engine_lab import Lab, lab
-from http_lab import in_process
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.engine.tool_formats import ReasoningFormat, ToolFormat
 from albireo_jax.serving.app import create_app
 from albireo_jax.serving.schemas import CompletionBody, DetokenizeBody
 from albireo_jax.serving.schemas_chat import ChatBody, TokenizeBody
 from albireo_jax.serving.wire import Wire
+from albireo_jax.text.answers.answer_formats import ReasoningFormat, ToolFormat
+from tests.labs.engine_lab import Lab, lab
+from tests.labs.http_lab import in_process
 
 SCHEMAS: dict[str, type[Wire]] = {
     "/v1/completions": CompletionBody,

@@ -4,10 +4,10 @@ from typing import Any
 
 import openai
 import pytest
-from engine_lab import lab, tiny_tokenizer
-from script_lab import HELLO, chat_template, script_client
 
 from albireo_jax.core.types import FinishReason, SamplingParams, StructuredOutput, StructureKind
+from tests.labs.engine_lab import lab, tiny_tokenizer
+from tests.labs.script_lab import HELLO, chat_template, script_client
 
 SCHEMA = {
     "type": "object",

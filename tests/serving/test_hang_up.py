@@ -5,12 +5,12 @@ import random
 
 import httpx
 import pytest
-from engine_lab import LIMITS, Lab, lab
-from http_lab import hang_up, served
 
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import FinishReason, SamplingParams
 from albireo_jax.serving.app import create_app
+from tests.labs.engine_lab import LIMITS, Lab, lab
+from tests.labs.http_lab import hang_up, served
 
 FOREVER = {"max_tokens": 1500, "ignore_eos": True, "seed": 1}
 STAYERS = range(20)

@@ -10,11 +10,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from engine_lab import Lab, lab
 
 from albireo_jax import LLM, SamplingParams
 from albireo_jax.core.errors import EngineDeadError
 from albireo_jax.engine.prompts import read_conversations, read_prompts
+from tests.labs.engine_lab import Lab, lab
 
 IDS = [10, 11, 12]
 TEXT = "abc"

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from engine_lab import END, START, Lab
-from http_lab import served
-from model_lab import stories
 
-from albireo_jax.engine.tool_formats import ToolFormat
 from albireo_jax.serving.app import create_app
+from albireo_jax.text.answers.answer_formats import ToolFormat
+from tests.labs.engine_lab import END, START, Lab
+from tests.labs.http_lab import served
+from tests.labs.model_lab import stories
 
 HELLO = [{"role": "user", "content": "Hello?"}]
 TOOL = {"type": "function", "function": {"name": "f"}}

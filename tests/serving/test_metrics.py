@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import httpx
 import numpy as np
-from engine_lab import Lab, lab
-from http_lab import in_process
 from prometheus_client.parser import text_string_to_metric_families
-from script_lab import Said
 
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import NOT_FINITE, Executor, StepHandle, StepPlan
 from albireo_jax.engine.energy import EnergyMeter
 from albireo_jax.serving.app import create_app
+from tests.labs.engine_lab import Lab, lab
+from tests.labs.http_lab import in_process
+from tests.labs.script_lab import Said
 
 TASKS = ("T1", "T2", "T3", "T4", "T5")
 

@@ -4,11 +4,11 @@ import asyncio
 from typing import Any
 
 import pytest
-from engine_lab import lab
-from http_lab import in_process
 
 from albireo_jax.core.sampling_defaults import NO_DEFAULTS, SamplingDefaults
 from albireo_jax.serving.app import create_app
+from tests.labs.engine_lab import lab
+from tests.labs.http_lab import in_process
 
 COMPLETION: tuple[str, dict[str, Any]] = ("/v1/completions", {"prompt": "x", "max_tokens": 12})
 CHAT: tuple[str, dict[str, Any]] = (

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from engine_lab import Lab
 
 from albireo_jax.core.types import SamplingParams
+from tests.labs.engine_lab import Lab
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}]
 

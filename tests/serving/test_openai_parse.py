@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 import openai
 import pytest
 from pydantic import AnyUrl, BaseModel, ConfigDict, Field, SecretStr
-from script_lab import HELLO, chat_template, script_client
 
-from albireo_jax.engine.tool_formats import ToolFormat
+from albireo_jax.text.answers.answer_formats import ToolFormat
+from tests.labs.script_lab import HELLO, chat_template, script_client
 
 
 class Color(enum.Enum):

@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
-from engine_lab import Lab
-from http_lab import in_process
 
-from albireo_jax.engine.tool_formats import ReasoningFormat, ToolFormat
 from albireo_jax.serving.app import create_app
 from albireo_jax.serving.auth import OPEN_PATHS
+from albireo_jax.text.answers.answer_formats import ReasoningFormat, ToolFormat
+from tests.labs.engine_lab import Lab
+from tests.labs.http_lab import in_process
 
 HELLO = [{"role": "user", "content": "hi"}]
 ASKED: list[tuple[str, str, dict[str, Any] | None]] = [

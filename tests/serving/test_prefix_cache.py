@@ -6,10 +6,10 @@ from typing import Any
 
 import httpx
 import pytest
-from engine_lab import Lab, lab
-from http_lab import in_process
 
 from albireo_jax.serving.app import create_app
+from tests.labs.engine_lab import Lab, lab
+from tests.labs.http_lab import in_process
 
 STORY = "It was the best of times, it was the worst of times; " * 2
 PAGE_SIZE = 16

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import openai
 import pytest
-from http_lab import hang_up, served
-from model_lab import stories
 
 from albireo_jax.cli import main
 from albireo_jax.core.types import FinishReason, SamplingParams
 from albireo_jax.launch import Engine
 from albireo_jax.serving.app import create_app
+from tests.labs.http_lab import hang_up, served
+from tests.labs.model_lab import stories
 
 PROMPTS = ("Once upon a time", "One day, a cat", "Tom and Anna", "The sun")
 

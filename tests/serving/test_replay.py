@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from script_lab import HELLO, TIME, WEATHER, chat_template, script_client, script_tokenizer
 
-from albireo_jax.engine.messages import read_conversation
-from albireo_jax.engine.tool_formats import ToolFormat
+from albireo_jax.text.answers.answer_formats import ToolFormat
+from albireo_jax.text.messages import read_conversation
+from tests.labs.script_lab import HELLO, TIME, WEATHER, chat_template, script_client, script_tokenizer
 
 GO_ON = {"role": "user", "content": "Go on."}
 CALLS = {

@@ -13,10 +13,10 @@ from typing import Any
 
 import httpx
 
+ROOT = Path(__file__).resolve().parents[2]
 SERVER = """
 import sys, time
-sys.path.insert(0, {folder!r})
-from engine_lab import lab
+from tests.labs.engine_lab import lab
 from albireo_jax.serving import server
 from albireo_jax.serving.app import create_app
 
@@ -38,9 +38,12 @@ ENDLESS = {"max_tokens": 1900, "ignore_eos": True, "prompt": "go"}
 
 @contextmanager
 def _server() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    script = SERVER.format(folder=str(Path(__file__).parent))
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SERVER],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None

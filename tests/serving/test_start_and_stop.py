@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -19,16 +18,15 @@ from albireo_jax.serving.loading import answers_loading
 from albireo_jax.serving.server import address_of, bind
 
 FOREVER = {"prompt": "x", "max_tokens": 1500, "ignore_eos": True, "stream": True}
-SCRIPT = Path(__file__).with_name("dying_server.py")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
 def _process() -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """The process of `dying_server.py`, and its URL."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), str(SCRIPT.parent)])}
     with subprocess.Popen(
-        [sys.executable, str(SCRIPT)],
-        env=environment,
+        [sys.executable, "-m", "tests.labs.dying_server"],
+        cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -7,14 +7,22 @@ from typing import Any
 
 import llguidance
 import pytest
-from engine_lab import END
-from script_lab import CHAT_TEMPLATE, SPECIAL, TIME, WEATHER, asked_for, chat_template, script_tokenizer
 
 from albireo_jax.core.types import StructuredOutput, StructureKind
-from albireo_jax.engine.grammar_notation import library_grammar
-from albireo_jax.engine.tool_formats import ToolFormat
 from albireo_jax.serving.body import parse_body
 from albireo_jax.serving.schemas import CompletionBody
+from albireo_jax.text.answers.answer_formats import ToolFormat
+from albireo_jax.text.grammar.notation import library_grammar
+from tests.labs.engine_lab import END
+from tests.labs.script_lab import (
+    CHAT_TEMPLATE,
+    SPECIAL,
+    TIME,
+    WEATHER,
+    asked_for,
+    chat_template,
+    script_tokenizer,
+)
 
 
 def _allows(structured: StructuredOutput | None, text: str) -> bool:

@@ -4,10 +4,10 @@ import asyncio
 from typing import Any
 
 import httpx
-from engine_lab import Lab
-from http_lab import in_process
 
 from albireo_jax.serving.app import create_app
+from tests.labs.engine_lab import Lab
+from tests.labs.http_lab import in_process
 
 CHAT = [{"role": "user", "content": "hi"}]
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import openai
 import pytest
-from script_lab import (
+
+from albireo_jax.text.answers.answer_formats import ReasoningFormat, ToolFormat
+from tests.labs.script_lab import (
     HELLO,
     TIME,
     WEATHER,
@@ -15,8 +17,6 @@ from script_lab import (
     script_client,
     script_tokenizer,
 )
-
-from albireo_jax.engine.tool_formats import ReasoningFormat, ToolFormat
 
 ARGUMENTS = ('{"city": "Rome"}', "{}")
 ANSWERS = {

@@ -9,11 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
-from engine_lab import Lab, lab
-from http_lab import in_process
 
 from albireo_jax.core.plan import NOT_FINITE, Executor, SampledTokens, StepHandle, StepPlan
 from albireo_jax.serving.app import create_app
+from tests.labs.engine_lab import Lab, lab
+from tests.labs.http_lab import in_process
 
 ENDLESS = {"max_tokens": 1500, "ignore_eos": True}
 HELLO = [{"role": "user", "content": "hi"}]

@@ -14,9 +14,9 @@ from albireo_jax.engine.timeline import Timeline
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sim.clocked import ClockedEngine, ClockExecutor, clocked_engine
 from albireo_jax.sim.cost import linear_cost
-from albireo_jax.sim.executor import SimExecutor
 from albireo_jax.sim.host import HostTerms, TaskTerms
 from albireo_jax.sim.lanes import Clock, Lanes
+from albireo_jax.sim.simulated_executor import SimExecutor
 from albireo_jax.sim.workload import Arrival, make_requests, play, poisson_arrivals, replay
 
 LIMITS = EngineLimits(max_model_len=64, vocab_size=50, num_pages=24, page_size=4)

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sched_faults import with_calls, with_plans
-from sched_lab import MAX_LEN, Case, House, Journal, draw_request, run
-from sched_laws import (
+
+from albireo_jax.core.plan import StepPlan
+from albireo_jax.core.types import FinishReason, Request, RequestOutput
+from albireo_jax.sched.scheduler import Scheduler
+from tests.labs.sched_faults import with_calls, with_plans
+from tests.labs.sched_lab import MAX_LEN, Case, House, Journal, draw_request, run
+from tests.labs.sched_laws import (
     LAWS,
     budgets_hold,
     pages_are_exact,
     scores_are_those_alone,
     tokens_are_those_alone,
 )
-
-from albireo_jax.core.plan import StepPlan
-from albireo_jax.core.types import FinishReason, Request, RequestOutput
-from albireo_jax.sched.scheduler import Scheduler
 
 
 def draw_plain(request_id: str, random: np.random.Generator) -> Request:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sched_lab import FREE, MAX_LEN, Case, House, Journal, draw_bond, draw_request, run
-from sched_laws import LAWS
+
+from tests.labs.sched_lab import FREE, MAX_LEN, Case, House, Journal, draw_bond, draw_request, run
+from tests.labs.sched_laws import LAWS
 
 
 @st.composite

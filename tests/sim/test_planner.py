@@ -13,9 +13,9 @@ from albireo_jax.core.config import Dtype, ModelConfig, SamplingMode
 from albireo_jax.core.memory import page_bytes, rules_bytes, weight_bytes
 from albireo_jax.sim.gpus import GPUS, Gpu
 from albireo_jax.sim.host import OWN_HOST, HostTerms
-from albireo_jax.sim.planner import RATES_PER_OCTAVE, Answer, NoPlanError, make_plan
-from albireo_jax.sim.planner_report import as_json, config_yaml, lines, rows
-from albireo_jax.sim.planner_sizes import Question, fit, read_workload, replica_requests
+from albireo_jax.sim.planning.plan_report import as_json, config_yaml, lines, rows
+from albireo_jax.sim.planning.plan_sizes import Question, fit, read_workload, replica_requests
+from albireo_jax.sim.planning.planner import RATES_PER_OCTAVE, Answer, NoPlanError, make_plan
 from albireo_jax.sim.replica import Replica, Targets, meets, run, scaled_arrivals
 from albireo_jax.sim.step_model import Efficiency, StepModel, roofline_model
 from albireo_jax.sim.workload import Arrival, poisson_arrivals

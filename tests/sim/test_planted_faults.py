@@ -11,7 +11,9 @@ from functools import cache
 
 import numpy as np
 import pytest
-from sched_faults import (
+
+from albireo_jax.core.plan import ScoredTokens
+from tests.labs.sched_faults import (
     FINE,
     ROOMY,
     SMALL,
@@ -68,8 +70,8 @@ from sched_faults import (
     with_late_masks,
     with_plans,
 )
-from sched_lab import FREE, Bond, Case, House, Journal, draw_bond, draw_request, run
-from sched_laws import (
+from tests.labs.sched_lab import FREE, Bond, Case, House, Journal, draw_bond, draw_request, run
+from tests.labs.sched_laws import (
     LAWS,
     answers_follow_rules,
     budgets_hold,
@@ -88,8 +90,6 @@ from sched_laws import (
     scores_are_those_alone,
     tokens_are_those_alone,
 )
-
-from albireo_jax.core.plan import ScoredTokens
 
 
 @cache

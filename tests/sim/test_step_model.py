@@ -10,8 +10,9 @@ import pytest
 from albireo_jax.core.config import Dtype, ModelConfig, SamplingMode
 from albireo_jax.core.memory import weight_bytes
 from albireo_jax.core.plan import StepPlan
-from albireo_jax.experiments.te_sweep import decode_step
-from albireo_jax.sim.calibration import (
+from albireo_jax.sim.gpus import GPUS, find_gpu
+from albireo_jax.sim.host import NO_HOST, OWN_HOST, host_terms, read_host_terms
+from albireo_jax.sim.planning.calibration import (
     BucketTerms,
     Calibration,
     LoopTerms,
@@ -19,8 +20,6 @@ from albireo_jax.sim.calibration import (
     Shard,
     StepTable,
 )
-from albireo_jax.sim.gpus import GPUS, find_gpu
-from albireo_jax.sim.host import NO_HOST, OWN_HOST, host_terms, read_host_terms
 from albireo_jax.sim.step_model import (
     Efficiency,
     StepModel,
@@ -30,6 +29,7 @@ from albireo_jax.sim.step_model import (
     sampler_terms,
     sampling_cost,
 )
+from benchmarks.lib.te_terms import decode_step
 
 MODEL = ModelConfig(
     architecture="LlamaForCausalLM",

@@ -8,13 +8,13 @@ import pytest
 from albireo_jax.core.config import STEP_TOKENS, SamplingMode, SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.sizes import LARGE_STEP_TOKENS
-from albireo_jax.experiments.gpu_programs import MODELS
 from albireo_jax.sim.gpus import GPUS
 from albireo_jax.sim.host import OWN_HOST
 from albireo_jax.sim.outcome import Outcome
 from albireo_jax.sim.replica import Replica, run, scaled_arrivals
 from albireo_jax.sim.step_model import roofline_model
 from albireo_jax.sim.workload import make_requests, read_trace
+from benchmarks.gpu_programs.compiled_programs import MODELS
 
 LIMITS = EngineLimits(max_model_len=16384, vocab_size=128256, num_pages=25000, page_size=16)
 

@@ -1,15 +1,10 @@
 """Lets the tests of this folder share the model and the servers of `wish_lab`."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
-sys.path.insert(0, str(Path(__file__).parent))
-
-from wish_lab import Paths, open_paths
+from tests.labs.wish_lab import Paths, open_paths
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from typing import Any
 
 import jsonschema
 import pytest
-from wish_lab import MAX_MODEL_LEN, Outcome, Paths, Wish
 
 from albireo_jax.core.types import StructuredOutput, StructureKind
+from tests.labs.wish_lab import MAX_MODEL_LEN, Outcome, Paths, Wish
 
 
 def plain(name: str, **fields: Any) -> Wish:

@@ -1,0 +1,196 @@
+"""ScoringCalls: the calls that score a step's tokens, and their results; nothing to score, no call."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from numpy.typing import NDArray
+
+from albireo_jax.core.plan import Int32s, StepPlan, TokenScores
+from albireo_jax.nn.decoder import DecoderWeights, Head, head
+from albireo_jax.runtime.batch import Bucket
+from albireo_jax.runtime.logprob_programs import (
+    Sampled,
+    jit_score_hidden,
+    jit_score_sampled,
+    take_hidden,
+    take_sampled,
+)
+from albireo_jax.runtime.step import ForwardOutput, StepProgram
+from albireo_jax.sampling.logprobs import RowScores
+
+_FEW, _MANY = 8, 64
+"""Tokens that are scored at once: of rows usually few are wanted, of prompts usually many."""
+
+
+class _Kind(StrEnum):
+    TAKE_SAMPLED = "take sampled rows"
+    TAKE_HIDDEN = "take hidden states"
+    SCORE_SAMPLED = "score sampled tokens"
+    SCORE_HIDDEN = "score prompt tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreProgram:
+    """A program that takes or scores `count` of `of` rows or tokens; `of` is 0 for those that score."""
+
+    kind: _Kind
+    wanted: int
+    of: int = 0
+
+
+class _Piece(NamedTuple):
+    """Scores on their way to the host, of which the first `wanted` count."""
+
+    scores: RowScores
+    wanted: int
+
+
+class PendingScores:
+    """The scores of a step, on their way to the host."""
+
+    def __init__(self, pieces: list[_Piece]) -> None:
+        self._pieces = pieces
+        for piece in pieces:
+            for array in piece.scores:
+                array.copy_to_host_async()
+
+    def wait(self) -> TokenScores | None:
+        """The scores, once they are on the host; None if nothing was scored."""
+        if not self._pieces:
+            return None
+        return TokenScores(
+            logprobs=self._joined(lambda scores: scores.logprob_R),
+            ranks=self._joined(lambda scores: scores.rank_R),
+            top_ids=self._joined(lambda scores: scores.top_id_RB),
+            top_logprobs=self._joined(lambda scores: scores.top_logprob_RB),
+        )
+
+    def _joined(self, field: Callable[[RowScores], jax.Array]) -> NDArray[Any]:
+        return np.concatenate([np.asarray(field(piece.scores))[: piece.wanted] for piece in self._pieces])
+
+
+class ScoringCalls:
+    """Scores tokens of the steps of `program`, with the `num_top` likeliest in the place of each.
+
+    `num_top` 0 scores nothing and has no programs.
+    """
+
+    def __init__(self, program: StepProgram, weights: DecoderWeights, *, num_top: int) -> None:
+        self._program = program
+        self._num_top = num_top
+        self._compiled: Mapping[Any, jax.stages.Compiled] = {}
+        self.use_weights(weights)
+
+    def use_weights(self, weights: DecoderWeights) -> None:
+        """Score with the head of these weights from now on."""
+        self._head: Head = head(weights)
+
+    def programs(self, buckets: tuple[Bucket, ...]) -> dict[ScoreProgram, Callable[[], jax.stages.Lowered]]:
+        """All programs for steps of these buckets, ready to be lowered."""
+        if not self._num_top:
+            return {}
+        rows = sorted({bucket.rows for bucket in buckets})
+        tokens = sorted({bucket.tokens for bucket in buckets})
+        taken = [(count, of) for of in rows for count in (_FEW, _MANY) if count == _FEW or of >= _MANY]
+        scored = sorted({count for count, _ in taken})
+        return (
+            {
+                ScoreProgram(_Kind.TAKE_SAMPLED, *sizes): partial(self._lower_take_sampled, *sizes)
+                for sizes in taken
+            }
+            | {
+                ScoreProgram(_Kind.SCORE_SAMPLED, count): partial(self._lower_score_sampled, count)
+                for count in scored
+            }
+            | {
+                ScoreProgram(_Kind.TAKE_HIDDEN, _MANY, of): partial(self._lower_take_hidden, of)
+                for of in tokens
+            }
+            | {ScoreProgram(_Kind.SCORE_HIDDEN, _MANY): self._lower_score_hidden}
+        )
+
+    def use(self, compiled: Mapping[Any, jax.stages.Compiled]) -> None:
+        """Run these executables of `programs` from now on."""
+        self._compiled = compiled
+
+    def score(self, plan: StepPlan, forward: ForwardOutput, id_R: jax.Array) -> PendingScores:
+        """Queue the scoring of a plan's tokens; `forward` has the logits before any rule changed them."""
+        scored = plan.scored
+        if not scored.count:
+            return PendingScores([])
+        return PendingScores(
+            self._score_sampled(scored.rows, Sampled(forward.logits_RV, id_R))
+            + self._score_hidden(scored.tokens, scored.next_ids, forward.hidden_TD)
+        )
+
+    def warm_up(self, forward: ForwardOutput, id_R: jax.Array) -> None:
+        """Run every program for steps of this size once."""
+        if not self._num_top:
+            return
+        sampled = Sampled(forward.logits_RV, id_R)
+        self._score_sampled(np.zeros(1, np.int32), sampled)
+        if len(id_R) >= _MANY:
+            self._score_sampled(np.zeros(_MANY, np.int32), sampled)
+        tokens = np.zeros(1, np.int32)
+        self._score_hidden(tokens, tokens, forward.hidden_TD)
+
+    def _score_sampled(self, rows: Int32s, sampled: Sampled) -> list[_Piece]:
+        of = len(sampled.id_R)
+        count = _MANY if of >= _MANY and len(rows) > _FEW else _FEW
+        take = ScoreProgram(_Kind.TAKE_SAMPLED, count, of)
+        pieces: list[_Piece] = []
+        for index_C, wanted in _pieces(rows, count):
+            taken: Sampled = self._compiled[take](sampled, index_C)
+            scores: RowScores = self._compiled[ScoreProgram(_Kind.SCORE_SAMPLED, count)](taken)
+            pieces.append(_Piece(scores, wanted))
+        return pieces
+
+    def _score_hidden(self, tokens: Int32s, next_ids: Int32s, hidden_TD: jax.Array) -> list[_Piece]:
+        take = ScoreProgram(_Kind.TAKE_HIDDEN, _MANY, len(hidden_TD))
+        pieces: list[_Piece] = []
+        for (index_C, wanted), (id_C, _) in zip(
+            _pieces(tokens, _MANY), _pieces(next_ids, _MANY), strict=True
+        ):
+            hidden_CD: jax.Array = self._compiled[take](hidden_TD, index_C)
+            scores: RowScores = self._compiled[ScoreProgram(_Kind.SCORE_HIDDEN, _MANY)](
+                self._head, hidden_CD, id_C
+            )
+            pieces.append(_Piece(scores, wanted))
+        return pieces
+
+    def _lower_take_sampled(self, count: int, of: int) -> jax.stages.Lowered:
+        return take_sampled.lower(self._sampled(of), self._program.ints(count))
+
+    def _lower_take_hidden(self, of: int) -> jax.stages.Lowered:
+        return take_hidden.lower(self._hidden(of), self._program.ints(_MANY))
+
+    def _lower_score_sampled(self, count: int) -> jax.stages.Lowered:
+        return jit_score_sampled(self._program, num_top=self._num_top).lower(self._sampled(count))
+
+    def _lower_score_hidden(self) -> jax.stages.Lowered:
+        return jit_score_hidden(self._program, num_top=self._num_top).lower(
+            self._head, self._hidden(_MANY), self._program.ints(_MANY)
+        )
+
+    def _sampled(self, rows: int) -> Sampled:
+        return Sampled(self._program.logits(rows), self._program.ints(rows))  # type: ignore[arg-type]
+
+    def _hidden(self, tokens: int) -> jax.ShapeDtypeStruct:
+        everywhere = NamedSharding(self._program.mesh, PartitionSpec())
+        shape, dtype = (tokens, self._program.model.hidden_size), self._head.head_VD.dtype
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
+
+
+def _pieces(numbers: Int32s, size: int) -> list[tuple[Int32s, int]]:
+    """Fresh arrays of `size` numbers, the last one filled up with zeros, and how many of each count."""
+    pieces: list[tuple[Int32s, int]] = []
+    for first in range(0, len(numbers), size):
+        piece = numbers[first : first + size]
+        pieces.append((np.pad(piece, (0, size - len(piece))), len(piece)))
+    return pieces

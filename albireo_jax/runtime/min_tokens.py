@@ -1,0 +1,64 @@
+"""BannedRows: which rows of a step may not end yet, and the call that sees to it; no such row, no call."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from albireo_jax.core.plan import StepPlan
+from albireo_jax.runtime.sampling_programs import jit_ban
+from albireo_jax.runtime.state import SamplerState
+from albireo_jax.runtime.step import StepProgram
+
+
+@dataclass(frozen=True, slots=True)
+class BanProgram:
+    """A program that takes the banned ids out of the logits of `rows` rows."""
+
+    rows: int
+
+
+class BannedRows:
+    """Until when each of `num_slots` slots has banned ids, as far as it has any."""
+
+    def __init__(self, program: StepProgram, *, num_slots: int) -> None:
+        self._program = program
+        self._until = np.zeros(num_slots, np.int32)
+        self._compiled: Mapping[Any, jax.stages.Compiled] = {}
+
+    def programs(
+        self, row_counts: Iterable[int], state: SamplerState
+    ) -> dict[BanProgram, Callable[[], jax.stages.Lowered]]:
+        """All programs, for steps of these numbers of rows, ready to be lowered."""
+        return {BanProgram(rows): partial(self._lower, rows, state) for rows in row_counts}
+
+    def use(self, compiled: Mapping[Any, jax.stages.Compiled]) -> None:
+        """Run these executables of `programs` from now on."""
+        self._compiled = compiled
+
+    def apply(
+        self, plan: StepPlan, state: SamplerState, logits_RV: jax.Array, *, rows: NDArray[np.int32]
+    ) -> jax.Array:
+        """The logits of a plan's step without those of banned ids; `rows` is its buffer of `pack_rows`.
+
+        The parameters of the plan's new slots are in the state already.
+        """
+        for params in plan.new_slots:
+            self._until[params.slot] = params.banned_until if params.stop_ids else 0
+        is_banned = plan.starts + plan.counts < self._until[plan.slots]
+        if not (is_banned & plan.samples).any():
+            return logits_RV
+        return self._compiled[BanProgram(len(logits_RV))](state.params_ZF, logits_RV, rows)
+
+    def warm_up(self, state: SamplerState, logits_RV: jax.Array, *, rows: NDArray[np.int32]) -> None:
+        """Run the program for steps of R rows once; `rows` is a buffer of padding."""
+        self._compiled[BanProgram(len(logits_RV))](state.params_ZF, logits_RV, rows)
+
+    def _lower(self, rows: int, state: SamplerState) -> jax.stages.Lowered:
+        return jit_ban(self._program).lower(
+            state.params_ZF, self._program.logits(rows), self._program.ints(3 * rows)
+        )

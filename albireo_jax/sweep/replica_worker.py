@@ -1,0 +1,98 @@
+"""The process that measures one replica: `python -m albireo_jax.sweep.replica_worker`.
+
+One JSON object a line, standard input to standard output::
+
+    sweep   job ─────────────────────▶  ◀──── ready: sizes of the engine     worker, compiled and waiting
+            {variant, seed} ────────▶  ◀──── the run
+            {variant, seed} ────────▶  ◀──── the run                        ... the sweep closes the input
+
+So the sweep says when a run starts, and the replicas of a case start together. Everything else, what
+libraries print included, goes to standard error. A worker ends at once when its input does: no run goes on
+for a sweep that was killed.
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TextIO
+
+from albireo_jax.core.config import Dtype, SamplingMode
+from albireo_jax.measure.dataclass_json import restore
+from albireo_jax.measure.loads import deal, sampled_requests
+from albireo_jax.sim.workload import Arrival
+from albireo_jax.sweep.cases import Case
+from albireo_jax.sweep.sweep_settings import Variant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a worker is: replica number `replica` of a case, on `gpus` of the machine (none: virtual devices).
+
+    `arrivals` are those of the whole cluster; the worker takes its share, so that the prompts are the same at
+    every degree.
+    """
+
+    model: str
+    dtype: Dtype
+    case: Case
+    replica: int
+    gpus: tuple[int, ...]
+    arrivals: tuple[Arrival, ...]
+    temperature: float
+    top_p: float
+
+
+def serve(job: Job, commands: "queue.Queue[str]", answers: TextIO) -> None:
+    """Prepare the engines of `job`, say so, and answer commands for ever."""
+    # Imported here, since it imports JAX: whoever makes a job needs none.
+    from albireo_jax.launch import Prepared, prepare
+    from albireo_jax.sweep.variant_engines import VariantEngines
+
+    case = job.case
+
+    def prepared(sampling: SamplingMode) -> Prepared:
+        return prepare(case.engine_config(job.model, sampling, dtype=job.dtype), measure_sampling=True)
+
+    engines = VariantEngines(case.variants, prepared, tp=case.tp)
+    _answer(answers, asdict(engines.sizes))
+    while True:
+        command = json.loads(commands.get())
+        requests = sampled_requests(
+            job.arrivals,
+            vocab_size=engines.sizes.vocab_size,
+            seed=command["seed"],
+            temperature=job.temperature,
+            top_p=job.top_p,
+        )
+        share = deal(requests, case.num_replicas)[job.replica]
+        _answer(answers, asdict(engines.run(Variant(command["variant"]), share)))
+
+
+def main() -> None:
+    """Serve the job on standard input."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    job = restore(Job, json.loads(sys.stdin.readline()))
+    commands: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_read, args=(commands,), daemon=True).start()
+    serve(job, commands, answers)
+
+
+def _read(commands: "queue.Queue[str]") -> None:
+    """Pass on lines until there are no more, which ends the process whatever it does."""
+    for line in sys.stdin:
+        commands.put(line)
+    os._exit(0)
+
+
+def _answer(answers: TextIO, content: Mapping[str, Any]) -> None:
+    answers.write(json.dumps(content) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The process of one part of the GPU check, as `gpu_check.runner` starts it."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from benchmarks.gpu_check.part_figures import Notebook, PartSkipped
+from benchmarks.gpu_check.part_settings import PartSettings, end_with_parent, read_settings
+from benchmarks.gpu_check.record_file import DONE, FAILED, SKIPPED, RecordFile
+
+if TYPE_CHECKING:
+    from benchmarks.gpu_check.check import Check
+
+_RUNNERS = {
+    "device": "device.run_device",
+    "golden": "golden.run_golden",
+    "attention": "attention_cases.run_attention",
+    "sampling": "numerics.run_sampling",
+    "forms": "forms.run_forms",
+    "decode": "decode.run_decode",
+    "prefill": "prefill.run_prefill",
+    "trace": "trace.run_trace",
+    "start": "start.run_start",
+    "peers": "peers.run_peers",
+    "models": "decode.run_models",
+    "swap": "swapping.run_swap",
+    "shards": "shards.run_shards",
+}
+
+
+def main() -> int:
+    """Run one part; what it measured is in the record however it ends."""
+    end_with_parent()
+    name, file, limit_s, began_s = sys.argv[1:]
+    settings = read_settings(Path(file))
+    record = RecordFile.read(Path(settings.record))
+    notebook = Notebook(name, record, limit_s=float(limit_s), began_s=float(began_s))
+    try:
+        _run(name, settings, notebook)
+    except PartSkipped as skipped:
+        print(f"SKIPPED {name}: {skipped}", flush=True)
+        notebook.close(SKIPPED, reason=str(skipped))
+    except BaseException as error:
+        notebook.close(FAILED, error=error)
+        raise
+    else:
+        notebook.close(DONE)
+    return 0
+
+
+def _run(name: str, settings: PartSettings, notebook: Notebook) -> None:
+    from benchmarks.gpu_check.check import new_check
+
+    module, function = _RUNNERS[name].split(".")
+    found = import_module(f"benchmarks.gpu_check.{module}")
+    run = cast("Callable[[Check], None]", vars(found)[function])
+    run(new_check(settings, notebook))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
