@@ -6,13 +6,13 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import pytest
-from test_gpu_programs import CASE, compiled_text, good_sampling
 
 from albireo_jax.runtime.executor import Sampling
 from albireo_jax.sampling.routes import Route
 from benchmarks.gpu_programs.gates import breaches
 from benchmarks.gpu_programs.kernel_assembly import Assembled, kernel_breaches, sampling_kernels
 from benchmarks.gpu_programs.program_figures import figures
+from tests.labs.program_lab import CASE, compiled_text, good_sampling
 
 
 def good_selection(tp, rows=64):

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_routes import compiled, lowered, served_by
 
-from albireo_jax.sampling import at_once
+from albireo_jax.sampling import branch_free
 from albireo_jax.sampling.routes import Route
 from albireo_jax.sampling.sample import sample
+from tests.labs.route_lab import compiled, lowered, served_by
 from tests.labs.sampling_lab import INF, Row, noise_of, oracle, params_of, random_batch
 
 NARROW, WIDE = 97, 313 * 64
@@ -88,9 +88,9 @@ def test_masses_are_exact_for_the_largest_vocabulary():
         rng = np.random.default_rng(blocks)
         weight_RJW = rng.integers(0, 2**28 - 16, (2, blocks, 64), dtype=np.int32)
         weight_RJW[1] = 2**28 - 16
-        weight = at_once._weight(jnp.asarray(weight_RJW))
+        weight = branch_free._weight(jnp.asarray(weight_RJW))
         is_in_RJW = rng.random(weight_RJW.shape) < 0.9
-        total_R = weight.total(at_once._sums(weight.words(jnp.asarray(is_in_RJW))))
+        total_R = weight.total(branch_free._sums(weight.words(jnp.asarray(is_in_RJW))))
         exact = np.where(is_in_RJW, weight_RJW, 0).astype(np.int64).sum(axis=(1, 2))
         rounded_R = (exact >> 16).astype(np.float32) * np.float32(2**16) + (exact & 0xFFFF).astype(np.float32)
         np.testing.assert_array_equal(np.asarray(total_R), rounded_R)
@@ -99,6 +99,6 @@ def test_masses_are_exact_for_the_largest_vocabulary():
 @pytest.mark.parametrize(("name", "wrong"), [("_WEIGHT_BITS", 14), ("LEAST", np.int32(-(2**31)))])
 def test_a_fault_in_the_search_is_seen(monkeypatch, name, wrong):
     """Weights without their upper half, and numbers below minus infinity that are not taken for it."""
-    monkeypatch.setattr(at_once, name, wrong)
+    monkeypatch.setattr(branch_free, name, wrong)
     logits, params = random_batch((NARROW, 0), 64, NARROW)
     assert (ids(logits, params, sample) != wanted(logits, params)).any()

@@ -4,55 +4,22 @@ import re
 from functools import cache, partial
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from albireo_jax.sampling.blocks import BLOCK_TOKENS
 from albireo_jax.sampling.candidates import MAX_CANDIDATES
 from albireo_jax.sampling.draw import NOT_FINITE
-from albireo_jax.sampling.routes import Route, route_of, sample_by, wire_bytes
+from albireo_jax.sampling.routes import Route, route_of, wire_bytes
 from benchmarks.lib.hlo import parse
 from benchmarks.lib.hlo_collectives import collectives
+from tests.labs.route_lab import ROWS, compiled, served_by
 from tests.labs.sampling_lab import INF, Row, noise_of, oracle, params_of, random_batch
 
-ROWS = 61  # which divides no number of ranks
 SIZES = {"narrow": (1016, 1013), "wide": (40_000, 39_990)}
 """Columns, some of which only pad the vocabulary, and tokens; of the wide one, candidates are a part."""
 LAYOUTS = [(1, "narrow"), (2, "narrow"), (4, "narrow"), (8, "narrow"), (8, "wide")]
 """Ranks and sizes; over 8 ranks, the candidates of the narrow one are all of its tokens."""
-
-
-def lowered(route, ranks, columns):
-    """A route over `ranks` virtual devices, logits split over the vocabulary."""
-    mesh = Mesh(np.array(jax.devices()[:ranks]), ("tp",), axis_types=(AxisType.Auto,))
-    by_vocab, everywhere = PartitionSpec(None, "tp"), PartitionSpec()
-    stage = jax.shard_map(
-        partial(sample_by, route, axis="tp"),
-        mesh=mesh,
-        in_specs=(by_vocab, everywhere),
-        out_specs=everywhere,
-        check_vma=False,
-    )
-    shardings = NamedSharding(mesh, by_vocab), NamedSharding(mesh, everywhere)
-    logits, params = random_batch(0, ROWS, columns)
-    return jax.jit(stage, in_shardings=shardings).lower(jnp.asarray(logits), params_of(params))
-
-
-@cache
-def compiled(route, ranks, columns):
-    return lowered(route, ranks, columns).compile()
-
-
-def served_by(route, row):
-    """The row, without what the route does not serve."""
-    if route is Route.GREEDY:
-        return row._replace(temperature=0.0)
-    if route is Route.UNFILTERED:
-        return row._replace(top_k=0, top_p=1.0, min_p=0.0)
-    return row
 
 
 class Answered(NamedTuple):

@@ -9,11 +9,11 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-import abuse_cases as cases
 import httpx
 import pytest
 
 from albireo_jax.serving.app import create_app
+from tests.labs import abuse_cases as cases
 from tests.labs.engine_lab import Lab, lab
 from tests.labs.http_lab import in_process, served
 

@@ -3,12 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_detokenize import TOKENIZERS
 
 from albireo_jax.core.types import FinishReason, SamplingParams
 from albireo_jax.serving.logprobs import CompletionLogprobs
 from albireo_jax.text.detokenizer import Detokenizer, TextDelta, TextOffsets
 from albireo_jax.text.tokenizer import Tokenizer
+from tests.labs.tokenizer_lab import TOKENIZERS
 
 IDS = st.lists(st.integers(0, 400), max_size=10)
 
