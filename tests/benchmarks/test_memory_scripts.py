@@ -39,7 +39,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
 def test_prefixes_of_a_trace(run: Script, tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text(TRACE)
-    samples = run("bench_prefix", trace, "--context", 256, "--device-share", 0.5, "--host-share", 0, 1)
+    samples = run("prefix", trace, "--context", 256, "--device-share", 0.5, "--host-share", 0, 1)
     # Scaled to pages of 16: prompts of 41, 41, 31, 224 (cut) and 41 tokens.
     assert samples["trace", "ideal, one after the other", "prompts"] == [378]
     assert samples["trace", "ideal, one after the other", "cached"] == [32 + 16 + 32 + 32]
@@ -52,7 +52,7 @@ def test_prefixes_of_a_trace(run: Script, tmp_path: Path) -> None:
 def test_second_turns(run: Script, data_dir: Path) -> None:
     model, questions = data_dir / "models" / "stories260k", data_dir / "prompts" / "mt_bench_question.jsonl"
     lengths = ("--context", 256, "--first-prompt", 100, "--answer", 16, "--max-step-tokens", 64)
-    samples = run("bench_turns", model, questions, "--turns", 6, "--users", 1, *lengths)
+    samples = run("chat_turns", model, questions, "--turns", 6, "--users", 1, *lengths)
     by_metric = {(subject, metric): taken for (subject, _, metric), taken in samples.items()}
     assert {len(taken) for taken in by_metric.values()} == {3}
     pages = by_metric["caching", "first turn's pages"]

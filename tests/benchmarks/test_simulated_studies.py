@@ -185,7 +185,7 @@ def study(monkeypatch: pytest.MonkeyPatch, files: Path, name: str, *arguments: o
 def test_the_study_of_t_e(monkeypatch: pytest.MonkeyPatch, files: Path) -> None:
     lengths = ("--input-len", 16, "--output-len", 4, "--gpus", 2)
     models = ("--models", "Llama-2-7b-hf", "Qwen2.5-32B")
-    record = study(monkeypatch, files, "te_sweep", "--configs", files, *models, *lengths)
+    record = study(monkeypatch, files, "te_sweep_study", "--configs", files, *models, *lengths)
     assert set(record["settings"]["findings"]) == {"paper", "paper, its T3", "own"}
     assert len(list((files / "records").glob("*.svg"))) == 6
 
@@ -193,7 +193,7 @@ def test_the_study_of_t_e(monkeypatch: pytest.MonkeyPatch, files: Path) -> None:
 def test_the_study_of_contention(monkeypatch: pytest.MonkeyPatch, files: Path) -> None:
     load = ("--trace", files / "trace.csv", "--rates", 4, 40, "--gpus", 2, "--requests", 20)
     config = files / "someone--Qwen2.5-32B_config.json"
-    record = study(monkeypatch, files, "contention", "--config", config, *load)
+    record = study(monkeypatch, files, "contention_study", "--config", config, *load)
     assert {each["subject"] for each in record["series"]} == {"t=1, 2 replicas", "t=2, 1 replicas"}
     assert len(list((files / "records").glob("*.svg"))) == 3
 

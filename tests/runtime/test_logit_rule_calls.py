@@ -128,7 +128,7 @@ def test_rules_that_samples_share_are_packed_once(monkeypatch: pytest.MonkeyPatc
         packed.append(rules)
         return pack(rules, shape)
 
-    monkeypatch.setattr(rules_stage, "packed_content", counting)
+    monkeypatch.setattr(logit_rule_programs, "packed_content", counting)
     packer = AdmissionPacker(shape)
     tokens = np.array([5, 6, 7], np.int32)
     given = [SlotRules(rules=rules, token_ids=tokens, prompt_len=2) for rules in [EVEN] * 6 + [BIASED] * 2]

@@ -13,7 +13,7 @@ from albireo_jax.sampling.draw import NOT_FINITE
 from albireo_jax.sampling.routes import Route, route_of, wire_bytes
 from benchmarks.lib.hlo import parse
 from benchmarks.lib.hlo_collectives import collectives
-from tests.labs.route_lab import ROWS, compiled, served_by
+from tests.labs.route_lab import ROWS, compiled, lowered, served_by
 from tests.labs.sampling_lab import INF, Row, noise_of, oracle, params_of, random_batch
 
 SIZES = {"narrow": (1016, 1013), "wide": (40_000, 39_990)}
