@@ -25,6 +25,9 @@ KV_KINDS = {jnp.dtype(jnp.bfloat16): 0, _INT8: 1, FP8_BITS: 2}
 _SMALLEST_PEAK = 2.0**-100
 """Stands for the peak of vectors closer to zero, which are zero then: the scale is a normal number."""
 
+_LARGEST_BFLOAT16_BITS = 0x7FFF0000
+"""The largest bits of a float32 that is a bfloat16 too, but for its sign; a NaN."""
+
 
 class KvCache(NamedTuple):
     """Keys and values of all layers in P pages of S tokens; page 0 is the null page.
@@ -91,9 +94,10 @@ def dequantise(cache: KvCache) -> KvCache:
 
 
 def _up_to_bfloat16(x_TN: Float[Array, "T N"]) -> Float[Array, "T N"]:
-    """The least bfloat16 numbers not below positive ones, still in float32.
+    """The least bfloat16 numbers not below positive ones, still in float32; a NaN stays one.
 
-    On bits, because compilers take a conversion to bfloat16 and back for excess that may be left out.
+    On bits, because compilers take a conversion to bfloat16 and back for excess that may be left out. Bits of
+    NaNs are bounded first: rounded up, those of a GPU's NaN, which are all ones, would be those of -0.
     """
-    bits_TN = jax.lax.bitcast_convert_type(x_TN, jnp.int32)
+    bits_TN = jnp.minimum(jax.lax.bitcast_convert_type(x_TN, jnp.int32), _LARGEST_BFLOAT16_BITS)
     return jax.lax.bitcast_convert_type((bits_TN + 0xFFFF) & ~0xFFFF, jnp.float32)

@@ -90,6 +90,20 @@ def test_zero_is_read_as_zero(dtype):
 def test_a_vector_that_is_not_finite_is_never_read_as_finite(dtype, bad, place):
     x_TNK = vectors(1)
     x_TNK[5, 2, place] = bad
+    check_not_finite(x_TNK, dtype)
+
+
+@pytest.mark.parametrize("dtype", [INT8, FP8_BITS])
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7FFF0001, 0x7F800001])
+def test_no_bits_of_a_nan_are_read_as_finite(dtype, bits):
+    """All ones are the NaN that GPUs calculate; rounded up as bits, they would become those of -0."""
+    x_TNK = vectors(1)
+    x_TNK.view(np.uint32)[5, 2, 3] = bits
+    check_not_finite(x_TNK, dtype)
+
+
+def check_not_finite(x_TNK, dtype):
+    """The vector of token 5 and head 2 is read as not finite, and the other tokens' as finite."""
     coded = encode(jnp.asarray(x_TNK), dtype)
     got_TNK = np.asarray(decode(coded.x_TNK) * coded.scale_TN.astype(jnp.float32)[..., None])
     assert not np.isfinite(got_TNK[5, 2]).all()
