@@ -52,13 +52,18 @@ class CodedRows(NamedTuple):
     scale_T: Float[Array, " T"]
 
 
-def coded_rows(x_TD: Float[Array, "T D"]) -> CodedRows:
+def row_peaks(x_TD: Float[Array, "T D"]) -> Float[Array, " T"]:
+    """The largest absolute number of each row."""
+    return jnp.max(jnp.abs(x_TD.astype(jnp.float32)), axis=1)
+
+
+def coded_rows(x_TD: Float[Array, "T D"], peak_T: Float[Array, " T"] | None = None) -> CodedRows:
     """The e4m3 codes nearest to each row, ties to even, scaled by its largest number.
 
-    A row that is not finite has a code that is NaN.
+    A row that is not finite has a code that is NaN. `peak_T` is `row_peaks` where that is known.
     """
     x32_TD = x_TD.astype(jnp.float32)
-    peak_T = jnp.maximum(jnp.max(jnp.abs(x32_TD), axis=1), _SMALLEST_PEAK)
+    peak_T = jnp.maximum(row_peaks(x_TD) if peak_T is None else peak_T, _SMALLEST_PEAK)
     scale_T = _power_of_two(peak_T * _SCALE_OF_PEAK)
     inverse_T = _power_of_two(1 / scale_T)  # a GPU's division is not exact
     return CodedRows((x32_TD * inverse_T[:, None]).astype(jnp.float8_e4m3fn), scale_T)
@@ -72,11 +77,14 @@ def fp8_product(
     Summed in float32, rounded to the dtype of the rows, scaled in float32 and rounded again: cuBLASLt writes
     half the bytes so. HIGHEST keeps it from its fast sums of about 14 bits. `rows` is not FLOATS.
     """
-    code_TD, scale_T = coded_rows(x_TD)
     precision = None
     if rows is Rows.CODES:
+        # Without the barrier, XLA calculates a norm and its peak once more where it scales the product, and
+        # sums in another order: near a power of two, codes and product would be scaled by different ones.
+        code_TD, scale_T = coded_rows(x_TD, jax.lax.optimization_barrier(row_peaks(x_TD)))
         precision = jax.lax.Precision.HIGHEST
     else:
+        code_TD, scale_T = coded_rows(x_TD)
         code_TD, w_DF = code_TD.astype(x_TD.dtype), w_DF.astype(x_TD.dtype)
     y_TF = jnp.dot(code_TD, w_DF, precision=precision, preferred_element_type=x_TD.dtype)
     return (y_TF.astype(jnp.float32) * scale_T[:, None] * scale_F[None]).astype(x_TD.dtype)

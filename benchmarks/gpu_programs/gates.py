@@ -5,7 +5,8 @@ grow with the depth, collectives beyond those of the design, kernels that are la
 in which the host waits for the device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from albireo_jax.core.config import Dtype, ModelConfig, Quantization
 from albireo_jax.core.logit_rules import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED_TOKENS
@@ -48,8 +49,22 @@ _MAX_STATE = 7  # arrays of the cache with its scales, and what the host sends
 _PENALTIES = 3
 _TABLE_BYTES = 4 * (MAX_ROWS + 1) * (MAX_LEN // PAGE_SIZE)
 _FEWEST_LAUNCHES = 5  # that XLA makes a command buffer of
-# Two norms, four products, one activation, rotation with the write of keys and values, attention.
-_LAYER_LAUNCHES = 9
+_LAYER_LAUNCHES: Mapping[Quantization | None, tuple[tuple[int, int], tuple[int, int]]] = MappingProxyType(
+    {
+        None: ((9, 10), (11, 12)),
+        Quantization.INT8: ((12, 10), (14, 13)),
+        Quantization.FP8_W8A16: ((12, 10), (14, 13)),
+        Quantization.FP8: ((17, 19), (22, 23)),
+    }
+)
+"""Launches of a layer on one device and on several, in decode steps and in steps with chunks.
+
+With floats: two norms, four products, one activation, rotation with the write of keys and values, attention;
+chunks attend once more, and several devices reduce twice. Partial sums of products with codes are added and
+scaled by launches of their own where there are few rows. Products of fp8 with fp8 take up to three more each:
+for the peaks of rows, their codes, and the scaling of the result.
+"""
+
 _STEP_LAUNCHES = 12  # before and after the layers, so that 32 of them are at most 300
 _PARTIAL_SUMS_BYTES = 16 * 2**20  # of products that cores share by their inner dimension, at most 8 parts
 _SELECTION_LAUNCHES = 6  # of a step whose rows filter, on one device
@@ -104,6 +119,8 @@ def _products(case: Case, name: Name, found: Figures) -> Iterator[str]:
         wanted = _LAYER_PRODUCTS * case.layers if case.quantization is Quantization.FP8 else 0
         if found.fp8_products != wanted:
             yield f"{found.fp8_products} products of fp8 with fp8, expected {wanted}"
+        if found.peaks != wanted:
+            yield f"{found.peaks} peaks of rows, not one for each of {wanted} products of fp8 with fp8"
     if found.product_bodies > MAX_PRODUCT_BODIES:
         yield f"{found.product_bodies} distinct matrix products to tune, more than {MAX_PRODUCT_BODIES}"
 
@@ -191,15 +208,14 @@ def _forward(case: Case, bucket: Bucket, found: Figures) -> Iterator[str]:
 
 
 def _launches(case: Case, bucket: Bucket, found: Figures) -> Iterator[str]:
-    """A layer's launches are those of its design; products with codes may take more than one each.
+    """A layer's launches are those of its design.
 
-    Steps with chunks attend twice in each layer. Several devices reduce twice, and once at the beginning:
-    that is begun, awaited and done.
+    Several devices reduce once at the beginning, too: that is begun, awaited and done.
     """
-    a_layer = _LAYER_LAUNCHES + (0 if bucket.is_decode else 1) + (2 if case.tp > 1 else 0)
+    a_layer = _LAYER_LAUNCHES[case.quantization][case.tp > 1][not bucket.is_decode]
     a_step = _STEP_LAUNCHES + (3 if case.tp > 1 else 0)
     most = case.layers * a_layer + a_step
-    if case.quantization is None and found.launches > most:
+    if found.launches > most:
         yield f"{found.launches} launches, more than {most}: {a_layer} a layer and {a_step} a step"
 
 

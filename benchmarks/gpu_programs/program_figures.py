@@ -29,7 +29,8 @@ class Figures:
     `collectives` counts them by kind and bytes of the result. `weight_copies` and `pool_copies` count
     instructions that write a layer's weights or the KV pool anew. `kernels` are launches of ours, `launches`
     all of them, and `read_bytes` what they read at most. `products` are matrix products, `product_bodies`
-    those of them that XLA would tune apart, and `fp8_products` those by cuBLASLt of fp8 with fp8.
+    those of them that XLA would tune apart, and `fp8_products` those by cuBLASLt of fp8 with fp8. `peaks`
+    are reductions to a maximum.
     `host_waits` are conditionals, and loops whose number of turns only the device knows, outside of command
     buffers: the host decides there, once it has waited for the device. `command_buffers`, `lone_launches`,
     those outside of any, and `longest_run` of these between collectives are None where XLA does not tell.
@@ -51,6 +52,7 @@ class Figures:
     launches: int
     read_bytes: int
     fp8_products: int
+    peaks: int
     command_buffers: int | None
     lone_launches: Mapping[str, int] | None
     longest_run: int | None
@@ -84,6 +86,7 @@ def figures(case: Case, compiled: CompiledProgram) -> Figures:
         launches=launch_count(compiled.launches),
         read_bytes=read_bytes(program),
         fp8_products=sum(_FP8_PRODUCT in one.text for one in program.instructions()),
+        peaks=sum(one.opcode == "reduce" and _is_maximum(one, program) for one in program.instructions()),
         command_buffers=launched.buffers if launched else None,
         lone_launches=launched.lone if launched else None,
         longest_run=launched.longest_run if launched else None,
@@ -161,6 +164,11 @@ def _pool_copies(case: Case, program: Program) -> int:
         and not any(inner.opcode in in_place for inner in (one, *_inner(one, program)))
         for one, _ in _outside_fusions(program)
     )
+
+
+def _is_maximum(one: Instruction, program: Program) -> bool:
+    """Whether a reduction takes the largest number."""
+    return any(inner.opcode == "maximum" for name in one.called for inner in program.computations[name])
 
 
 def _outside_fusions(program: Program) -> Iterator[tuple[Instruction, list[tuple[int, ...]]]]:
