@@ -113,8 +113,8 @@ RIGHT = Run(
         ),
         Part(
             name="sampling",
-            title="sampling, KV writes and whole steps against the CPU",
-            limit_s=35,
+            title="sampling, KV writes, kernels of layers and whole steps against the CPU",
+            limit_s=42,
             least_s=10,
             shown=("share of equal tokens", "time", "share of equal bytes", "largest error"),
         ),
@@ -244,6 +244,10 @@ GOALS = (
     Goal(part="attention", metric="largest error", at_most=0.03, everywhere=True),
     Goal(part="sampling", metric="share of equal tokens", case=".*greedy.*", at_least=1.0, everywhere=True),
     Goal(part="sampling", metric="share of equal tokens", case=".*drawn.*", at_least=0.95, everywhere=True),
+    # Norms are sums in another order: of few numbers another one is the nearest in bfloat16.
+    Goal(
+        part="sampling", metric="share of equal bytes", case=r".*\bnorms\b.*", at_least=0.98, everywhere=True
+    ),
     Goal(part="sampling", metric="share of equal bytes", at_least=0.999, everywhere=True),
     Goal(part="sampling", metric="largest error", at_most=0.1, everywhere=True),
     Goal(part="forms", metric="largest difference", at_most=0.05, everywhere=True),

@@ -56,7 +56,8 @@ _KINDS: dict[str, _Parameters] = {
 
 
 def run_sampling(check: Check) -> None:
-    """Sampled tokens and their times first, then pages, then whole steps."""
+    """Sampled tokens first, then pages and a layer's kernels, then whole steps, then times of sampling."""
+    from benchmarks.gpu_check.layer_kernels import note_layer_kernels
     from benchmarks.gpu_check.whole_steps import note_steps
 
     notebook = check.notebook
@@ -74,6 +75,7 @@ def run_sampling(check: Check) -> None:
         with notebook.attempt(f"KV write, {name}"):
             shares = _equal_bytes(dtype, head_dim=16 if check.small else 128)
             notebook.add("KV write", name, metric="share of equal bytes", unit="1", samples=shares)
+    note_layer_kernels(check)
     note_steps(check)
     for count in _SMALL_TIMED_ROWS if check.small else _TIMED_ROWS:
         for kind in _KINDS:

@@ -16,8 +16,9 @@ import tomllib
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from albireo_jax.measure.dataclass_json import restore
 from benchmarks.gpu_check.machine import ROOT, Source, source_here
@@ -47,8 +48,23 @@ class Wanted:
 
 
 def missing_packages() -> tuple[str, ...]:
-    """The packages that an image with JAX, PyTorch and transformers usually lacks, as they are here."""
-    return tuple(f"{name}=={version(name)}" for name in _MISSING)
+    """The packages that an image with JAX, PyTorch and transformers usually lacks, as they are here.
+
+    Where one is not here either, the project's own requirement stands for it.
+    """
+    return tuple(_pinned(name) for name in _MISSING)
+
+
+def _pinned(name: str) -> str:
+    try:
+        return f"{name}=={version(name)}"
+    except PackageNotFoundError:
+        return next(each for each in _project()["dependencies"] if each.startswith(name))
+
+
+def _project() -> dict[str, Any]:
+    """The project's own table of pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def prepare_folder(folder: Path, *, data: Path, wanted: Wanted) -> int:
@@ -71,8 +87,7 @@ def prepare_folder(folder: Path, *, data: Path, wanted: Wanted) -> int:
             shutil.copytree(data / name, target, copy_function=shutil.copyfile)
         else:
             shutil.copyfile(data / name, target)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (folder / FACTS).write_text(json.dumps(asdict(source_here(version=project["version"])), indent=1))
+    (folder / FACTS).write_text(json.dumps(asdict(source_here(version=_project()["version"])), indent=1))
     made = [folder / FACTS, *(folder / WHEELS).rglob("*"), *(folder / DATA).rglob("*")]
     size = sum(path.stat().st_size for path in made if path.is_file())
     if size > MAX_BYTES:

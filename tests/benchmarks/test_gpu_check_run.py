@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,14 @@ def test_a_prepared_folder_says_what_code_it_was_made_for(
     assert machine.commit_of(None) is None
     with pytest.raises(ValueError, match="has no models"):
         prepared.prepare_folder(tmp_path / "made", data=tmp_path, wanted=wanted)
+
+
+def test_what_is_to_travel_need_not_be_installed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = prepared.missing_packages()
+    assert all("==" in each for each in here)
+
+    def none(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(prepared, "version", none)
+    assert prepared.missing_packages() == ("gguf>=0.17", "llguidance>=1.9,<2")
