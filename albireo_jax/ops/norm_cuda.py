@@ -10,8 +10,10 @@ from jaxtyping import Array, Float
 
 from albireo_jax.ops.cuda.kernels import Entry, Kernel, Launch, LaunchFn
 
-_WARPS = 8
-_MULTIPLE = 8
+_CHUNK, _THREAD_CHUNKS = 8, 2
+"""Channels that a thread reads at once, and how often: with twice as many its registers do not suffice."""
+
+_MOST_WARPS = 32
 
 
 class Normalised(NamedTuple):
@@ -23,7 +25,14 @@ class Normalised(NamedTuple):
 
 def is_possible(width: int) -> bool:
     """Whether the kernel takes rows of so many channels."""
-    return width % _MULTIPLE == 0
+    return width % _CHUNK == 0
+
+
+def norm_kernel(width: int, *, eps: float) -> Kernel:
+    """The kernel for rows of `width` channels; `eps` is added to their mean square."""
+    warps = min(-(-width // (32 * _CHUNK * _THREAD_CHUNKS)), _MOST_WARPS)
+    macros = (("WIDTH", str(width)), ("EPSILON", f"{eps!r}f"), ("WARPS", str(warps)))
+    return Kernel(entry=Entry.ADD, macros=macros, warps=warps)
 
 
 def add_and_normalise(
@@ -36,10 +45,9 @@ def add_and_normalise(
 ) -> Normalised:
     """X + added, rounded to bfloat16 and written where x is, and its norm as `nn.layers.rms_norm` has it."""
     num_tokens, width = x_TD.shape
-    macros = (("WIDTH", str(width)), ("EPSILON", f"{eps!r}f"), ("WARPS", str(_WARPS)))
     like = jax.ShapeDtypeStruct(x_TD.shape, x_TD.dtype)
     what = Launch(
-        kernel=Kernel(entry=Entry.ADD, macros=macros, warps=_WARPS),
+        kernel=norm_kernel(width, eps=eps),
         grid=(num_tokens, 1),
         results=(like, like),
         in_place=1,

@@ -8,15 +8,15 @@ Exits with 1 if a gate is broken, with 2 where nothing can be compiled for CUDA.
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import jax
 
 from albireo_jax.core.config import KvDtype, Quantization
 from albireo_jax.measure.records import Device, Record, Series, write_record
+from albireo_jax.ops.cuda.kernels import Kernel
 from albireo_jax.runtime.batch import Bucket
 from albireo_jax.runtime.decode_loop import DecodeLoop
 from albireo_jax.runtime.executor import Sampling
@@ -45,6 +45,7 @@ from benchmarks.gpu_programs.kernel_assembly import (
     kernel_breaches,
     kernels,
     loop_instructions,
+    residual_kernels,
     sampling_kernels,
 )
 from benchmarks.gpu_programs.program_figures import Figures, figures
@@ -173,38 +174,31 @@ def others(case: Case, devices: tuple[object, ...]) -> list[Job]:
 
 
 def assembled_kernels(options: argparse.Namespace) -> Iterator[KernelResult]:
-    """The attention kernels of each model, for each kind of KV pages and of GPU."""
+    """The kernels of each model: of layers, for each kind of KV pages, of sampling, and of residuals."""
     for model, shape in KERNEL_MODELS.items():
         for tp in DEGREES if options.all and model in MODELS else DEGREES[:1]:
+            case = f"{model} tp={tp}"
             for kv_dtype in KV_DTYPES:
-                for role, kernel in kernels(shape, tp=tp, kv_dtype=kv_dtype).items():
-                    for architecture in ARCHITECTURES:
-                        found = assembled(kernel, architecture)
-                        yield KernelResult(
-                            case=f"{model} tp={tp} {kv_dtype} pages {architecture}",
-                            role=role,
-                            figures=found,
-                            blocks=found.blocks(kernel.threads),
-                            loop_instructions=found.loop and loop_instructions(role, kernel, found.loop),
-                            broken=kernel_breaches(role, kernel, found),
-                        )
+                yield from assembled_roles(
+                    f"{case} {kv_dtype} pages", kernels(shape, tp=tp, kv_dtype=kv_dtype)
+                )
+            yield from assembled_roles(f"{case} sampling", sampling_kernels(shape, tp=tp))
+        yield from assembled_roles(model, residual_kernels(shape))
 
 
-def assembled_samplers(options: argparse.Namespace) -> Iterator[KernelResult]:
-    """The sampling kernels of each model, for each kind of GPU."""
-    for model, shape in KERNEL_MODELS.items():
-        for tp in DEGREES if options.all and model in MODELS else DEGREES[:1]:
-            for role, kernel in sampling_kernels(shape, tp=tp).items():
-                for architecture in ARCHITECTURES:
-                    found = assembled(kernel, architecture)
-                    yield KernelResult(
-                        case=f"{model} tp={tp} sampling {architecture}",
-                        role=role,
-                        figures=found,
-                        blocks=found.blocks(kernel.threads),
-                        loop_instructions=None,
-                        broken=kernel_breaches(role, kernel, found),
-                    )
+def assembled_roles(case: str, by_role: Mapping[str, Kernel]) -> Iterator[KernelResult]:
+    """Some kernels, by what they are for, for each kind of GPU."""
+    for role, kernel in by_role.items():
+        for architecture in ARCHITECTURES:
+            found = assembled(kernel, architecture)
+            yield KernelResult(
+                case=f"{case} {architecture}",
+                role=role,
+                figures=found,
+                blocks=found.blocks(kernel.threads),
+                loop_instructions=found.loop and loop_instructions(role, kernel, found.loop),
+                broken=kernel_breaches(role, kernel, found),
+            )
 
 
 def run(job: Job, devices: tuple[object, ...]) -> Result:
@@ -314,8 +308,8 @@ def kernel_row(result: KernelResult) -> str:
     return (
         f"{result.case + ' ' + result.role:62} registers {found.registers:3}  "
         f"blocks a core {result.blocks:2}  spilled {found.spill_bytes}  stack {found.stack_bytes}  "
-        f"shared {found.shared_bytes}"
-        + (f"  instructions for 64 tokens {needed:.0f}" if needed is not None else "")
+        f"shared {found.shared_bytes}  instructions {found.instructions}"
+        + (f", {needed:.0f} for 64 tokens" if needed is not None else "")
     )
 
 
@@ -327,6 +321,7 @@ def kernel_series(result: KernelResult) -> list[Series]:
         ("spilled", "bytes"): found.spill_bytes,
         ("stack", "bytes"): found.stack_bytes,
         ("shared memory", "bytes"): found.shared_bytes,
+        ("code", "instructions"): found.instructions,
         ("gates broken", "gates"): len(result.broken),
     }
     if result.loop_instructions is not None:
@@ -374,7 +369,7 @@ def main() -> None:
         sys.exit(2)
     ends_s = time.monotonic() + 60 * (options.minutes or 1e6)
     seen: list[KernelResult] = []
-    for kernel in chain(assembled_kernels(options), assembled_samplers(options)):
+    for kernel in assembled_kernels(options):
         seen.append(kernel)
         print(kernel_row(kernel), *(f"  BROKEN: {line}" for line in kernel.broken), sep="\n", flush=True)
     wanted, results = jobs(options, devices), []

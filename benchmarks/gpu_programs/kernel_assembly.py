@@ -20,6 +20,7 @@ from albireo_jax.nn.decoder import Projected
 from albireo_jax.nn.layers import Rotation
 from albireo_jax.ops.cuda.kernels import Entry, Kernel, Launch, ptx
 from albireo_jax.ops.kv_cache import new_cache
+from albireo_jax.ops.norm_cuda import norm_kernel
 from albireo_jax.runtime.batch import Bucket, StepInputs
 from albireo_jax.runtime.state import PAGE_DTYPES, CacheState
 from albireo_jax.runtime.step_attention import tokens_by_kernels
@@ -32,7 +33,7 @@ from benchmarks.gpu_programs.compiled_programs import (
     NUM_PAGES,
     PAGE_SIZE,
 )
-from benchmarks.gpu_programs.machine_code import Loop, product_loop
+from benchmarks.gpu_programs.machine_code import Loop, code_instructions, product_loop
 
 KERNEL_MODELS: Mapping[str, ModelConfig] = MappingProxyType(
     {
@@ -68,6 +69,12 @@ The attention kernels' grids are made for so many: with fewer, the last blocks w
 _SAMPLING_ROLES: Mapping[str, int] = MappingProxyType({"peaks": 2, "draw": 1})
 """What selects tokens; a block takes a row, with all the threads that it may have."""
 
+_RESIDUAL_ROLES: Mapping[str, int] = MappingProxyType({"add": 4})
+"""The residual after an all-reduce, with its norm: with fewer blocks a core waits for memory."""
+
+_ADD_INSTRUCTIONS, _CHUNK_INSTRUCTIONS = 70, 95
+"""Most instructions of the kernel of residuals, and more of them for each 8 channels that a thread takes."""
+
 _LOOP_INSTRUCTIONS: Mapping[tuple[str, KvDtype, int], int] = MappingProxyType(
     {
         ("decode rows", KvDtype.BFLOAT16, 64): 640,
@@ -95,12 +102,13 @@ _REGISTERS, _SHARED = re.compile(r"Used (\d+) registers"), re.compile(r"(\d+) by
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembled:
-    """Figures of a kernel from the assembler: registers of a thread, bytes, and the loop of its products."""
+    """Figures of a kernel from the assembler: registers of a thread, bytes, instructions, products' loop."""
 
     registers: int
     stack_bytes: int
     spill_bytes: int
     shared_bytes: int
+    instructions: int = 0
     loop: Loop | None = None
 
     def blocks(self, threads: int) -> int:
@@ -173,6 +181,11 @@ def sampling_kernels(model: ModelConfig, *, tp: int) -> dict[str, Kernel]:
     return {role: sampling_kernel(entry, model.padded_vocab_size(tp)) for role, entry in entries}
 
 
+def residual_kernels(model: ModelConfig) -> dict[str, Kernel]:
+    """The kernel that adds what an all-reduce gives and normalises the sum, the same at every degree."""
+    return {"add": norm_kernel(model.hidden_size, eps=model.rms_norm_eps)}
+
+
 def assemble(text: str, architecture: str) -> Assembled:
     """Assemble PTX of one kernel with `ptxas`, which must be on the path; returns the kernel's figures.
 
@@ -194,7 +207,8 @@ def assemble(text: str, architecture: str) -> Assembled:
         if done.returncode:
             raise RuntimeError(f"ptxas refuses a kernel for {architecture}: {said}")
         cubin = source.with_suffix(".cubin").read_bytes()
-    return replace(read_assembler(said), loop=product_loop(cubin, architecture))
+    loop, instructions = product_loop(cubin, architecture), code_instructions(cubin)
+    return replace(read_assembler(said), instructions=instructions, loop=loop)
 
 
 def read_assembler(said: str) -> Assembled:
@@ -217,9 +231,11 @@ def kernel_breaches(role: str, kernel: Kernel, found: Assembled) -> list[str]:
     if found.spill_bytes or found.stack_bytes:
         said.append(f"{found.spill_bytes} bytes of spilled registers, {found.stack_bytes} bytes of stack")
     blocks = found.blocks(kernel.threads)
-    wanted = {**_ROLES, **_SAMPLING_ROLES}[role]
+    wanted = {**_ROLES, **_SAMPLING_ROLES, **_RESIDUAL_ROLES}[role]
     if blocks < wanted:
         said.append(f"{found.registers} registers leave room for {blocks} blocks a core, not {wanted}")
+    if kernel.entry is Entry.ADD:
+        said += _add_breaches(kernel, found)
     limit = _loop_limit(role, kernel)
     if limit is not None and found.loop is None:
         said.append("no loop holds the matrix products")
@@ -238,6 +254,14 @@ def _products(role: str, kernel: Kernel) -> int:
     macros = dict(kernel.macros)
     channel_tiles = 2 * -(-int(macros["HEAD_DIM"]) // 32)
     return channel_tiles * (2 * -(-int(macros["GROUP"]) // 8) if role == "decode rows" else 4)
+
+
+def _add_breaches(kernel: Kernel, found: Assembled) -> list[str]:
+    chunks = -(-int(dict(kernel.macros)["WIDTH"]) // (8 * kernel.threads))
+    limit = _ADD_INSTRUCTIONS + chunks * _CHUNK_INSTRUCTIONS
+    if found.instructions > limit:
+        return [f"{found.instructions} instructions for {chunks} times 8 channels a thread, not {limit}"]
+    return []
 
 
 def _loop_breaches(loop: Loop, limit: int, products: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""The machine code of an assembled kernel: how long the loop is that does its matrix products.
+"""The machine code of an assembled kernel: how long it is, and the loop that does its matrix products.
 
 Instructions of sm_70 and later are 16 bytes, the opcode in the lowest 12 bits. A cubin is an ELF file whose
 section `.text.NAME` is the code of the kernel NAME.
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _INSTRUCTION_BYTES = 16
-_MATRIX_PRODUCT, _BRANCH = 0x23C, 0x947
+_MATRIX_PRODUCT, _BRANCH, _NOTHING = 0x23C, 0x947, 0x918
 _OFFSET_BITS, _LOW_BITS = 48, 8
 
 
@@ -26,11 +26,7 @@ def product_loop(cubin: bytes, architecture: str) -> Loop | None:
 
     `architecture` is "sm_80" or "sm_90". Raises ValueError for bytes that hold no kernel.
     """
-    code = _code(cubin)
-    words = [
-        int.from_bytes(code[at : at + _INSTRUCTION_BYTES], "little")
-        for at in range(0, len(code), _INSTRUCTION_BYTES)
-    ]
+    words = _words(cubin)
     products = [at for at, word in enumerate(words) if word & 0xFFF == _MATRIX_PRODUCT]
     whole = [
         end + 1 - begin
@@ -38,6 +34,22 @@ def product_loop(cubin: bytes, architecture: str) -> Loop | None:
         if products and begin <= products[0] and products[-1] <= end
     ]
     return Loop(instructions=min(whole), products=len(products)) if whole else None
+
+
+def code_instructions(cubin: bytes) -> int:
+    """The instructions of a cubin's one kernel; raises ValueError for bytes that hold none.
+
+    The code ends with a branch to itself, and is filled up with instructions that do nothing.
+    """
+    return sum(word & 0xFFF != _NOTHING for word in _words(cubin)) - 1
+
+
+def _words(cubin: bytes) -> list[int]:
+    code = _code(cubin)
+    return [
+        int.from_bytes(code[at : at + _INSTRUCTION_BYTES], "little")
+        for at in range(0, len(code), _INSTRUCTION_BYTES)
+    ]
 
 
 def _backward_branches(words: list[int], architecture: str) -> Iterator[tuple[int, int]]:

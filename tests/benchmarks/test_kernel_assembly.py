@@ -16,6 +16,7 @@ from benchmarks.gpu_programs.kernel_assembly import (
     launches,
     loop_instructions,
     read_assembler,
+    residual_kernels,
     scratch_bytes,
 )
 from benchmarks.gpu_programs.machine_code import Loop
@@ -53,6 +54,15 @@ def test_spills_a_stack_too_many_registers_and_a_long_loop_break_the_gates_of_ke
         {"loop": Loop(instructions=531, products=16)},
     ):
         assert len(kernel_breaches("decode rows", kernel, replace(good, **fault))) == 1
+
+
+def test_spills_registers_and_instructions_of_the_kernel_of_residuals_break_its_gates():
+    kernel = residual_kernels(KERNEL_MODELS["llama-3.1-70b"])["add"]
+    assert (kernel.entry, kernel.threads) == (Entry.ADD, 512)  # so that each takes 8 channels twice
+    good = Assembled(registers=32, stack_bytes=0, spill_bytes=0, shared_bytes=64, instructions=260)
+    assert kernel_breaches("add", kernel, good) == []
+    for fault in ({"spill_bytes": 24}, {"stack_bytes": 16}, {"registers": 33}, {"instructions": 261}):
+        assert len(kernel_breaches("add", kernel, replace(good, **fault))) == 1
 
 
 @pytest.mark.parametrize("model", KERNEL_MODELS)

@@ -1,4 +1,4 @@
-"""The loop of a kernel's matrix products is found in its machine code."""
+"""Machine code of kernels: its instructions, and the loop of matrix products in it."""
 
 import shutil
 import struct
@@ -6,9 +6,9 @@ import struct
 import pytest
 
 from benchmarks.gpu_programs.kernel_assembly import assemble
-from benchmarks.gpu_programs.machine_code import Loop, product_loop
+from benchmarks.gpu_programs.machine_code import Loop, code_instructions, product_loop
 
-PRODUCT, BRANCH, OTHER = 0x23C, 0x947, 0x918
+PRODUCT, BRANCH, OTHER, NOTHING = 0x23C, 0x947, 0x221, 0x918
 
 
 def branch(instructions: int, architecture: str) -> int:
@@ -46,6 +46,11 @@ def test_no_loop_is_found_where_products_are_outside_of_it() -> None:
     assert product_loop(cubin([OTHER, branch(-2, "sm_80")]), "sm_80") is None
 
 
+def test_instructions_are_counted_up_to_the_last_branch() -> None:
+    end = branch(-1, "sm_90")
+    assert code_instructions(cubin([OTHER, PRODUCT, NOTHING, OTHER, end, NOTHING, NOTHING])) == 3
+
+
 def test_bytes_without_a_kernel_are_refused() -> None:
     with pytest.raises(ValueError, match="is an ELF file"):
         product_loop(b"#!/bin/sh", "sm_80")
@@ -77,6 +82,8 @@ LOOP:
 @pytest.mark.skipif(shutil.which("ptxas") is None, reason="no assembler of CUDA")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_a_loop_is_found_in_what_the_assembler_makes(architecture: str) -> None:
-    loop = assemble(PTX, architecture).loop
+    found = assemble(PTX, architecture)
+    loop = found.loop
     assert loop is not None
+    assert loop.instructions < found.instructions < 60
     assert loop.instructions < 20 * loop.products

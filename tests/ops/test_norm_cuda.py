@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from albireo_jax.nn.layers import rms_norm
-from albireo_jax.ops.norm_cuda import add_and_normalise, is_possible
+from albireo_jax.ops.norm_cuda import add_and_normalise, is_possible, norm_kernel
 from tests.labs.cuda_lab import Order, launch_on_cpu, needs_compiler
 
 EPS = 1e-3
@@ -41,6 +41,11 @@ def check(width, **how):
 @pytest.mark.parametrize("width", [8, 576, 4096, 5120, 8192])
 def test_gives_the_sum_exactly_and_the_norm_but_for_the_order_of_its_sum(width):
     check(width)
+
+
+@pytest.mark.parametrize(("width", "warps"), [(8, 1), (4096, 8), (5120, 10), (8192, 16), (65536, 32)])
+def test_a_thread_takes_sixteen_channels_while_a_block_has_threads(width, warps):
+    assert norm_kernel(width, eps=EPS).warps == warps
 
 
 @needs_compiler
