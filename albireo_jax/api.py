@@ -198,7 +198,11 @@ class LLM:
 
     @property
     def model(self) -> Decoder:
-        """The sharded flax.nnx module; calling it with token ids [T] or [B, T] gives their logits."""
+        """The sharded flax.nnx module; calling it with token ids [T] or [B, T] gives their logits.
+
+        The first call with a shape compiles a program. On GPUs XLA then drops the CUDA graphs of all earlier
+        ones, and each size of step records its graph again when it is next run: some milliseconds each, once.
+        """
         return self.engine.model
 
     def update_weights(self, tree: Mapping[str, Any]) -> None:

@@ -76,9 +76,9 @@ class Decoder(nnx.Module):
     def __call__(self, token_ids: object) -> Float[Array, "*batch T V"]:
         """Float32 logits of every position of a text [T] or of several [B, T], by dense causal attention.
 
-        The ids are a list or an array of any library. Compiled once per shape. Differentiable unless it is
-        quantised. Raises ValueError for another shape, and for ids that are no integers or outside the
-        vocabulary, except where they are traced.
+        The ids are a list or an array of any library. Compiled once per shape, after which an engine on GPUs
+        records its CUDA graphs again. Differentiable unless it is quantised. Raises ValueError for another
+        shape, and for ids that are no integers or outside the vocabulary, except where they are traced.
         """
         tokens = _tokens(token_ids, vocab_size=self.config.vocab_size)
         if tokens.ndim == 1:

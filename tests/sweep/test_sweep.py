@@ -163,7 +163,13 @@ def test_a_worker_that_cannot_prepare_says_why(model: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_the_study_of_load_leaves_a_record_and_its_plot(tmp_path: Path) -> None:
-    command = [sys.executable, SCRIPTS.parent / "benchmarks" / "studies" / "load_study.py", "--small", "--output", tmp_path]
+    command = [
+        sys.executable,
+        SCRIPTS.parent / "benchmarks" / "studies" / "load_study.py",
+        "--small",
+        "--output",
+        tmp_path,
+    ]
     subprocess.run(command, capture_output=True, text=True, check=True)
     (record,) = tmp_path.glob("load-tp2-*-as-2-*.json")
     assert record.with_suffix(".svg").read_text().startswith("<?xml")
