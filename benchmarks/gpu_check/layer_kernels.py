@@ -88,10 +88,11 @@ def rotate_share(case: RotateCase, *, launch: LaunchFn | None) -> float:
 
     Without `launch` operations are asked here too. The null page, where padding is written, is left out.
     """
-    given, cpu = _given(case), jax.devices("cpu")[0]
-    here = _by_operations(given) if launch is None else jax.jit(partial(_by_kernel, launch=launch))(given)
-    with jax.default_device(cpu):  # not compiled as one, so that each operation rounds its result
-        there = _by_operations(jax.device_put(given, cpu))
+    with jax.default_device(jax.devices("cpu")[0]):
+        given = _given(case)
+        there = _by_operations(given)  # not compiled as one, so that each operation rounds its result
+    by = _by_operations if launch is None else jax.jit(partial(_by_kernel, launch=launch))
+    here = by(jax.device_put(given, jax.devices()[0]))
     place_T = np.asarray(given.place_T)
     pairs = zip(_read(here, place_T), _read(there, place_T), strict=True)
     return min(_share(one, other) for one, other in pairs)
@@ -101,12 +102,12 @@ def add_share(width: int, *, launch: LaunchFn | None) -> float:
     """The least share of equal bytes of sums and of their norms, for rows of very different sizes."""
     random = np.random.default_rng(width)
     sizes = np.geomspace(1e-3, 1e3, _TOKENS)[:, None]
-    given = [jnp.asarray(sizes * random.standard_normal((_TOKENS, width)), jnp.bfloat16) for _ in range(2)]
-    given.append(jnp.asarray(random.standard_normal(width), jnp.bfloat16))
+    drawn = [*(sizes * random.standard_normal((2, _TOKENS, width))), random.standard_normal(width)]
+    with jax.default_device(jax.devices("cpu")[0]):
+        given = [jnp.asarray(each, jnp.bfloat16) for each in drawn]
+        there = add_norm(*given, eps=_EPS)
     by = add_norm if launch is None else jax.jit(add_norm_by_kernel(launch), static_argnames="eps")
-    cpu, here = jax.devices("cpu")[0], by(*given, eps=_EPS)
-    with jax.default_device(cpu):
-        there = add_norm(*jax.device_put(given, cpu), eps=_EPS)
+    here = by(*jax.device_put(given, jax.devices()[0]), eps=_EPS)
     return min(_share(one, other) for one, other in zip(here, there, strict=True))
 
 
