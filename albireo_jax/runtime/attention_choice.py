@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from albireo_jax.core.config import AttentionBackend, Dtype, KvDtype, ModelConfig
 from albireo_jax.core.errors import ModelError
 from albireo_jax.ops.attention_cuda import check_shape
-from albireo_jax.ops.cuda.kernels import LaunchFn, launch
+from albireo_jax.ops.cuda.kernels import LaunchFn, architecture_of, launch_on
 from albireo_jax.runtime.state import PAGE_DTYPES
 
 _logger = logging.getLogger(__name__)
@@ -22,7 +22,8 @@ def choose_attention(
     Raises ModelError, with the reason, where kernels are asked for and cannot be had. Where they are only
     preferred, the reason is logged.
     """
-    platform = mesh.devices.flat[0].platform
+    device = mesh.devices.flat[0]
+    platform = device.platform
     if backend is AttentionBackend.XLA or (backend is AttentionBackend.AUTO and platform != "gpu"):
         return None
     try:
@@ -39,4 +40,4 @@ def choose_attention(
             raise
         _logger.warning("attention is made of operations of XLA: %s", reason)
         return None
-    return launch
+    return launch_on(architecture_of(device))

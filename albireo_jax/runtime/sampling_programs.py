@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int32
 
 from albireo_jax.core.config import SamplingMode
 from albireo_jax.core.plan import SlotParams
-from albireo_jax.ops.cuda.kernels import LaunchFn, launch
+from albireo_jax.ops.cuda.kernels import LaunchFn, architecture_of, launch_on
 from albireo_jax.runtime.batch import SampleInputs, slot_fields, unpack_rows
 from albireo_jax.runtime.state import SamplerState, sampler_specs
 from albireo_jax.runtime.step import StepProgram
@@ -62,7 +62,8 @@ def routes(program: StepProgram) -> tuple[Route, ...]:
 
 def choose_sampling(mesh: Mesh) -> LaunchFn | None:
     """What launches the CUDA kernels of sampling in a step program: on NVIDIA GPUs, whatever the model."""
-    return launch if mesh.devices.flat[0].platform == "gpu" else None
+    device = mesh.devices.flat[0]
+    return launch_on(architecture_of(device)) if device.platform == "gpu" else None
 
 
 def slot_route(params: SlotParams, usable: tuple[Route, ...]) -> Route:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from albireo_jax.ops.attention import paged_attention
 from albireo_jax.ops.attention_ref import reference_attention
-from albireo_jax.ops.cuda.kernels import LaunchFn, launch
+from albireo_jax.ops.cuda.kernels import LaunchFn, architecture_of, launch_on
 from albireo_jax.ops.kv_cache import FP8_BITS, KvCache, dequantise, encode
 from benchmarks.gpu_check.check import Check
 
@@ -143,7 +143,7 @@ def run_attention(check: Check) -> None:
 
 def attention_launch(check: Check) -> LaunchFn | None:
     """How an engine on this device runs attention: None for operations of XLA."""
-    return None if check.on_cpu else launch
+    return None if check.on_cpu else launch_on(architecture_of(jax.devices()[0]))
 
 
 class FirstAttention:

@@ -197,7 +197,7 @@ def assembled_roles(case: str, by_role: Mapping[str, Kernel]) -> Iterator[Kernel
                 figures=found,
                 blocks=found.blocks(kernel.threads),
                 loop_instructions=found.loop and loop_instructions(role, kernel, found.loop),
-                broken=kernel_breaches(role, kernel, found),
+                broken=kernel_breaches(role, kernel, found, architecture=architecture),
             )
 
 

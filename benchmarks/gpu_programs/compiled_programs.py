@@ -24,7 +24,7 @@ from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.nn.quantise import weight_dtypes
 from albireo_jax.nn.shapes import layer_name, weight_shapes
 from albireo_jax.nn.sharding import TP, placement, shardings
-from albireo_jax.ops.cuda.kernels import LaunchFn, launch
+from albireo_jax.ops.cuda.kernels import Architecture, LaunchFn, launch_on
 from albireo_jax.runtime.batch import ADMISSIONS, SLOT_FIELDS, Bucket, layout
 from albireo_jax.runtime.decode_loop import DecodeLoop, DecodeLoops
 from albireo_jax.runtime.executor import Sampling
@@ -42,6 +42,7 @@ PAGE_SIZE, MAX_ROWS, MAX_LEN, NUM_PAGES, NUM_HOST_PAGES = 16, 64, 8192, 4096, 32
 NUM_TOP = 20
 DECODE, MIXED = Bucket(MAX_ROWS, MAX_ROWS), Bucket(512, MAX_ROWS)
 LOOP_STEPS, LOOP_ROWS = 4, 8
+_H100 = launch_on(Architecture.HOPPER)
 
 _LLAMA = partial(
     ModelConfig,
@@ -139,7 +140,7 @@ def mesh_of(devices: Iterable[Any], tp: int) -> Mesh:
     return Mesh(np.array(list(devices)[:tp]), (TP,), axis_types=(AxisType.Auto,))
 
 
-def step_program(case: Case, mesh: Mesh, launch: LaunchFn = launch) -> StepProgram:
+def step_program(case: Case, mesh: Mesh, launch: LaunchFn = _H100) -> StepProgram:
     """What `albireo_jax.launch` builds for this model on GPUs; `launch` runs its kernels."""
     return StepProgram(
         model=case.config,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from albireo_jax.core.config import Dtype, KvDtype, ModelConfig
 from albireo_jax.nn.decoder import Projected
 from albireo_jax.nn.layers import Rotation
-from albireo_jax.ops.cuda.kernels import Entry, Kernel, Launch, ptx
+from albireo_jax.ops.cuda.kernels import Architecture, Entry, Kernel, Launch, ptx
 from albireo_jax.ops.kv_cache import new_cache
 from albireo_jax.ops.norm_cuda import norm_kernel
 from albireo_jax.runtime.batch import Bucket, StepInputs
@@ -75,25 +75,25 @@ _RESIDUAL_ROLES: Mapping[str, int] = MappingProxyType({"add": 4})
 _ADD_INSTRUCTIONS, _CHUNK_INSTRUCTIONS = 70, 95
 """Most instructions of the kernel of residuals, and more of them for each 8 channels that a thread takes."""
 
-_LOOP_INSTRUCTIONS: Mapping[tuple[str, KvDtype, int], int] = MappingProxyType(
+_LOOP_INSTRUCTIONS: Mapping[tuple[str, KvDtype, int], tuple[int, int]] = MappingProxyType(
     {
-        ("decode rows", KvDtype.BFLOAT16, 64): 640,
-        ("decode rows", KvDtype.INT8, 64): 1060,
-        ("decode rows", KvDtype.FP8, 64): 1130,
-        ("decode rows", KvDtype.BFLOAT16, 128): 1140,
-        ("decode rows", KvDtype.INT8, 128): 1680,
-        ("decode rows", KvDtype.FP8, 128): 1800,
-        ("chunks", KvDtype.BFLOAT16, 64): 600,
-        ("chunks", KvDtype.INT8, 64): 970,
-        ("chunks", KvDtype.FP8, 64): 980,
-        ("chunks", KvDtype.BFLOAT16, 128): 760,
-        ("chunks", KvDtype.INT8, 128): 1140,
-        ("chunks", KvDtype.FP8, 128): 1160,
+        ("decode rows", KvDtype.BFLOAT16, 64): (640, 630),
+        ("decode rows", KvDtype.INT8, 64): (860, 840),
+        ("decode rows", KvDtype.FP8, 64): (980, 785),
+        ("decode rows", KvDtype.BFLOAT16, 128): (1110, 1070),
+        ("decode rows", KvDtype.INT8, 128): (1340, 1310),
+        ("decode rows", KvDtype.FP8, 128): (1550, 1170),
+        ("chunks", KvDtype.BFLOAT16, 64): (570, 570),
+        ("chunks", KvDtype.INT8, 64): (940, 940),
+        ("chunks", KvDtype.FP8, 64): (950, 910),
+        ("chunks", KvDtype.BFLOAT16, 128): (740, 740),
+        ("chunks", KvDtype.INT8, 128): (1050, 1050),
+        ("chunks", KvDtype.FP8, 128): (1080, 980),
     }
 )
 """Most instructions of the loop over cached tokens for 64 of them, by role, pages and width of a head.
 
-Of groups of up to 8 query heads: more take a second product for the same tokens.
+On sm_80 and sm_90; of groups of up to 8 query heads: more take a second product for the same tokens.
 """
 
 _PROPERTIES = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -225,8 +225,8 @@ def read_assembler(said: str) -> Assembled:
     )
 
 
-def kernel_breaches(role: str, kernel: Kernel, found: Assembled) -> list[str]:
-    """The ways in which an assembled kernel is not as it must be, a line each."""
+def kernel_breaches(role: str, kernel: Kernel, found: Assembled, *, architecture: str) -> list[str]:
+    """The ways in which a kernel assembled for an architecture is not as it must be, a line each."""
     said: list[str] = []
     if found.spill_bytes or found.stack_bytes:
         said.append(f"{found.spill_bytes} bytes of spilled registers, {found.stack_bytes} bytes of stack")
@@ -236,7 +236,7 @@ def kernel_breaches(role: str, kernel: Kernel, found: Assembled) -> list[str]:
         said.append(f"{found.registers} registers leave room for {blocks} blocks a core, not {wanted}")
     if kernel.entry is Entry.ADD:
         said += _add_breaches(kernel, found)
-    limit = _loop_limit(role, kernel)
+    limit = _loop_limit(role, kernel, architecture)
     if limit is not None and found.loop is None:
         said.append("no loop holds the matrix products")
     if limit is not None and found.loop is not None:
@@ -250,10 +250,16 @@ def loop_instructions(role: str, kernel: Kernel, loop: Loop) -> float:
 
 
 def _products(role: str, kernel: Kernel) -> int:
-    """Matrix products for 16 cached tokens: 16 by 16 by 8 numbers each, for scores and for outputs."""
+    """Matrix products for 16 cached tokens: 16 by 16 by 8 numbers each, for scores and for outputs.
+
+    In decode rows each product of int8 codes has a second one, which takes off what they are too large by.
+    """
     macros = dict(kernel.macros)
     channel_tiles = 2 * -(-int(macros["HEAD_DIM"]) // 32)
-    return channel_tiles * (2 * -(-int(macros["GROUP"]) // 8) if role == "decode rows" else 4)
+    if role != "decode rows":
+        return 4 * channel_tiles
+    of_codes = 2 if KV_DTYPES[int(macros["KV_KIND"])] is KvDtype.INT8 else 1
+    return 2 * of_codes * channel_tiles * -(-int(macros["GROUP"]) // 8)
 
 
 def _add_breaches(kernel: Kernel, found: Assembled) -> list[str]:
@@ -273,15 +279,16 @@ def _loop_breaches(loop: Loop, limit: int, products: int) -> list[str]:
     return []
 
 
-def _loop_limit(role: str, kernel: Kernel) -> int | None:
+def _loop_limit(role: str, kernel: Kernel, architecture: str) -> int | None:
     if kernel.entry is not Entry.ATTEND:
         return None
     macros = dict(kernel.macros)
     if int(macros["GROUP"]) > 8:
         return None
-    return _LOOP_INSTRUCTIONS.get((role, KV_DTYPES[int(macros["KV_KIND"])], int(macros["HEAD_DIM"])))
+    limits = _LOOP_INSTRUCTIONS.get((role, KV_DTYPES[int(macros["KV_KIND"])], int(macros["HEAD_DIM"])))
+    return None if limits is None else limits[ARCHITECTURES.index(architecture)]
 
 
 def assembled(kernel: Kernel, architecture: str) -> Assembled:
     """The same of a kernel in the source."""
-    return assemble(ptx(kernel), architecture)
+    return assemble(ptx(kernel, Architecture(architecture.removeprefix("sm_"))), architecture)

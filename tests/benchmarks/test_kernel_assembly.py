@@ -40,29 +40,31 @@ def test_what_the_assembler_tells_is_read():
 
 def test_spills_a_stack_too_many_registers_and_a_long_loop_break_the_gates_of_kernels():
     kernel = kernels(KERNEL_MODELS["smollm2"], tp=1, kv_dtype=KvDtype.INT8)["decode rows"]
-    loop = Loop(instructions=1060, products=32)
+    loop = Loop(instructions=840, products=64)
     good = Assembled(registers=168, stack_bytes=0, spill_bytes=0, shared_bytes=49152, loop=loop)
-    assert kernel_breaches("decode rows", kernel, good) == []
-    assert loop_instructions("decode rows", kernel, loop) == 1060  # 64 tokens a turn
+    assert kernel_breaches("decode rows", kernel, good, architecture="sm_90") == []
+    assert loop_instructions("decode rows", kernel, loop) == 840  # 64 tokens a turn
     for fault in (
         {"spill_bytes": 4},
         {"stack_bytes": 8},
         {"registers": 176},
         {"loop": None},
-        {"loop": replace(loop, instructions=1061)},
-        {"loop": replace(loop, products=33)},
-        {"loop": Loop(instructions=531, products=16)},
+        {"loop": replace(loop, instructions=841)},
+        {"loop": replace(loop, products=65)},
+        {"loop": Loop(instructions=421, products=32)},
     ):
-        assert len(kernel_breaches("decode rows", kernel, replace(good, **fault))) == 1
+        assert len(kernel_breaches("decode rows", kernel, replace(good, **fault), architecture="sm_90")) == 1
+    shorter = replace(good, loop=replace(loop, instructions=860))
+    assert kernel_breaches("decode rows", kernel, shorter, architecture="sm_80") == []
 
 
 def test_spills_registers_and_instructions_of_the_kernel_of_residuals_break_its_gates():
     kernel = residual_kernels(KERNEL_MODELS["llama-3.1-70b"])["add"]
     assert (kernel.entry, kernel.threads) == (Entry.ADD, 512)  # so that each takes 8 channels twice
     good = Assembled(registers=32, stack_bytes=0, spill_bytes=0, shared_bytes=64, instructions=260)
-    assert kernel_breaches("add", kernel, good) == []
+    assert kernel_breaches("add", kernel, good, architecture="sm_90") == []
     for fault in ({"spill_bytes": 24}, {"stack_bytes": 16}, {"registers": 33}, {"instructions": 261}):
-        assert len(kernel_breaches("add", kernel, replace(good, **fault))) == 1
+        assert len(kernel_breaches("add", kernel, replace(good, **fault), architecture="sm_90")) == 1
 
 
 @pytest.mark.parametrize("model", KERNEL_MODELS)

@@ -36,8 +36,14 @@ Edits = tuple[tuple[str, str], ...]
 """Texts of the source and what stands for them: planted faults."""
 
 
-@cache
 def _library(entry: Entry, macros: tuple[tuple[str, str], ...], edits: Edits) -> ctypes.CDLL:
+    named = ("SOURCE", f'"{entry.source}"'), ("ENTRY", str(entry))
+    return compiled("run_kernels.cpp", (*named, *macros), edits)
+
+
+@cache
+def compiled(program: str, macros: tuple[tuple[str, str], ...], edits: Edits = ()) -> ctypes.CDLL:
+    """A library of a C++ program beside this file, which may include the kernels' sources."""
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "kernels.so"
         for file in resources.files("albireo_jax.ops.cuda").iterdir():
@@ -49,9 +55,8 @@ def _library(entry: Entry, macros: tuple[tuple[str, str], ...], edits: Edits) ->
         subprocess.run(
             [
                 *(str(COMPILER), "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-U_FORTIFY_SOURCE"),
-                *("-ffp-contract=off", f'-DSOURCE="{entry.source}"', f"-DENTRY={entry}"),
-                *(f"-D{name}={value}" for name, value in macros),
-                *(f"-I{folder}", str(HERE / "run_kernels.cpp"), "-o", str(library)),
+                *("-ffp-contract=off", *(f"-D{name}={value}" for name, value in macros)),
+                *(f"-I{folder}", str(HERE / program), "-o", str(library)),
             ],
             check=True,
         )

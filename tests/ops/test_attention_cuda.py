@@ -1,5 +1,6 @@
 """The CUDA attention kernels, run on the CPU thread by thread, against the oracle of attention."""
 
+import ctypes
 from dataclasses import replace
 from functools import partial
 from importlib import resources
@@ -17,7 +18,7 @@ from albireo_jax.ops.attention_ref import reference_attention
 from albireo_jax.ops.cuda.kernels import Entry, Kernel, Launch
 from albireo_jax.ops.kv_cache import FP8_BITS, KvCache, decode, dequantise, new_cache
 from tests.labs.attention_lab import Shape, random_batch, random_counts
-from tests.labs.cuda_lab import Order, launch_on_cpu, needs_compiler
+from tests.labs.cuda_lab import Order, compiled, launch_on_cpu, needs_compiler
 
 SCALE = 0.3
 LATE, EARLY = Order(0, is_eager=False), Order(1, is_eager=True)
@@ -88,10 +89,34 @@ def test_equals_reference_on_decode_steps():
         check(shape, seed=seed, counts=[1, 1, 0, 1, 1])
 
 
+CONVERTS = (("#define CONVERTS_FP8 0", "#define CONVERTS_FP8 1"),)
+CODES = {"int8": ("int8", ()), "fp8": ("uint8", ()), "fp8 by an instruction": ("uint8", CONVERTS)}
+
+
 @needs_compiler
-@pytest.mark.parametrize("dtype", ["int8", "uint8"])
-def test_every_code_is_widened_exactly(dtype):
+@pytest.mark.parametrize("kind", CODES)
+def test_all_pairs_of_codes_are_widened_exactly(kind):
+    dtype, edits = CODES[kind]
+    macros = {"KV_KIND": 1 if dtype == "int8" else 2, "HEAD_DIM": 64, "GROUP": 4, "PAGE_SIZE": 16}
+    macros |= {"WARPS": 4, "GROUP_WARPS": 4, "HEADS": 1}
+    library = compiled("widen_pairs.cpp", tuple((name, str(value)) for name, value in macros.items()), edits)
+    even, odd = np.zeros((2, 65536), np.uint32)
+    library.widen_pairs(even.ctypes.data_as(ctypes.c_void_p), odd.ctypes.data_as(ctypes.c_void_p))
+    pairs = np.arange(65536, dtype=np.uint16).view(np.uint8).reshape(-1, 2)
+    codes = np.concatenate([pairs, ~pairs], axis=1)  # those of each word
+    want = np.asarray(decode(jnp.asarray(codes.view(dtype))), np.float32)
+    unit = 256 if kind == "fp8" else 1
+    halves = np.stack([even, odd], axis=1).view(np.float16).reshape(-1, 2, 2)
+    got = halves.transpose(0, 2, 1).reshape(-1, 4).astype(np.float32) * unit
+    is_number = (codes & 0x7F != 0x7F) | (dtype == "int8")
+    np.testing.assert_array_equal(got[is_number], want[is_number])
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", CODES)
+def test_every_code_is_multiplied_exactly(kind):
     """A query that sees one token has its value: with a scale of 1, what the 256 codes stand for."""
+    dtype, edits = CODES[kind]
     codes = np.arange(256, dtype=np.uint8).reshape(1, 1, 1, 1, 256)
     codes[codes & 0x7F == 0x7F] = 0  # of an fp8: not a number
     shape = (1, 2, 1, 1, 256)
@@ -108,7 +133,7 @@ def test_every_code_is_widened_exactly(dtype):
         row_start_R1=jnp.array([0, 1], jnp.int32),
         context_R=jnp.array([1], jnp.int32),
         page_table_RM=jnp.array([[1]], jnp.int32),
-        launch=launch_on_cpu(LATE),
+        launch=launch_on_cpu(LATE, edits=edits),
     )
     np.testing.assert_array_equal(np.asarray(got, np.float32).ravel(), decode(pages[0, 1].ravel()))
 
@@ -137,9 +162,13 @@ FAULTS = {
         "cached_vector(cache, first)",
         LATE,
     ),
-    "sums of chunks that never fade": ("any_lane(fade[0] != 1.0f || fade[1] != 1.0f)", "false", LATE),
+    "sums of chunks that never fade": (
+        "any_lane(fade[0] != 1.0f || fade[1] != 1.0f || state.power != power)",
+        "false",
+        LATE,
+    ),
     "sums of decode rows that never fade": ("any_lane(has_faded)", "false", LATE),
-    "weights that are not transposed": ("transpose(pack_bf16", "(pack_bf16", LATE),
+    "weights that are not transposed": ("transpose(pack(", "(pack(", LATE),
     "channels of queries in another order": ("lane % 4 * 2);", "lane % 4 / 2 * 4);", LATE),
 }
 FAULTS_OF_CODES = {
@@ -164,6 +193,14 @@ FAULTS_OF_CODES = {
         LATE,
     ),
 }
+FAULTS_OF_UNITS = {
+    "queries as they are": ("const float factor = into_f16(power);", "const float factor = 1.0f;"),
+    "products of queries in their unit": ("scales.k[i] *= unit,", ""),
+    "weights in the unit of the first stage": ("power = max(power, max_in_warp(largest) & EXPONENT);", ""),
+    "sums of chunks in an earlier unit": ("fade[0] *= power_fade", "0.0f * power_fade"),
+    "sums of decode rows in an earlier unit": ("* power_faded", ""),
+    "int8 that are 1152 too large": ("if (KV_KIND == 1) multiply", "if (false) multiply"),
+}
 
 
 @needs_compiler
@@ -177,10 +214,46 @@ def test_a_fault_in_the_kernel_is_seen(fault):
 
 @needs_compiler
 @pytest.mark.usefixtures("long_pieces")
-@pytest.mark.parametrize("dtype", ["int8", "uint8"])
-def test_equals_reference_with_pages_of_codes(dtype):
+@pytest.mark.parametrize("kind", CODES)
+def test_equals_reference_with_pages_of_codes(kind):
+    dtype, edits = CODES[kind]
     for order in (LATE, EARLY):
-        check(replace(SMALL, dtype=dtype), counts=[1, 60, 1, 5], order=order)
+        check(replace(SMALL, dtype=dtype), counts=[1, 60, 1, 5], order=order, edits=edits)
+
+
+def check_of_any_size(dtype, *, edits=()):
+    """Queries and keys far from 1, and values that grow by 2^2 from page to page, over 2^80 in all."""
+    (q_TNGK, cache), rows = random_batch(0, replace(SMALL, dtype=dtype, columns=40), counts=[1, 60, 1, 5])
+    powers_LPSN = np.zeros(cache.v_scale_LPSN.shape, np.float32)
+    for columns in np.asarray(rows["page_table_RM"]):
+        powers_LPSN[:, columns] = (2.0 * np.arange(len(columns)) - 40)[:, None, None]
+    cache = cache._replace(
+        k_scale_LPSN=cache.k_scale_LPSN * jnp.bfloat16(2.0**-80),
+        v_scale_LPSN=cache.v_scale_LPSN * jnp.asarray(np.exp2(powers_LPSN), jnp.bfloat16),
+    )
+    q_TNGK = (q_TNGK * 2.0**80).astype(jnp.bfloat16)
+    options = {"layer": 1, "scale": SCALE, "sliding_window": None, "soft_cap": None, **rows}
+    got = paged_attention(q_TNGK, cache, **options, launch=launch_on_cpu(LATE, edits=edits))
+    want = np.asarray(reference_attention(q_TNGK.astype(jnp.float32), dequantise(cache), **options))
+    size = np.abs(want).max(axis=-1, keepdims=True)
+    np.testing.assert_allclose(
+        got / np.where(size > 0, size, 1), want / np.where(size > 0, size, 1), atol=1e-2
+    )
+
+
+@needs_compiler
+@pytest.mark.usefixtures("long_pieces")
+@pytest.mark.parametrize("kind", CODES)
+def test_codes_meet_queries_and_scales_of_any_size(kind):
+    check_of_any_size(CODES[kind][0], edits=CODES[kind][1])
+
+
+@needs_compiler
+@pytest.mark.usefixtures("long_pieces")
+@pytest.mark.parametrize("fault", FAULTS_OF_UNITS)
+def test_a_fault_in_the_units_of_products_is_seen(fault):
+    with pytest.raises(AssertionError):
+        check_of_any_size("int8", edits=(FAULTS_OF_UNITS[fault],))
 
 
 @needs_compiler
@@ -195,7 +268,11 @@ def test_a_fault_in_the_kernel_for_codes_is_seen(fault):
 def test_every_fault_is_in_the_source():
     folder = resources.files("albireo_jax.ops.cuda")
     source = "".join(file.read_text() for file in folder.iterdir() if file.name.endswith((".cu", ".h")))
-    assert [name for name, (right, *_) in (FAULTS | FAULTS_OF_CODES).items() if right not in source] == []
+    assert [
+        name
+        for name, (right, *_) in (FAULTS | FAULTS_OF_CODES | FAULTS_OF_UNITS).items()
+        if right not in source
+    ] == []
 
 
 @needs_compiler

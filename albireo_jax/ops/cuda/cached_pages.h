@@ -105,7 +105,7 @@ __device__ __forceinline__ Scales read_scales(const Cache &cache, const Stage &s
   return scales;
 }
 
-// The first of the eight channels of a chunk in bfloat16 where products read it. Of widened codes, the first halves of
+// The first of the eight channels of a chunk of 16 bits where products read it. Of widened codes, the first halves of
 // all copied chunks come before the second halves: neighbouring threads then write neighbouring chunks.
 __device__ __forceinline__ int first_channel(int chunk) {
   if (!IS_WIDENED) return chunk * 8;

@@ -5,11 +5,13 @@
 struct Softmax {
   float peak[2], sum[2];  // of this thread's two query vectors, in base 2; a sum is this thread's share
   float out[SPANS][4][4];
+  u32 power;  // of values' scales (units.h)
 };
 
 // The queries of a warp, and the positions of a thread's two; -1 where there is no query.
 struct Queries {
   u32 q[SPANS][8];
+  float unit;  // of products, beside codes (units.h)
   int position[2];
 };
 
@@ -38,21 +40,25 @@ __device__ __forceinline__ Queries read_queries(const u16 *queries, const Piece 
             is_query && is_channel ? query_pair(queries + at * HEAD_DIM, span * 4 + j, lane) : 0;
       }
   }
+  read.unit = KV_KIND == 0 ? 1.0f : queries_into_f16(reinterpret_cast<u32(&)[SPANS * 8]>(read.q));
   return read;
 }
 
 __device__ __forceinline__ Softmax begin_softmax() {
   Softmax state = {};
   state.peak[0] = state.peak[1] = UNSEEN * TO_BASE_2;
+  state.power = LEAST_POWER;
   return state;
 }
 
-// Scores of a stage's keys, the softmax so far with them, and their weights as bfloat16 operands.
+// Scores of a stage's keys, the softmax so far with them, and their weights as operands.
 __device__ __forceinline__ void add_keys(Softmax &state, u32 (&weights)[TOKENS / 16][4], const Queries &queries,
-                                         const u8 *stage, const Scales &scales, int first, int end, bool is_seen_whole,
+                                         const u8 *stage, const Scales &read, int first, int end, bool is_seen_whole,
                                          int lane) {
   const int mine = place(lane % 8, lane / 8) * 16;
   float score[TOKENS / 8][4];
+  const u32 power = state.power;
+  const Scales scales = in_units(read, queries.unit, state.power);
 #pragma unroll
   for (int n = 0; n < TOKENS / 8; n++) {
 #pragma unroll
@@ -62,8 +68,8 @@ __device__ __forceinline__ void add_keys(Softmax &state, u32 (&weights)[TOKENS /
       const u32(&q)[8] = queries.q[span];
       u32 b[4];
       read_matrices(b, stage + further(mine, span * 4) + 8 * n * READ_ROW_BYTES);
-      mma(score[n], q[0], q[1], q[2], q[3], b[0], b[1]);
-      mma(score[n], q[4], q[5], q[6], q[7], b[2], b[3]);
+      multiply(score[n], q[0], q[1], q[2], q[3], b[0], b[1]);
+      multiply(score[n], q[4], q[5], q[6], q[7], b[2], b[3]);
     }
     float k_scale[2];
 #pragma unroll
@@ -105,12 +111,13 @@ __device__ __forceinline__ void add_keys(Softmax &state, u32 (&weights)[TOKENS /
       float x0 = weight(score[n][2 * half], state.peak[half]), x1 = weight(score[n][2 * half + 1], state.peak[half]);
       sum[half] += x0 + x1;
       if (KV_KIND != 0) x0 *= v_scale[0], x1 *= v_scale[1];
-      weights[n / 2][n % 2 * 2 + half] = pack_bf16(x0, x1);
+      weights[n / 2][n % 2 * 2 + half] = pack(x0, x1);
     }
   }
   state.sum[0] = state.sum[0] * fade[0] + sum[0];
   state.sum[1] = state.sum[1] * fade[1] + sum[1];
-  if (!any_lane(fade[0] != 1.0f || fade[1] != 1.0f)) return;  // as in most stages but the first ones
+  if (!any_lane(fade[0] != 1.0f || fade[1] != 1.0f || state.power != power)) return;  // as in most stages
+  if (KV_KIND != 0) fade[0] *= power_fade(power, state.power), fade[1] *= power_fade(power, state.power);
 #pragma unroll
   for (int span = 0; span < SPANS; span++)
 #pragma unroll
@@ -131,8 +138,8 @@ __device__ __forceinline__ void add_values(Softmax &state, const u32 (&weights)[
       for (int j = 0; j < 4; j += 2) {
         u32 b[4];
         read_transposed(b, stage + further(mine, span * 4 + j) + 16 * k * READ_ROW_BYTES);
-        mma(state.out[span][j], a[0], a[1], a[2], a[3], b[0], b[1]);
-        mma(state.out[span][j + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
+        multiply(state.out[span][j], a[0], a[1], a[2], a[3], b[0], b[1]);
+        multiply(state.out[span][j + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
       }
   }
 }

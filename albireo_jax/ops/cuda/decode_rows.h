@@ -7,11 +7,14 @@
 struct Softmax {
   float peak[VECTOR_TILES][2], sum[VECTOR_TILES][2];  // of vectors 8 tile + lane % 4 * 2 and the next, in base 2
   float out[WIDTH / 16][VECTOR_TILES][4];
+  u32 power;  // of values' scales (units.h)
+  u32 shift[4];  // an operand of products that put int8 ones right
 };
 
-// The operands of 16 channels, whose chunks are one of codes or two in bfloat16.
+// The operands of 16 channels, whose chunks are one of codes or two of bfloat16.
 struct Queries {
   u32 q[WIDTH / 16][VECTOR_TILES][2];
+  float unit;  // of products, beside codes (units.h)
 };
 
 __device__ __forceinline__ Queries read_queries(const u16 *queries, const Piece &piece, int head, int lane) {
@@ -34,7 +37,18 @@ __device__ __forceinline__ Queries read_queries(const u16 *queries, const Piece 
       if (READ_BYTES == 2 && m * 16 + 8 < HEAD_DIM) q[1] = *(const u32 *)(query + 8 + lane % 4 * 2);
     }
   }
+  read.unit =
+      KV_KIND == 0 ? 1.0f : queries_into_f16(reinterpret_cast<u32(&)[WIDTH / 16 * VECTOR_TILES * 2]>(read.q));
   return read;
+}
+
+// Codes as operands. An int8 is left 1152 too large: products put that right at less cost than additions to the operands.
+__device__ __forceinline__ Widened widen_operand(u32 codes) { return KV_KIND == 1 ? widen_shifted(codes) : widen(codes); }
+
+__device__ __forceinline__ void add_product(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2],
+                                            const u32 (&shift)[4]) {
+  multiply(c, a[0], a[1], a[2], a[3], b[0], b[1]);
+  if (KV_KIND == 1) multiply(c, shift[0], shift[1], shift[2], shift[3], b[0], b[1]);
 }
 
 __device__ __forceinline__ float over_tokens_max(float x) {
@@ -51,18 +65,23 @@ __device__ __forceinline__ float over_tokens_sum(float x) {
 
 __device__ __forceinline__ Softmax begin_softmax() {
   Softmax state = {};
+  state.power = LEAST_POWER;
+  // Four numbers that the compiler does not know, or it would make them anew for each product; block.y is 1.
+  for (int i = 0; KV_KIND == 1 && i < 4; i++) state.shift[i] = MINUS_1152 + threadIdx.y * (i + 1);
 #pragma unroll
   for (int tile = 0; tile < VECTOR_TILES; tile++) state.peak[tile][0] = state.peak[tile][1] = UNSEEN * TO_BASE_2;
   return state;
 }
 
-// Scores of a stage's keys, the softmax so far with them, and their weights as bfloat16 operands. The row sees tokens
+// Scores of a stage's keys, the softmax so far with them, and their weights as operands. The row sees tokens
 // of the stage up to `last`, and none up to `before`.
 __device__ __forceinline__ void add_keys(Softmax &state, u32 (&weights)[TOKENS / 16][VECTOR_TILES][2],
-                                         const Queries &queries, const u8 *stage, const Scales &scales, int last,
+                                         const Queries &queries, const u8 *stage, const Scales &read_scales, int last,
                                          int before, int lane) {
   float score[TOKENS / 16][VECTOR_TILES][4];
   float v_scale[TOKENS / 8];
+  const u32 power = state.power;
+  const Scales scales = in_units(read_scales, queries.unit, state.power);
   const int mine = place(lane % 16, lane / 16) * 16;
 #pragma unroll
   for (int n = 0; n < TOKENS / 16; n++) {
@@ -79,12 +98,12 @@ __device__ __forceinline__ void add_keys(Softmax &state, u32 (&weights)[TOKENS /
         const int m = chunk / READ_BYTES + i;
         u32 a[4] = {read[0], read[1], read[2], read[3]};
         if (READ_BYTES == 1) {
-          Widened upper = widen(read[2 * i]), lower = widen(read[2 * i + 1]);
+          Widened upper = widen_operand(read[2 * i]), lower = widen_operand(read[2 * i + 1]);
           a[0] = upper.even, a[1] = lower.even, a[2] = upper.odd, a[3] = lower.odd;
         }
 #pragma unroll
         for (int tile = 0; tile < VECTOR_TILES; tile++)
-          mma(score[n][tile], a[0], a[1], a[2], a[3], queries.q[m][tile][0], queries.q[m][tile][1]);
+          add_product(score[n][tile], a, queries.q[m][tile], state.shift);
       }
     }
 #pragma unroll
@@ -107,7 +126,7 @@ __device__ __forceinline__ void add_keys(Softmax &state, u32 (&weights)[TOKENS /
     }
   }
   float fade[VECTOR_TILES][2];
-  bool has_faded = false;
+  bool has_faded = state.power != power;
 #pragma unroll
   for (int tile = 0; tile < VECTOR_TILES; tile++)
 #pragma unroll
@@ -136,14 +155,15 @@ __device__ __forceinline__ void add_keys(Softmax &state, u32 (&weights)[TOKENS /
     for (int tile = 0; tile < VECTOR_TILES; tile++)
 #pragma unroll
       for (int half = 0; half < 2; half++)
-        weights[n][tile][half] = transpose(pack_bf16(score[n][tile][2 * half], score[n][tile][2 * half + 1]));
+        weights[n][tile][half] = transpose(pack(score[n][tile][2 * half], score[n][tile][2 * half + 1]));
   if (!any_lane(has_faded)) return;  // as in most stages but the first ones
+  const float power_faded = power_fade(power, state.power);
 #pragma unroll
   for (int m = 0; m < WIDTH / 16; m++)
 #pragma unroll
     for (int tile = 0; tile < VECTOR_TILES; tile++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) state.out[m][tile][i] *= fade[tile][i % 2];
+      for (int i = 0; i < 4; i++) state.out[m][tile][i] *= KV_KIND == 0 ? fade[tile][i % 2] : fade[tile][i % 2] * power_faded;
 }
 
 __device__ __forceinline__ void add_values(Softmax &state, const u32 (&weights)[TOKENS / 16][VECTOR_TILES][2],
@@ -159,13 +179,12 @@ __device__ __forceinline__ void add_values(Softmax &state, const u32 (&weights)[
       for (int i = 0; i < 2 / READ_BYTES; i++) {
         u32 a[4] = {read[0], read[1], read[2], read[3]};
         if (READ_BYTES == 1) {
-          Widened left = widen(read[i]), right = widen(read[i + 2]);
+          Widened left = widen_operand(read[i]), right = widen_operand(read[i + 2]);
           a[0] = left.even, a[1] = left.odd, a[2] = right.even, a[3] = right.odd;
         }
 #pragma unroll
         for (int tile = 0; tile < VECTOR_TILES; tile++)
-          mma(state.out[chunk / READ_BYTES + i][tile], a[0], a[1], a[2], a[3], weights[k][tile][0],
-              weights[k][tile][1]);
+          add_product(state.out[chunk / READ_BYTES + i][tile], a, weights[k][tile], state.shift);
       }
     }
 }

@@ -67,6 +67,9 @@ __device__ __forceinline__ float shuffle(float x, int lane) { return __shfl_sync
 // A number that all lanes have; so the compiler knows that branches on it do not part them.
 __device__ __forceinline__ int same_in_warp(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 
+// The largest of all lanes.
+__device__ __forceinline__ u32 max_in_warp(u32 x) { return __reduce_max_sync(0xffffffffu, x); }
+
 __device__ __forceinline__ bool any_lane(bool is_true) { return __any_sync(0xffffffffu, is_true); }
 
 // (a & b) | c
@@ -129,16 +132,43 @@ __device__ __forceinline__ u32 pack_bf16(float low, float high) {
   return packed;
 }
 
-// a b + c for two numbers in bfloat16, rounded once; subnormal numbers are kept.
-__device__ __forceinline__ u32 fma_bf16x2(u32 a, u32 b, u32 c) {
+// Two numbers rounded to f16, the first in the low half; subnormal numbers are kept.
+__device__ __forceinline__ u32 pack_f16(float low, float high) {
+  u32 packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+// a + b for two numbers in f16, rounded once.
+__device__ __forceinline__ u32 add_f16x2(u32 a, u32 b) {
   u32 out;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
   return out;
 }
 
+#if __CUDA_ARCH__ >= 900
+// Four float8_e4m3fn as f16: the lowest two bytes, the first in the low half, and the others.
+__device__ __forceinline__ void convert_e4m3x4(u32 codes, u32 &low, u32 &high) {
+  asm("{.reg .b16 first, second;\n"
+      "mov.b32 {first, second}, %2;\n"
+      "cvt.rn.f16x2.e4m3x2 %0, first;\n"
+      "cvt.rn.f16x2.e4m3x2 %1, second;}"
+      : "=r"(low), "=r"(high)
+      : "r"(codes));
+}
+#endif
+
 // c += a b for a warp's 16 x 16 by 16 x 8 matrices of bfloat16 (PTX ISA, mma.m16n8k16).
-__device__ __forceinline__ void mma(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+__device__ __forceinline__ void mma_bf16(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// The same of f16, whose subnormal numbers count too.
+__device__ __forceinline__ void mma_f16(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));

@@ -7,14 +7,27 @@ addresses of its operands and then of its results, as 64-bit numbers; all else i
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 from importlib import resources
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 
 from albireo_jax.ops.cuda.nvrtc import compile_ptx
+
+
+class Architecture(StrEnum):
+    """The GPUs that a kernel's text is for: those of this compute capability and later."""
+
+    AMPERE = "80"
+    HOPPER = "90"
+
+
+def architecture_of(device: Any) -> Architecture:
+    """The latest that a device of JAX belongs to, which must be an NVIDIA GPU."""
+    major = int(device.compute_capability.split(".")[0])
+    return Architecture.HOPPER if major >= 9 else Architecture.AMPERE
 
 
 class Entry(StrEnum):
@@ -83,10 +96,16 @@ class Launch:
 
 
 LaunchFn: TypeAlias = Callable[[Launch, Sequence[jax.Array]], Sequence[jax.Array]]
-"""Runs a launch on operands: `launch` on a GPU; tests have one that runs the same kernels on the CPU."""
+"""Runs a launch on operands: `launch_on` gives one for GPUs; tests run the same kernels on the CPU."""
 
 
-def launch(what: Launch, operands: Sequence[jax.Array]) -> Sequence[jax.Array]:
+@cache
+def launch_on(architecture: Architecture) -> LaunchFn:
+    """What launches kernels on GPUs of an architecture; the same function each time."""
+    return partial(_launch, architecture)
+
+
+def _launch(architecture: Architecture, what: Launch, operands: Sequence[jax.Array]) -> Sequence[jax.Array]:
     """An operation of the traced program that launches a kernel; can only be compiled for NVIDIA GPUs.
 
     Raises NvrtcError where the kernel cannot be compiled.
@@ -102,7 +121,7 @@ def launch(what: Launch, operands: Sequence[jax.Array]) -> Sequence[jax.Array]:
         *operands,
         name=str(what.kernel.entry),
         kernel_type="ptx",
-        kernel_data=ptx(what.kernel),
+        kernel_data=ptx(what.kernel, architecture),
         grid_x=np.int32(x),
         grid_y=np.int32(y),
         grid_z=np.int32(1),
@@ -114,18 +133,20 @@ def launch(what: Launch, operands: Sequence[jax.Array]) -> Sequence[jax.Array]:
     )
 
 
-def ptx(kernel: Kernel) -> str:
-    """A kernel's PTX; NVRTC takes a second or so for it, once per source and macros.
+def ptx(kernel: Kernel, architecture: Architecture) -> str:
+    """A kernel's PTX; NVRTC takes a second or so for it, once per source, macros and architecture.
 
     It is the same text in every layer and bucket. XLA copies it for each launch of a program and loads every
     copy as a module of its own when the program first runs; the driver compiles equal texts once, as long as
     it can keep what it compiled (CUDA_CACHE_PATH, by default ~/.nv/ComputeCache).
     """
-    return _ptx(kernel.entry.source, kernel.macros)
+    return _ptx(kernel.entry.source, kernel.macros, architecture)
 
 
 @cache
-def _ptx(source: str, macros: tuple[tuple[str, str], ...]) -> str:
+def _ptx(source: str, macros: tuple[tuple[str, str], ...], architecture: Architecture) -> str:
     folder = resources.files("albireo_jax.ops.cuda")
     headers = {file.name: file.read_text() for file in folder.iterdir() if file.name.endswith(".h")}
-    return compile_ptx((folder / source).read_text(), headers=headers, macros=macros)
+    return compile_ptx(
+        (folder / source).read_text(), headers=headers, macros=macros, architecture=f"compute_{architecture}"
+    )

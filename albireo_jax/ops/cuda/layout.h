@@ -2,6 +2,13 @@
 #pragma once
 #include "device.h"
 
+// Whether an instruction makes f16 of fp8.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define CONVERTS_FP8 1
+#else
+#define CONVERTS_FP8 0
+#endif
+
 enum {
   KV_BYTES = KV_KIND == 0 ? 2 : 1,
   SPANS = (HEAD_DIM + 31) / 32,  // of 32 channels; the last one is padded with zeros
@@ -26,7 +33,7 @@ enum {
   PAGE_TOKENS = PAGE_SIZE < TOKENS ? PAGE_SIZE : TOKENS,  // of one page in a stage
   PAGES = TOKENS / PAGE_TOKENS,                           // in a stage
   COPIES_BY_PAGE = GROUP_THREADS % CHUNKS == 0 && PAGE_TOKENS % (PASS_TOKENS > 0 ? PASS_TOKENS : 1) == 0,
-  // Codes that several warps read are widened once, into stages of bfloat16 that follow two of codes.
+  // Codes that several warps read are widened once, into stages of 16-bit numbers that follow two of codes.
   IS_WIDENED = KV_KIND != 0 && GROUPS == 1,
   WIDE_BYTES = TOKENS * WIDTH * 2,
   // How products read a token's channels.

@@ -1,7 +1,7 @@
 """CUDA C++ to PTX with NVRTC, the compiler library that comes with JAX's CUDA wheels: no toolkit, no GPU.
 
-The PTX is for sm_80, and the driver translates it for the GPU that is there. Its `.version` is lowered to
-that of CUDA 12.0, so that a compiler newer than the driver does no harm; assemblers refuse what needs more.
+The driver translates the PTX for the GPU that is there. Its `.version` is lowered to that of CUDA 12.0, so
+that a compiler newer than the driver does no harm; assemblers refuse what needs more.
 """
 
 import ctypes
@@ -13,7 +13,6 @@ from pathlib import Path
 
 _NvrtcFn = Callable[..., int]
 
-_ARCHITECTURE = "compute_80"
 _PTX_VERSION = "8.0"
 _IN_WHEELS = ("cu13/lib/libnvrtc.so.13", "cu12/lib/libnvrtc.so.12", "cuda_nvrtc/lib/libnvrtc.so.12")
 _ON_THE_PATH = ("libnvrtc.so.13", "libnvrtc.so.12")
@@ -23,8 +22,10 @@ class NvrtcError(RuntimeError):
     """NVRTC is missing, or refused a program; the message holds its log."""
 
 
-def compile_ptx(source: str, *, headers: Mapping[str, str], macros: Iterable[tuple[str, str]]) -> str:
-    """PTX of a program in CUDA C++17.
+def compile_ptx(
+    source: str, *, headers: Mapping[str, str], macros: Iterable[tuple[str, str]], architecture: str
+) -> str:
+    """PTX of a program in CUDA C++17 for GPUs from `architecture` on, such as "compute_80".
 
     `headers` are texts by the names that it includes them by; nothing else can be included. Raises NvrtcError
     with the compiler's log if the program is wrong, and without one where there is no NVRTC.
@@ -38,7 +39,7 @@ def compile_ptx(source: str, *, headers: Mapping[str, str], macros: Iterable[tup
     )
     _check(nvrtc, created, "create a program")
     try:
-        flags = [f"--gpu-architecture={_ARCHITECTURE}", "--std=c++17"]
+        flags = [f"--gpu-architecture={architecture}", "--std=c++17"]
         flags += [f"--define-macro={name}={value}" for name, value in macros]
         options = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
         if nvrtc.nvrtcCompileProgram(program, len(flags), options) != 0:

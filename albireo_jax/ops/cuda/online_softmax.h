@@ -1,6 +1,6 @@
 // The softmax over the keys so far: what prompts' chunks and decode rows have in common.
 #pragma once
-#include "cached_pages.h"
+#include "units.h"
 
 #define LOG2E 1.4426950408889634f
 #define MASKED -1e30f

@@ -14,9 +14,9 @@
 //     copy     K0 V0 | K1 V1 K2 ...        cp.async, one stage of keys and one of values ahead
 //     compute        | K0 V0 K1 ...        S = Q K^T, softmax  |  O += P V
 //
-// The matrix products are mma.m16n8k16 in bfloat16 with float32 sums, whose operands ldmatrix reads. Codes of one byte
-// are widened to bfloat16 two at a time: in registers, or where warps share them, into shared memory. Two codes that
-// are widened together are no neighbours, and queries or outputs are permuted to match.
+// The matrix products are mma.m16n8k16 with float32 sums, whose operands ldmatrix reads: in bfloat16, or with codes of
+// one byte in f16 (units.h). Codes are widened two at a time: in registers, or where warps share them, into shared
+// memory. Two codes that are widened together are no neighbours, and queries or outputs are permuted to match.
 //
 // Macros, all integers but SCALE and SOFT_CAP: HEAD_DIM, GROUP, HEADS, PAGE_SIZE, TABLE_WIDTH, NUM_PAGES,
 // KV_KIND (0 bfloat16, 1 int8, 2 float8_e4m3fn), WINDOW and SOFT_CAP (0 without), WARPS, GROUP_WARPS,

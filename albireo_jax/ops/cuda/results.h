@@ -46,7 +46,7 @@ __device__ __forceinline__ void finish(const Softmax &state, const Place &place,
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     int mine = vector + 8 * half;
-    float sum = over_quad_sum(state.sum[half]);
+    float sum = over_quad_sum(state.sum[half]), unit = KV_KIND == 0 ? 1.0f : out_of_f16(state.power);
     if (lane % 4 == 0) store_bounds(place, piece, head, mine, state.peak[half], sum);
 #pragma unroll
     for (int span = 0; span < SPANS; span++)
@@ -54,6 +54,7 @@ __device__ __forceinline__ void finish(const Softmax &state, const Place &place,
       for (int j = 0; j < 4; j++) {
         float x[2] = {state.out[span][j][2 * half], state.out[span][j][2 * half + 1]};
         if (KV_KIND != 0) {
+          x[0] *= unit, x[1] *= unit;
           float other = shuffle_xor(lane % 2 ? x[0] : x[1], 1);
           x[0] = lane % 2 ? other : x[0], x[1] = lane % 2 ? x[1] : other;
         }
@@ -70,6 +71,7 @@ __device__ __forceinline__ int out_channel(int product, int row) {
 // The results of groups that took turns with the tokens, merged in shared memory.
 __device__ __forceinline__ void finish(const Softmax &state, u8 *shared, const Place &place, const Piece &piece,
                                        int head, int group, int lane) {
+  const float unit = KV_KIND == 0 ? 1.0f : out_of_f16(state.power);
   float *out = (float *)shared, *peaks = out + GROUPS * VECTORS * MERGE_WIDTH, *sums = peaks + GROUPS * VECTORS;
   __syncthreads();
 #pragma unroll
@@ -83,7 +85,7 @@ __device__ __forceinline__ void finish(const Softmax &state, u8 *shared, const P
       for (int m = 0; m < WIDTH / 16; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++)
-          out[mine * MERGE_WIDTH + out_channel(m, lane / 4 + 8 * half)] = state.out[m][tile][2 * half + i];
+          out[mine * MERGE_WIDTH + out_channel(m, lane / 4 + 8 * half)] = state.out[m][tile][2 * half + i] * unit;
     }
   __syncthreads();
   for (int at = threadIdx.x; at < GROUP * (WIDTH / 8); at += THREADS) {

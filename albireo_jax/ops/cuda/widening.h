@@ -1,4 +1,7 @@
-// Codes of one byte as bfloat16, exactly and two at a time.
+// Codes of one byte as numbers of 16 bits, exactly and two at a time.
+//
+// The numbers are f16, whose ten bits behind the point hold any code; bfloat16 has seven. Queries and weights that meet
+// codes in products are f16 too, in units that keep them in its range (units.h).
 #pragma once
 #include "layout.h"
 
@@ -10,19 +13,34 @@ struct Widened {
 __device__ __forceinline__ u32 low_halves(u32 first, u32 second) { return __byte_perm(first, second, 0x5410); }
 __device__ __forceinline__ u32 high_halves(u32 first, u32 second) { return __byte_perm(first, second, 0x7632); }
 
-// An int8 is made of 128 + its low seven bits, of which 128 or, by its sign, 256 is taken.
-__device__ __forceinline__ u32 widen_int8(u32 codes) {
-  return fma_bf16x2(and_or(codes, 0x007f007fu, 0x43004300u), 0x3f803f80u, and_or(codes, 0x00800080u, 0xc300c300u));
+// An int8, plus 128, makes the low bits of an f16 from 1024 on, and so the int8 plus 1152.
+#define MINUS_1152 0xe480e480u
+
+__device__ __forceinline__ Widened widen_shifted(u32 codes) {
+  u32 raised = codes ^ 0x80808080u;
+  return {__byte_perm(raised, 0x64646464u, 0x4240), __byte_perm(raised, 0x64646464u, 0x4341)};
 }
 
-// An fp8 without its sign, moved to where a bfloat16 has them, is a number 2^120 times too small. `signs` has ones where
-// signs are, and perhaps where the number goes.
-__device__ __forceinline__ u32 widen_fp8(u32 moved, u32 signs) {
-  return fma_bf16x2(pick_bits(0x07f007f0u, moved, signs), 0x7b807b80u, 0x80008000u);
+__device__ __forceinline__ Widened widen_int8(u32 codes) {
+  Widened shifted = widen_shifted(codes);
+  return {add_f16x2(shifted.even, MINUS_1152), add_f16x2(shifted.odd, MINUS_1152)};
 }
 
-__device__ __forceinline__ Widened widen(u32 codes) {
-  if (KV_KIND == 1) return {widen_int8(codes), widen_int8(codes >> 8)};
+// Without an instruction for it, an fp8 is moved to where an f16 has the same bits, and counts 256 times less there.
+#if CONVERTS_FP8
+#define CODE_UNIT 1.0f
+__device__ __forceinline__ Widened widen_fp8(u32 codes) {
+  u32 sorted = __byte_perm(codes, 0, 0x3120);
+  Widened widened;
+  convert_e4m3x4(sorted, widened.even, widened.odd);
+  return widened;
+}
+#else
+#define CODE_UNIT (KV_KIND == 2 ? 256.0f : 1.0f)
+__device__ __forceinline__ Widened widen_fp8(u32 codes) {
   u32 signs = and_or(codes, 0x80808080u, 0);  // as one instruction for both pairs
-  return {widen_fp8(codes << 4, signs << 8), widen_fp8(codes >> 4, signs)};
+  return {pick_bits(0x3f803f80u, codes << 7, signs << 8), pick_bits(0x3f803f80u, codes >> 1, signs)};
 }
+#endif
+
+__device__ __forceinline__ Widened widen(u32 codes) { return KV_KIND == 1 ? widen_int8(codes) : widen_fp8(codes); }

@@ -112,6 +112,20 @@ inline float shuffle(float x, int from) {
   return warp.brought[turn][from][0];
 }
 
+// The largest of all lanes.
+inline uint32_t max_in_warp(uint32_t x) {
+  Meeting &warp = my_warp();
+  int turn = warp.turn % 2;
+  std::memcpy(warp.brought[turn][threadIdx.x % 32], &x, 4);
+  meet(warp);
+  for (int lane = 0; lane < 32; lane++) {
+    uint32_t other;
+    std::memcpy(&other, warp.brought[turn][lane], 4);
+    x = std::max(x, other);
+  }
+  return x;
+}
+
 inline int same_in_warp(int x) { return x; }
 
 inline bool any_lane(bool is_true) {
@@ -228,15 +242,42 @@ inline uint32_t rounded_bf16(float x) {
 inline uint32_t pack_bf16(float low, float high) { return rounded_bf16(low) | rounded_bf16(high) << 16; }
 
 // By hand, because threads of XLA take subnormal numbers for zeros.
-inline double from_bf16(uint32_t bits) {
-  int exponent = bits >> 7 & 0xff, mantissa = bits & 0x7f;
-  double size = exponent ? std::ldexp(128 + mantissa, exponent - 134) : std::ldexp(mantissa, -133);
+inline double from_f16(uint32_t bits) {
+  int exponent = bits >> 10 & 0x1f, mantissa = bits & 0x3ff;
+  double size = exponent == 31 ? (mantissa ? NAN : INFINITY)
+                : exponent     ? std::ldexp(1024 + mantissa, exponent - 25)
+                               : std::ldexp(mantissa, -24);
   return bits & 0x8000 ? -size : size;
 }
 
-inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
-  auto half = [&](int at) { return (float)(from_bf16(a >> at) * from_bf16(b >> at) + from_bf16(c >> at)); };
-  return pack_bf16(half(0), half(16));
+// To the nearest, of two such the even one.
+inline uint32_t rounded_f16(double x) {
+  uint32_t sign = std::signbit(x) ? 0x8000 : 0;
+  if (std::isnan(x)) return 0x7fff;
+  double size = std::fabs(x);
+  if (size >= 65520) return sign | 0x7c00;
+  int exponent = size < std::ldexp(1, -14) ? -14 : std::ilogb(size);
+  double steps = std::nearbyint(std::ldexp(size, 10 - exponent));  // 2048 of them are the next exponent's 1024
+  return sign | (uint32_t)((exponent + 14) * 1024 + steps);
+}
+
+inline uint32_t pack_f16(float low, float high) { return rounded_f16(low) | rounded_f16(high) << 16; }
+
+inline uint32_t add_f16x2(uint32_t a, uint32_t b) {
+  auto half = [&](int at) { return rounded_f16(from_f16(a >> at) + from_f16(b >> at)); };
+  return half(0) | half(16) << 16;
+}
+
+inline uint32_t convert_e4m3(uint32_t code) {
+  int exponent = code >> 3 & 0xf, mantissa = code & 7;
+  double size = exponent ? std::ldexp(8 + mantissa, exponent - 10) : std::ldexp(mantissa, -9);
+  if ((code & 0x7f) == 0x7f) size = NAN;
+  return rounded_f16(code & 0x80 ? -size : size);
+}
+
+inline void convert_e4m3x4(uint32_t codes, uint32_t &low, uint32_t &high) {
+  low = convert_e4m3(codes) | convert_e4m3(codes >> 8) << 16;
+  high = convert_e4m3(codes >> 16) | convert_e4m3(codes >> 24) << 16;
 }
 
 inline void land(const std::vector<Copy> &copies) {
@@ -281,7 +322,10 @@ inline float bf16_half(float packed, int half) {
   return __uint_as_float(half ? bits & 0xffff0000u : bits << 16);
 }
 
+inline float f16_half(float packed, int half) { return (float)from_f16(__float_as_uint(packed) >> 16 * half); }
+
 // mma.m16n8k16: which lane holds what is from the PTX ISA's pictures of the fragments.
+template <float (*HALF)(float, int)>
 inline void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
   Meeting &warp = my_warp();
   int turn = warp.turn % 2, lane = threadIdx.x % 32;
@@ -292,11 +336,19 @@ inline void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a
   for (int i = 0; i < 4; i++) {
     int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
     for (int k = 0; k < 16; k++) {
-      float a = bf16_half(brought[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], k % 2);
-      float b = bf16_half(brought[column * 4 + k % 8 / 2][4 + k / 8], k % 2);
+      float a = HALF(brought[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], k % 2);
+      float b = HALF(brought[column * 4 + k % 8 / 2][4 + k / 8], k % 2);
       c[i] += a * b;
     }
   }
+}
+
+inline void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  mma<bf16_half>(c, a0, a1, a2, a3, b0, b1);
+}
+
+inline void mma_f16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  mma<f16_half>(c, a0, a1, a2, a3, b0, b1);
 }
 
 // Runs every block of a grid; `body` is the kernel with its arguments.

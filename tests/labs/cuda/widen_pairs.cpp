@@ -1,0 +1,10 @@
+// All pairs of codes as 16-bit numbers, each pair beside another one.
+#include "cuda_on_cpu.h"
+#include "widening.h"
+
+extern "C" void widen_pairs(uint32_t *even, uint32_t *odd) {
+  for (uint32_t pair = 0; pair < 65536; pair++) {
+    Widened widened = widen(pair | (pair ^ 0xffff) << 16);
+    even[pair] = widened.even, odd[pair] = widened.odd;
+  }
+}
