@@ -52,9 +52,10 @@ KERNEL_MODELS: Mapping[str, ModelConfig] = MappingProxyType(
             rope_theta=100000.0,
             tie_word_embeddings=True,
         ),
+        "wide heads": replace(MODELS["llama-3.1-8b"], num_heads=16, head_dim=256),
     }
 )
-"""Models whose kernels are looked at: those whose programs are, and one with heads half as wide."""
+"""Models whose kernels are looked at: those whose programs are, and heads of half and twice their width."""
 
 ARCHITECTURES = ("sm_80", "sm_90")
 KV_DTYPES = (KvDtype.BFLOAT16, KvDtype.INT8, KvDtype.FP8)  # in the order of KV_KIND
@@ -77,24 +78,29 @@ _ADD_INSTRUCTIONS, _CHUNK_INSTRUCTIONS = 70, 95
 
 _LOOP_INSTRUCTIONS: Mapping[tuple[str, KvDtype, int], tuple[int, int]] = MappingProxyType(
     {
-        ("decode rows", KvDtype.BFLOAT16, 64): (640, 630),
-        ("decode rows", KvDtype.INT8, 64): (860, 840),
-        ("decode rows", KvDtype.FP8, 64): (980, 785),
+        ("decode rows", KvDtype.BFLOAT16, 64): (615, 605),
+        ("decode rows", KvDtype.INT8, 64): (830, 815),
+        ("decode rows", KvDtype.FP8, 64): (950, 755),
         ("decode rows", KvDtype.BFLOAT16, 128): (1110, 1070),
-        ("decode rows", KvDtype.INT8, 128): (1340, 1310),
-        ("decode rows", KvDtype.FP8, 128): (1550, 1170),
-        ("chunks", KvDtype.BFLOAT16, 64): (570, 570),
-        ("chunks", KvDtype.INT8, 64): (940, 940),
-        ("chunks", KvDtype.FP8, 64): (950, 910),
-        ("chunks", KvDtype.BFLOAT16, 128): (740, 740),
-        ("chunks", KvDtype.INT8, 128): (1050, 1050),
-        ("chunks", KvDtype.FP8, 128): (1080, 980),
+        ("decode rows", KvDtype.INT8, 128): (1330, 1300),
+        ("decode rows", KvDtype.FP8, 128): (1530, 1160),
+        ("chunks", KvDtype.BFLOAT16, 64): (550, 550),
+        ("chunks", KvDtype.INT8, 64): (880, 890),
+        ("chunks", KvDtype.FP8, 64): (895, 855),
+        ("chunks", KvDtype.BFLOAT16, 128): (710, 715),
+        ("chunks", KvDtype.INT8, 128): (1020, 1025),
+        ("chunks", KvDtype.FP8, 128): (1050, 960),
     }
 )
 """Most instructions of the loop over cached tokens for 64 of them, by role, pages and width of a head.
 
 On sm_80 and sm_90; of groups of up to 8 query heads: more take a second product for the same tokens.
 """
+
+_SPILLED_BYTES: Mapping[tuple[str, KvDtype, int, str], int] = MappingProxyType(
+    {("chunks", KvDtype.FP8, 256, "sm_80"): 8}
+)
+"""Bytes of registers that a thread may spill, and of its stack, where that is not 0."""
 
 _PROPERTIES = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS, _SHARED = re.compile(r"Used (\d+) registers"), re.compile(r"(\d+) bytes smem")
@@ -228,7 +234,8 @@ def read_assembler(said: str) -> Assembled:
 def kernel_breaches(role: str, kernel: Kernel, found: Assembled, *, architecture: str) -> list[str]:
     """The ways in which a kernel assembled for an architecture is not as it must be, a line each."""
     said: list[str] = []
-    if found.spill_bytes or found.stack_bytes:
+    spilled = _SPILLED_BYTES.get((*_attention(role, kernel), architecture), 0)
+    if max(found.spill_bytes, found.stack_bytes) > spilled:
         said.append(f"{found.spill_bytes} bytes of spilled registers, {found.stack_bytes} bytes of stack")
     blocks = found.blocks(kernel.threads)
     wanted = {**_ROLES, **_SAMPLING_ROLES, **_RESIDUAL_ROLES}[role]
@@ -280,13 +287,16 @@ def _loop_breaches(loop: Loop, limit: int, products: int) -> list[str]:
 
 
 def _loop_limit(role: str, kernel: Kernel, architecture: str) -> int | None:
-    if kernel.entry is not Entry.ATTEND:
+    if kernel.entry is not Entry.ATTEND or int(dict(kernel.macros)["GROUP"]) > 8:
         return None
-    macros = dict(kernel.macros)
-    if int(macros["GROUP"]) > 8:
-        return None
-    limits = _LOOP_INSTRUCTIONS.get((role, KV_DTYPES[int(macros["KV_KIND"])], int(macros["HEAD_DIM"])))
+    limits = _LOOP_INSTRUCTIONS.get(_attention(role, kernel))
     return None if limits is None else limits[ARCHITECTURES.index(architecture)]
+
+
+def _attention(role: str, kernel: Kernel) -> tuple[str, KvDtype, int]:
+    """The key of limits by role, pages and width of a head; the last two are those of attention alone."""
+    macros = {"KV_KIND": "0", "HEAD_DIM": "0"} | dict(kernel.macros)
+    return role, KV_DTYPES[int(macros["KV_KIND"])], int(macros["HEAD_DIM"])
 
 
 def assembled(kernel: Kernel, architecture: str) -> Assembled:

@@ -66,6 +66,8 @@ def test_equals_reference_on_ragged_steps(seed, window):
         ({"head_dim": 80, "dtype": "uint8", "group": 5, "page_size": 32, "columns": 6}, {"cap": 2.0}),
         ({"head_dim": 8, "dtype": "bfloat16", "group": 3, "page_size": 1, "columns": 150}, {"window": 9}),
         ({"head_dim": 256, "dtype": "bfloat16", "group": 2, "page_size": 8, "heads": 1}, {}),
+        ({"head_dim": 256, "dtype": "uint8", "group": 2, "page_size": 16, "heads": 1, "columns": 6}, {}),
+        ({"head_dim": 224, "dtype": "int8", "group": 4, "page_size": 16, "heads": 1, "columns": 6}, {}),
         ({"head_dim": 32, "dtype": "int8", "group": 20, "page_size": 16, "columns": 9}, {"window": 33}),
         ({"head_dim": 64, "dtype": "uint8", "group": 12, "page_size": 16, "columns": 9}, {}),
         ({"head_dim": 192, "dtype": "bfloat16", "group": 9, "page_size": 16, "heads": 1, "columns": 9}, {}),

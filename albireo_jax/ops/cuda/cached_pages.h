@@ -6,14 +6,14 @@ struct Cache {
   const u8 *k, *v;
   const u16 *k_scale, *v_scale;
   const int *pages;  // of the piece's row
-  u64 first_page;    // of the layer
+  u32 first_page;    // of the layer
   int head;
 };
 
 // Vectors are keys or values of one token and head, counted from the first of the cache.
 __device__ __forceinline__ u64 cached_vector(const Cache &cache, int token) {
-  u64 page = cache.first_page + ldg(cache.pages + token / PAGE_SIZE);
-  return (page * PAGE_SIZE + token % PAGE_SIZE) * HEADS + cache.head;
+  u32 page = cache.first_page + ldg(cache.pages + (u32)token / PAGE_SIZE);
+  return ((u64)page * PAGE_SIZE + (u32)token % PAGE_SIZE) * HEADS + cache.head;
 }
 
 // A stage's tokens and the first vector of each page among them. The null page stands for pages past the end, whose
@@ -114,7 +114,7 @@ __device__ __forceinline__ int first_channel(int chunk) {
 
 // Widen the codes of a stage that this thread has copied; pairs of channels are as `widen` gives them.
 __device__ __forceinline__ void widen_stage(u8 *wide, const u8 *codes, int member) {
-#pragma unroll
+#pragma unroll(WIDTH > 192 ? 1 : 16)  // wide heads have no registers left for more
   for (int pass = 0; pass * GROUP_THREADS < TOKENS * CHUNKS; pass++) {
     const int at = member + pass * GROUP_THREADS;
     if (TOKENS * CHUNKS % GROUP_THREADS != 0 && at >= TOKENS * CHUNKS) break;

@@ -21,10 +21,10 @@ enum {
   GROUPS = WARPS / GROUP_WARPS,
   MAX_SHARED_BYTES = 49152,
   // Three stages are in use: keys, values, and what is being copied. Decode rows take the longest stages that fit: the
-  // longer, the fewer instructions per token.
+  // longer, the fewer instructions per token. Chunks of wide heads take the shortest: they are short of registers.
   RING = 3,
   ROOM = MAX_SHARED_BYTES / (RING * GROUPS * ROW_BYTES),  // for a group's tokens in each stage
-  TOKENS = GROUPS == 1 ? 16 * GROUP_WARPS : ROOM >= 64 ? 64 : ROOM >= 32 ? 32 : 16,
+  TOKENS = GROUPS == 1 ? (WIDTH > 192 ? 16 : 16 * GROUP_WARPS) : ROOM >= 64 ? 64 : ROOM >= 32 ? 32 : 16,
   STAGE_BYTES = TOKENS * ROW_BYTES,
   RING_BYTES = RING * GROUPS * STAGE_BYTES,
   // A group copies in passes. Where it divides into whole tokens, a thread has the same channels in each pass,

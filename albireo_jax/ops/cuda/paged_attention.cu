@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(BOUNDS)
 #endif
   const int lane = threadIdx.x % 32, warp = same_in_warp(threadIdx.x / 32), head = blockIdx.x % HEADS;
   const int group = warp / GROUP_WARPS, member = threadIdx.x % GROUP_THREADS;
-  const Cache cache = {k, v, k_scale, v_scale, page_table + (u64)piece.row * TABLE_WIDTH, (u64)*layer * NUM_PAGES, head};
+  const Cache cache = {k, v, k_scale, v_scale, page_table + (u64)piece.row * TABLE_WIDTH, (u32)*layer * NUM_PAGES, head};
 #if GROUP_WARPS == WARPS
   const int vector = warp * 16 + lane / 4;
   const Queries q = read_queries(queries, piece, head, vector, lane);
