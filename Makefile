@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | gpu-check | gpu-check-all | lint | clean
+# make setup | demo | test | test-slow | docs | gpu-check | gpu-check-all | lint | clean
 # PYTHON may name an interpreter; otherwise the first of 3.12, 3.13, 3.11 that runs is taken.
 SHELL := /bin/bash
 VENV ?= .venv
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 # JAX's CUDA plugin lies apart, so that nothing else finds it.
 GPU_PLUGIN ?= .venv-gpu
 
-.PHONY: setup demo test test-slow gpu-plugin gpu-check gpu-check-all lint clean
+.PHONY: setup demo test test-slow docs gpu-plugin gpu-check gpu-check-all lint clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+# The pages of docs/ as a site in site/, which needs no network to be read.
+docs: setup
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 # Needs ptxas of CUDA 13 on the path, but no GPU and no driver. A folder that lacks any of the three, or has
 # them for another JAX, is made anew.
@@ -54,4 +58,4 @@ lint: setup
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) $(GPU_PLUGIN) build dist
+	rm -rf $(VENV) $(GPU_PLUGIN) build dist site

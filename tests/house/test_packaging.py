@@ -21,6 +21,7 @@ def test_the_wheel_holds_one_package_with_models_and_serving(tmp_path: Path) -> 
     assert {top for top in tops if not top.endswith(".dist-info")} == {"albireo_jax"}
     assert "albireo_jax/models/registry.py" in names
     assert "albireo_jax/serving/app.py" in names
+    assert "albireo_jax/py.typed" in names
 
 
 def test_a_bare_import_of_a_linked_folder_says_where_it_belongs() -> None:
