@@ -27,8 +27,9 @@ from albireo_jax.core.config import (
 )
 from albireo_jax.core.gpu_options import GpuConfig
 from albireo_jax.core.types import SamplingParams
+from albireo_jax.engine.choices import ChoiceDelta, Completion
 from albireo_jax.engine.frontend import Prompt
-from albireo_jax.engine.output_streams import ChoiceDelta, Completion, SyncTurn
+from albireo_jax.engine.output_streams import SyncOutputStream
 from albireo_jax.engine.prompts import read_chat_options, read_conversations, read_params, read_prompts
 from albireo_jax.engine.timeline import TaskTable
 from albireo_jax.launch import Engine, launch
@@ -256,11 +257,11 @@ class LLM:
         ]
 
 
-def _read(turn: SyncTurn) -> Generator[ChoiceDelta]:
-    """The deltas of a turn after an empty one, at which the turn is this generator's to close."""
-    with turn:
+def _read(stream: SyncOutputStream) -> Generator[ChoiceDelta]:
+    """The deltas of a stream after an empty one, at which the stream is this generator's to close."""
+    with stream:
         yield ChoiceDelta(choice=0, text="", token_ids=(), finish_reason=None, stop_reason=None)
-        for deltas in turn:
+        for deltas in stream:
             yield from deltas
 
 

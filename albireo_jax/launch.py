@@ -32,7 +32,7 @@ from albireo_jax.runtime.batch import Bucket, bucket_grid
 from albireo_jax.runtime.compile import Progress, use_persistent_cache
 from albireo_jax.runtime.device_memory import budget_bytes, device_bytes, take_memory
 from albireo_jax.runtime.executor import JaxExecutor
-from albireo_jax.runtime.logit_rule_programs import RulesShape, new_rules
+from albireo_jax.runtime.logit_rule_programs import LogitRulesShape, new_rules
 from albireo_jax.runtime.sampling_programs import choose_sampling
 from albireo_jax.runtime.state import StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram, default_products
@@ -277,7 +277,7 @@ def _executor(
         sample_launch=choose_sampling(mesh),
     )
     num_slots = config.scheduler.max_rows + 1
-    rules = RulesShape(
+    rules = LogitRulesShape(
         num_slots=num_slots,
         padded_vocab=model.padded_vocab_size(config.parallel.tp),
         max_len=sizes.limits.max_model_len,

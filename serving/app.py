@@ -7,17 +7,24 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from albireo_jax.engine.thread_pools import BoundedPool
-from albireo_jax.serving import chat, completions, docs_page, metrics, models, tokenization
-from albireo_jax.serving.answer_schemas import ChatChunk
+from albireo_jax.serving.api_errors import install_error_handlers
 from albireo_jax.serving.auth import ApiKeyMiddleware, check_api_key
 from albireo_jax.serving.cors import ALL_ORIGINS, add_cors
-from albireo_jax.serving.errors import install_error_handlers
+from albireo_jax.serving.dependencies import ServedEngine
 from albireo_jax.serving.lenient_paths import LenientPathsMiddleware
 from albireo_jax.serving.openapi import document_app
 from albireo_jax.serving.request_id import RequestIdMiddleware
-from albireo_jax.serving.schemas import CompletionBody, DetokenizeBody
-from albireo_jax.serving.schemas_chat import ChatBody, TokenizeBody
-from albireo_jax.serving.served import ServedEngine
+from albireo_jax.serving.routes import (
+    chat_completions,
+    completions,
+    docs_page,
+    model_info,
+    prometheus,
+    tokenization,
+)
+from albireo_jax.serving.schemas.answer_objects import ChatChunk
+from albireo_jax.serving.schemas.chat_bodies import ChatBody, TokenizeBody
+from albireo_jax.serving.schemas.completion_bodies import CompletionBody, DetokenizeBody
 from albireo_jax.text.answers.answer_formats import ReasoningFormat, ToolFormat, answer_format
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -50,7 +57,7 @@ def create_app(
     app.state.created = int(time.time())
     app.state.max_body_bytes = max_body_bytes
     app.state.body_pool = BoundedPool("reading of bodies", threads=1, max_queued=64)
-    for routes in (completions, chat, models, tokenization, metrics, docs_page):
+    for routes in (completions, chat_completions, model_info, tokenization, prometheus, docs_page):
         app.include_router(routes.router)
     bodies = (CompletionBody, ChatBody, TokenizeBody, DetokenizeBody)
     document_app(app, *bodies, ChatChunk, has_key=api_key is not None)

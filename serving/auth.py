@@ -7,7 +7,7 @@ from http import HTTPStatus
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from albireo_jax.serving.errors import ApiError
+from albireo_jax.serving.api_errors import ApiError
 
 OPEN_PATHS = ("/health", "/ping", "/load", "/metrics")
 """Served without a key: probes and scrapers have none."""

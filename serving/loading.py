@@ -9,7 +9,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer, ThreadingMixIn
 
-from albireo_jax.serving.errors import ApiError
+from albireo_jax.serving.api_errors import ApiError
 
 _POLL_S = 0.05
 _RETRY_AFTER_S = 5

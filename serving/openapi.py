@@ -8,9 +8,9 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from albireo_jax.serving.answer_schemas import ErrorAnswer
 from albireo_jax.serving.auth import OPEN_PATHS
-from albireo_jax.serving.wire import Wire
+from albireo_jax.serving.schemas.answer_objects import ErrorAnswer
+from albireo_jax.serving.schemas.strict_model import StrictModel
 
 _REF = "#/components/schemas/{model}"
 _KEY = "apiKey"
@@ -58,7 +58,7 @@ def body_answers(model: type[BaseModel], *, chunk: type[BaseModel] | None = None
     return answers(model, *_OF_BODIES, chunk=chunk)
 
 
-def body_docs(schema: type[Wire]) -> dict[str, Any]:
+def body_docs(schema: type[StrictModel]) -> dict[str, Any]:
     """The part of a route's document that describes its body."""
     content = {"application/json": {"schema": {"$ref": _REF.format(model=schema.__name__)}}}
     return {"requestBody": {"required": True, "content": content}}

@@ -6,7 +6,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from albireo_jax.serving.errors import internal_error
+from albireo_jax.serving.api_errors import internal_error
 
 HEADER = "X-Request-Id"
 

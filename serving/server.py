@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from albireo_jax.engine.service import EngineService, ServiceState
-from albireo_jax.serving.protocol import KEEP_ALIVE_S, HttpProtocol
+from albireo_jax.serving.http_protocol import KEEP_ALIVE_S, HttpProtocol
 
 _logger = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 """The `albireo` command line."""
 
-from albireo_jax.cli.app import main
+from albireo_jax.cli.commands import main
 
 __all__ = ["main"]

@@ -1,5 +1,5 @@
 """`python -m albireo_jax.cli`."""
 
-from albireo_jax.cli.app import main
+from albireo_jax.cli.commands import main
 
 main()

@@ -85,7 +85,7 @@ class PlanFlags:
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help="Host times of a record of benchmarks/host.py. Default: those of the calibration, "
+            help="Host times of a record of benchmarks/host_steps.py. Default: those of the calibration, "
             "or what this engine took on an AMD EPYC.",
             show_default=False,
         ),

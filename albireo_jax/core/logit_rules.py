@@ -21,7 +21,7 @@ MAX_BAD_WORD_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TokenRules:
+class LogitRules:
     """Rules of one request, in terms of token ids; the defaults change nothing. Equal by content.
 
     In this order: only `allowed_token_ids` may be sampled (empty: all); the last token of a sequence in
@@ -71,7 +71,7 @@ class TokenRules:
 
     def __eq__(self, other: object) -> bool:
         """Whether `other` are the same rules."""
-        return isinstance(other, TokenRules) and self._content() == other._content()
+        return isinstance(other, LogitRules) and self._content() == other._content()
 
     def __hash__(self) -> int:
         """Hash of the content."""
@@ -82,4 +82,4 @@ class TokenRules:
         return *penalties, self.logit_bias, self.allowed_token_ids.tobytes(), self.bad_words
 
 
-NO_RULES = TokenRules()
+NO_RULES = LogitRules()

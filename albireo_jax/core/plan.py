@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from albireo_jax.core.logit_rules import TokenRules
+from albireo_jax.core.logit_rules import LogitRules
 
 TOKEN_ON_DEVICE = -1
 """Stands for a token that the device sampled last for the row's slot and the host need not know."""
@@ -34,7 +34,7 @@ class SlotRules:
     `token_ids` are the prompt and what is known of the answer, which begins at `prompt_len`.
     """
 
-    rules: TokenRules
+    rules: LogitRules
     token_ids: Int32s
     prompt_len: int
 
@@ -61,7 +61,7 @@ class SlotParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoredTokens:
+class LogprobTargets:
     """Tokens of a step whose log probabilities are wanted; usually none.
 
     `rows` are rows of the plan: the token that each samples is scored. `tokens` are indices into the plan's
@@ -79,7 +79,7 @@ class ScoredTokens:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenScores:
+class LogprobArrays:
     """Log probabilities of X tokens and of the B likeliest in the place of each, likeliest first.
 
     They are those of the model: of its logits before any rule, penalty or temperature. `ranks` [X] count
@@ -96,9 +96,9 @@ class TokenScores:
         """X."""
         return len(self.logprobs)
 
-    def part(self, first: int, end: int) -> "TokenScores":
+    def part(self, first: int, end: int) -> "LogprobArrays":
         """The scores of tokens `first` … `end` - 1."""
-        return TokenScores(
+        return LogprobArrays(
             logprobs=self.logprobs[first:end],
             ranks=self.ranks[first:end],
             top_ids=self.top_ids[first:end],
@@ -166,7 +166,7 @@ class StepPlan:
     copies: PageCopies = field(default_factory=PageCopies)
     mask_slots: Int32s = field(default_factory=lambda: np.zeros(0, np.int32))
     masks: Int32s = field(default_factory=lambda: np.zeros((0, 0), np.int32))
-    scored: ScoredTokens = field(default_factory=ScoredTokens)
+    scored: LogprobTargets = field(default_factory=LogprobTargets)
     steps: Int32s = field(default_factory=lambda: np.zeros(0, np.int32))
 
     @property
@@ -231,7 +231,7 @@ class SampledTokens:
     copy_wait_s: float = 0.0
     route: str = ""
     wire_bytes: int = 0
-    scores: TokenScores | None = None
+    scores: LogprobArrays | None = None
     counts: Int32s = field(default_factory=lambda: np.zeros(0, np.int32))
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple, cast
 
 from albireo_jax.core import checks
 from albireo_jax.core.config import MAX_LOGPROBS
-from albireo_jax.core.logit_rules import MAX_WORDS, TokenRules
-from albireo_jax.core.plan import Int32s, TokenConstraint, TokenScores
+from albireo_jax.core.logit_rules import MAX_WORDS, LogitRules
+from albireo_jax.core.plan import Int32s, LogprobArrays, TokenConstraint
 from albireo_jax.core.token_ids import token_array
 
 MAX_STOP_IDS = 32
@@ -190,7 +190,7 @@ class Request:
     min_p: float = 0.0
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
-    rules: TokenRules | None = None
+    rules: LogitRules | None = None
     constraint: TokenConstraint | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
@@ -248,15 +248,15 @@ class Request:
         return self.prompt_token_ids.tobytes(), *values
 
 
-class RequestScores(NamedTuple):
+class RequestLogprobs(NamedTuple):
     """Scores that an output brings: of its token, and with the first token those of the prompt.
 
     `prompt` are the scores of the prompt's tokens from the second on, in pieces, if they were asked for;
     None with later tokens.
     """
 
-    token: TokenScores
-    prompt: tuple[TokenScores, ...] | None = None
+    token: LogprobArrays
+    prompt: tuple[LogprobArrays, ...] | None = None
 
 
 class RequestOutput(NamedTuple):
@@ -272,7 +272,7 @@ class RequestOutput(NamedTuple):
     request_id: str
     token_id: int | None
     finish_reason: FinishReason | None
-    scores: RequestScores | None = None
+    scores: RequestLogprobs | None = None
     cached_tokens: int = 0
     is_text: bool = True
 

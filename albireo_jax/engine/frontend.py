@@ -1,12 +1,12 @@
 """Text in, text out: prompts and sampling parameters become requests, and their outputs become text.
 
 Any thread may call a `Frontend`, and any number of event loops. The threads share the *routes*, a dict from
-request id to the door where its outputs are read (see `turns`): the engine thread posts to each door only
-the outputs of its own requests, and drops a route with the last output of its request. A turn's choices are
-in their door, and their routes are known, before the requests are submitted: no output can come too early.
-One that comes too late, because its turn was closed, finds no choice and is dropped. Since the service
-ends every request that it accepted with an output, a turn that is read to its end or closed leaves nothing
-behind, neither here nor in the engine.
+request id to the reader of its outputs (see `output_readers`). The engine thread posts to each reader only
+the outputs of its own requests, and drops a route with the last output of its request. A reader knows a
+stream's choices, and their routes are known, before the requests are submitted: no output can come too
+early. An output that comes too late, because its stream was closed, finds no choice and is dropped. The
+service ends every request that it accepted with an output, so a stream that is read to its end or closed
+leaves nothing behind, neither here nor in the engine.
 """
 
 import asyncio
@@ -22,16 +22,9 @@ from albireo_jax.core.errors import EngineDeadError
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.sampling_defaults import NO_DEFAULTS, SamplingDefaults
 from albireo_jax.core.types import RequestOutput, SamplingParams
-from albireo_jax.engine.output_streams import (
-    AsyncTurn,
-    Choice,
-    Completion,
-    Door,
-    LoopDoor,
-    QueueDoor,
-    SyncTurn,
-    collect,
-)
+from albireo_jax.engine.choices import Choice, Completion, collect
+from albireo_jax.engine.output_readers import EventLoopReader, OutputReader, QueueReader
+from albireo_jax.engine.output_streams import AsyncOutputStream, SyncOutputStream
 from albireo_jax.engine.request_metrics import RequestMetrics
 from albireo_jax.engine.request_writer import PromptFree, RequestWriter
 from albireo_jax.engine.service import EngineService
@@ -46,7 +39,7 @@ Prompt = str | Sequence[int] | Sequence[Message]
 
 
 class Frontend:
-    """Opens turns on an engine, which it starts; `close` stops it.
+    """Opens streams on an engine, which it starts; `close` stops it.
 
     `eos_token_ids` end a request unless it ignores them. `clock` gives the seconds of all latencies.
     `defaults` are the model's own sampling parameters, for those who make parameters of what a caller gives.
@@ -69,15 +62,15 @@ class Frontend:
         self._limits = limits
         self._requests = RequestWriter(tokenizer, limits, eos_token_ids=eos_token_ids, clock=clock)
         self._clock = clock
-        self._lock = threading.Lock()  # guards the replacing of _doors
-        self._doors: tuple[Door, ...] = ()
-        self._routes: dict[str, Door] = {}  # by request id; single operations only, they need no lock
+        self._lock = threading.Lock()  # guards the replacing of _readers
+        self._readers: tuple[OutputReader, ...] = ()
+        self._routes: dict[str, OutputReader] = {}  # by request id; single operations only, they need no lock
         service.start(self._deliver)
 
     @property
-    def num_doors(self) -> int:
+    def num_readers(self) -> int:
         """Event loops and synchronous calls that have open requests."""
-        return len(self._doors)
+        return len(self._readers)
 
     def encode(
         self, prompt: Prompt, *, add_special_tokens: bool = True, must_fit: bool = False
@@ -104,7 +97,7 @@ class Frontend:
             ) from error
 
     def prepare(self, params: SamplingParams) -> None:
-        """Do ahead what may take seconds, a grammar's compilation; else the call that opens the turn does it.
+        """Compile the grammar that `params` ask for now; it may take seconds. Otherwise `stream` compiles it.
 
         Raises ValueError for a grammar that is malformed or too complex.
         """
@@ -118,8 +111,8 @@ class Frontend:
         cache_salt: str = "",
     ) -> list[Completion]:
         """All completions of `prompts`, in the order of the choices; blocks until the last has ended."""
-        with self.stream(prompts, params, cache_salt=cache_salt) as turn:
-            return collect(delta for deltas in turn for delta in deltas)
+        with self.stream(prompts, params, cache_salt=cache_salt) as stream:
+            return collect(delta for deltas in stream for delta in deltas)
 
     def stream(
         self,
@@ -127,18 +120,18 @@ class Frontend:
         params: SamplingParams | Sequence[SamplingParams],
         *,
         cache_salt: str = "",
-    ) -> SyncTurn:
-        """A turn for the calling thread to iterate.
+    ) -> SyncOutputStream:
+        """A stream for the calling thread to iterate.
 
         `params` are the same for all prompts or one for each. Prefixes that calls with another `cache_salt`
         computed are not found. Raises ValueError for what the engine cannot do, EngineDeadError if it does
         not run; nothing is left open then.
         """
         choices = self.write(prompts, params, cache_salt=cache_salt)
-        door = QueueDoor(self._service, self.metrics, on_empty=self._remove_door)
-        turn = SyncTurn(choices, door)
-        self._open(choices, turn, door)
-        return turn
+        reader = QueueReader(self._service, self.metrics, on_empty=self._remove_reader)
+        stream = SyncOutputStream(choices, abort=reader.abort, wait=reader.wait)
+        self._open(choices, stream, reader)
+        return stream
 
     def stream_async(
         self,
@@ -146,19 +139,19 @@ class Frontend:
         params: SamplingParams | Sequence[SamplingParams],
         *,
         cache_salt: str = "",
-    ) -> AsyncTurn:
-        """A turn for tasks of the running event loop to read; otherwise as `stream`."""
+    ) -> AsyncOutputStream:
+        """A stream for tasks of the running event loop to read; otherwise as `stream`."""
         return self.open_async(self.write(prompts, params, cache_salt=cache_salt))
 
-    def open_async(self, choices: Sequence[Choice]) -> AsyncTurn:
-        """A turn over choices that another thread may have written; otherwise as `stream_async`."""
-        door = self._loop_door()
-        turn = AsyncTurn(choices, door)
-        self._open(choices, turn, door)
-        return turn
+    def open_async(self, choices: Sequence[Choice]) -> AsyncOutputStream:
+        """A stream over choices that another thread may have written; otherwise as `stream_async`."""
+        reader = self._loop_reader()
+        stream = AsyncOutputStream(choices, abort=reader.abort)
+        self._open(choices, stream, reader)
+        return stream
 
     def close(self) -> None:
-        """Stop the engine; open turns end as aborted."""
+        """Stop the engine; open streams end as aborted."""
         self._service.stop()
 
     def write(
@@ -168,7 +161,7 @@ class Frontend:
         *,
         cache_salt: str = "",
     ) -> list[Choice]:
-        """The choices of a turn that is not open yet; any thread may write them. Raises ValueError."""
+        """The choices of a stream that is not open yet; any thread may write them. Raises ValueError."""
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
         if len(each) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts but {len(each)} sampling parameters")
@@ -189,51 +182,53 @@ class Frontend:
                 choices.append(Choice(index=len(choices), request=request, detokenizer=detokenizer))
         return choices
 
-    def _open(self, choices: Sequence[Choice], turn: SyncTurn | AsyncTurn, door: Door) -> None:
+    def _open(
+        self, choices: Sequence[Choice], stream: SyncOutputStream | AsyncOutputStream, reader: OutputReader
+    ) -> None:
         if not choices:
             return
-        door.enter(turn)
-        self._add_door(door)
-        self._routes |= dict.fromkeys(turn.open, door)
+        reader.enter(stream)
+        self._add_reader(reader)
+        self._routes |= dict.fromkeys(stream.open, reader)
         try:
             self._service.submit(*(choice.request for choice in choices))
         except (ValueError, EngineDeadError):
-            for request_id in turn.open:
+            for request_id in stream.open:
                 self._routes.pop(request_id)
-            door.leave(turn)
+            reader.leave(stream)
             raise
 
-    def _loop_door(self) -> LoopDoor:
-        """The door of the running event loop, the one that is in use if any is."""
+    def _loop_reader(self) -> EventLoopReader:
+        """The reader of the running event loop, the one that is in use if any is."""
         event_loop = asyncio.get_running_loop()
-        for door in self._doors:
-            if isinstance(door, LoopDoor) and door.event_loop is event_loop:
-                return door
-        return LoopDoor(self._service, self.metrics, on_empty=self._remove_door)
+        for reader in self._readers:
+            if isinstance(reader, EventLoopReader) and reader.event_loop is event_loop:
+                return reader
+        return EventLoopReader(self._service, self.metrics, on_empty=self._remove_reader)
 
-    def _add_door(self, door: Door) -> None:
+    def _add_reader(self, reader: OutputReader) -> None:
         with self._lock:
-            if door not in self._doors:
-                self._doors = (*self._doors, door)
+            if reader not in self._readers:
+                self._readers = (*self._readers, reader)
 
-    def _remove_door(self, door: Door) -> None:
+    def _remove_reader(self, reader: OutputReader) -> None:
         with self._lock:
-            self._doors = tuple(other for other in self._doors if other is not door)
+            self._readers = tuple(other for other in self._readers if other is not reader)
 
     def _deliver(self, outputs: list[RequestOutput]) -> None:
-        """Post a step's outputs to the doors of their requests; on the engine thread."""
+        """Post a step's outputs to the readers of their requests; on the engine thread."""
         delivered_s = self._clock()
-        by_door = defaultdict[Door, list[RequestOutput]](list)
+        by_reader = defaultdict[OutputReader, list[RequestOutput]](list)
         routes = self._routes
         for output in outputs:
             ended = output.finish_reason is not None
-            door = routes.pop(output.request_id, None) if ended else routes.get(output.request_id)
-            if door is not None:
-                by_door[door].append(output)
-        for door, own in by_door.items():
+            reader = routes.pop(output.request_id, None) if ended else routes.get(output.request_id)
+            if reader is not None:
+                by_reader[reader].append(output)
+        for reader, own in by_reader.items():
             try:
-                door.post(own, delivered_s)
-            except Exception:  # the other doors' outputs must not be lost with this one's
+                reader.post(own, delivered_s)
+            except Exception:  # the other readers' outputs must not be lost with this one's
                 _logger.exception("outputs of %d requests cannot be passed on", len(own))
                 self._service.abort(*(output.request_id for output in own))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from albireo_jax.core.errors import ContextLengthError
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.logit_rules import MAX_BAD_WORD_TOKENS, NO_RULES, TokenRules
+from albireo_jax.core.logit_rules import MAX_BAD_WORD_TOKENS, NO_RULES, LogitRules
 from albireo_jax.core.token_ids import token_array
 from albireo_jax.core.types import MAX_SEED, Request, SamplingParams
 from albireo_jax.sched.prefix_tree import packed_digests
@@ -22,7 +22,7 @@ class PromptFree:
     """The part of requests that follows from the sampling parameters alone, made once for all prompts."""
 
     stop_ids: tuple[int, ...]
-    rules: TokenRules | None
+    rules: LogitRules | None
     grammar: Grammar | None
 
 
@@ -120,10 +120,10 @@ class RequestWriter:
             raise ValueError("structured output needs an end-of-sequence id, the model has none")
         return self._grammars.compile(params.structured)
 
-    def _rules(self, params: SamplingParams) -> TokenRules | None:
+    def _rules(self, params: SamplingParams) -> LogitRules | None:
         """The rules of `params` in token ids; None if they change nothing."""
         words = (ids for word in params.bad_words for ids in self._spellings(word))
-        rules = TokenRules(
+        rules = LogitRules(
             repetition_penalty=float(params.repetition_penalty),
             presence_penalty=float(params.presence_penalty),
             frequency_penalty=float(params.frequency_penalty),
@@ -138,7 +138,7 @@ class RequestWriter:
         params: SamplingParams,
         stop_ids: Sequence[int],
         *,
-        rules: TokenRules,
+        rules: LogitRules,
         grammar: Grammar | None,
     ) -> None:
         """Raise ValueError if the rules of a request leave no token that its answer could begin with."""

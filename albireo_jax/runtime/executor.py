@@ -39,9 +39,9 @@ from albireo_jax.runtime.batch import (
 from albireo_jax.runtime.compile import Progress, compile_all
 from albireo_jax.runtime.decode_loop import DecodeLoop, DecodeLoops, LoopOutput
 from albireo_jax.runtime.handles import CopyHandle, Ends, JaxStepHandle, StepCopies
-from albireo_jax.runtime.logit_rule_calls import RuledRows, RuleProgram
-from albireo_jax.runtime.logprob_calls import PendingScores, ScoreProgram, ScoringCalls
-from albireo_jax.runtime.min_tokens import BannedRows, BanProgram
+from albireo_jax.runtime.logit_rule_calls import LogitRuleCalls, LogitRuleProgram
+from albireo_jax.runtime.logprob_calls import LogprobCalls, LogprobProgram, PendingLogprobs
+from albireo_jax.runtime.min_tokens import MinTokensCalls, MinTokensProgram
 from albireo_jax.runtime.sampling_programs import (
     SampleOutput,
     SamplingCost,
@@ -72,7 +72,9 @@ class Sampling:
     route: Route
 
 
-_Program = Bucket | Sampling | BanProgram | DecodeLoop | RuleProgram | ScoreProgram | CopyProgram | str
+_Program = (
+    Bucket | Sampling | MinTokensProgram | DecodeLoop | LogitRuleProgram | LogprobProgram | CopyProgram | str
+)
 """Names of the executor's programs."""
 
 
@@ -102,12 +104,12 @@ class JaxExecutor:
         self.program = program
         self._cache, self._sampler = state.arrays  # of which programs are lowered; made below
         self._buckets = buckets
-        self._scoring = ScoringCalls(program, weights, num_top=max_logprobs)
+        self._scoring = LogprobCalls(program, weights, num_top=max_logprobs)
         self._loops = DecodeLoops(program, max_steps=decode_steps)
         self.replace_weights(weights)
         self._padding_slot = self._sampler.last_token_Z.shape[0] - 1
-        self._ruled = RuledRows(program, rules, max_len=max_len)
-        self._banned = BannedRows(program, num_slots=self._padding_slot + 1)
+        self._ruled = LogitRuleCalls(program, rules, max_len=max_len)
+        self._banned = MinTokensCalls(program, num_slots=self._padding_slot + 1)
         self._host_pages = HostPages(
             self._cache.kv, program.mesh, axis=program.axis, num_host_pages=num_host_pages
         )
@@ -228,7 +230,7 @@ class JaxExecutor:
         return JaxStepHandle(
             done.result_XR,
             plan.num_rows,
-            scores=PendingScores([]),
+            scores=PendingLogprobs([]),
             sampling=self._costs[Sampling(bucket.rows, loop.route)],
             copies=copies,
             ends=self._ends,

@@ -15,11 +15,11 @@ import jax
 import numpy as np
 
 from albireo_jax.core.plan import SampledTokens
-from albireo_jax.runtime.logprob_calls import PendingScores
+from albireo_jax.runtime.logprob_calls import PendingLogprobs
 from albireo_jax.runtime.sampling_programs import SamplingCost
 
 
-class Watched:
+class PolledArrays:
     """Arrays on their way: `unready_s` is when they were last seen so, `ready_s` when first seen ready."""
 
     def __init__(self, arrays: Sequence[jax.Array]) -> None:
@@ -58,8 +58,8 @@ class StepCopies:
     devices, which compute nothing else then.
     """
 
-    needed: Watched | None = None
-    sent: Watched | None = None
+    needed: PolledArrays | None = None
+    sent: PolledArrays | None = None
     alone_s: float = 0.0
     computing_s: float = 0.0
 
@@ -91,7 +91,7 @@ class _Run:
         self.copies = copies
         self._ends = ends
         self._queued_s = time.perf_counter()
-        self._watched = Watched(arrays)
+        self._watched = PolledArrays(arrays)
 
     def look(self) -> bool:
         """Note whether the step still runs, and which copies have arrived; True once it has ended."""
@@ -124,7 +124,7 @@ class JaxStepHandle:
         ids: jax.Array,
         num_rows: int,
         *,
-        scores: PendingScores,
+        scores: PendingLogprobs,
         sampling: SamplingCost,
         copies: StepCopies,
         ends: Ends,

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int32
 from numpy.typing import NDArray
 
-from albireo_jax.core.logit_rules import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED_TOKENS, TokenRules
+from albireo_jax.core.logit_rules import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED_TOKENS, LogitRules
 from albireo_jax.core.plan import Int32s, SlotRules, StepPlan
 from albireo_jax.nn.sharding import shardings
 from albireo_jax.runtime.step import StepProgram
@@ -39,7 +39,7 @@ _BAD_WORDS_AT = _BIAS_AT + MAX_BIASED_TOKENS
 _MASK_AT = _BAD_WORDS_AT + MAX_BAD_WORDS * MAX_BAD_WORD_TOKENS
 
 
-class RulesShape(NamedTuple):
+class LogitRulesShape(NamedTuple):
     """Slots (the padding slot included), tokens of the padded vocabulary, longest sequence."""
 
     num_slots: int
@@ -62,7 +62,7 @@ def rules_specs(axis: str) -> Rules:
     return Rules(PartitionSpec(None, axis), *([PartitionSpec()] * 6))  # type: ignore[arg-type]
 
 
-def new_rules(shape: RulesShape, mesh: Mesh, *, axis: str) -> Rules:
+def new_rules(shape: LogitRulesShape, mesh: Mesh, *, axis: str) -> Rules:
     """Rules of all slots that change nothing, made on the devices of `mesh`."""
     slots, words, length = shape.num_slots, shape.mask_words, MAX_BAD_WORD_TOKENS
 
@@ -80,14 +80,14 @@ def new_rules(shape: RulesShape, mesh: Mesh, *, axis: str) -> Rules:
     return jax.jit(neutral, out_shardings=shardings(mesh, rules_specs(axis)))()
 
 
-def pack_rules(slot: int, given: SlotRules, shape: RulesShape) -> NDArray[np.int32]:
+def pack_rules(slot: int, given: SlotRules, shape: LogitRulesShape) -> NDArray[np.int32]:
     """Fresh words with the rules of one slot."""
     words = np.zeros(shape.admission_words, np.int32)
     _write_slot(words, slot, given, packed_content(given.rules, shape))
     return words
 
 
-def packed_content(rules: TokenRules, shape: RulesShape) -> NDArray[np.int32]:
+def packed_content(rules: LogitRules, shape: LogitRulesShape) -> NDArray[np.int32]:
     """The first words of a slot, up to its tokens, as far as its rules alone say them."""
     words = np.full(_MASK_AT + shape.mask_words, -1, np.int32)
     words[_BIAS_AT:_BAD_WORDS_AT] = 0
@@ -107,12 +107,12 @@ def packed_content(rules: TokenRules, shape: RulesShape) -> NDArray[np.int32]:
 class AdmissionPacker:
     """Packs the admissions of slots with rules, equal content once for slots that follow each other.
 
-    The samples of a prompt, and the prompts of a call, have one `TokenRules` object.
+    The samples of a prompt, and the prompts of a call, have one `LogitRules` object.
     """
 
-    def __init__(self, shape: RulesShape) -> None:
+    def __init__(self, shape: LogitRulesShape) -> None:
         self._shape = shape
-        self._rules: TokenRules | None = None
+        self._rules: LogitRules | None = None
         self._content = np.zeros(0, np.int32)
 
     def pack(self, admitted: Sequence[tuple[int, SlotRules]]) -> NDArray[np.int32]:
@@ -135,7 +135,7 @@ def _write_slot(words: Int32s, slot: int, given: SlotRules, content: Int32s) -> 
     words[len(content) : len(content) + len(given.token_ids)] = given.token_ids
 
 
-def pack_masks(plan: StepPlan, first: int, shape: RulesShape) -> NDArray[np.int32]:
+def pack_masks(plan: StepPlan, first: int, shape: LogitRulesShape) -> NDArray[np.int32]:
     """A fresh array [MASKS, 1 + X]: slots and masks of the plan from its mask `first` on."""
     words = np.zeros((MASKS, 1 + shape.mask_words), np.int32)
     words[:, 0] = shape.num_slots  # no slot: what is written there is dropped
@@ -145,7 +145,7 @@ def pack_masks(plan: StepPlan, first: int, shape: RulesShape) -> NDArray[np.int3
     return words
 
 
-def jit_admit_rules(program: StepProgram, shape: RulesShape) -> jax.stages.Wrapped:
+def jit_admit_rules(program: StepProgram, shape: LogitRulesShape) -> jax.stages.Wrapped:
     """(rules, array of `AdmissionPacker.pack`) -> rules; donates the rules."""
     return _jit(program, partial(_admit, shape, program.axis), specs=(PartitionSpec(),))
 
@@ -200,7 +200,7 @@ def _jit(program: StepProgram, body: object, *, specs: Sequence[PartitionSpec]) 
     return jax.jit(mapped, donate_argnums=(0,))
 
 
-def _admit(shape: RulesShape, axis: str, rules: Rules, word_CW: Int32[Array, "C W"]) -> Rules:
+def _admit(shape: LogitRulesShape, axis: str, rules: Rules, word_CW: Int32[Array, "C W"]) -> Rules:
     slot_C, prompt_len_C, length_C = word_CW[:, 0], word_CW[:, 1], word_CW[:, 2]
     tokens_at = _MASK_AT + shape.mask_words
     seen = partial(_seen, like=rules.seen_Zv, axis=axis)

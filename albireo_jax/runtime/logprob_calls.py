@@ -1,4 +1,4 @@
-"""ScoringCalls: the calls that score a step's tokens, and their results; nothing to score, no call."""
+"""LogprobCalls: the calls that score a step's tokens, and their results; nothing to score, no call."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from albireo_jax.core.plan import Int32s, StepPlan, TokenScores
+from albireo_jax.core.plan import Int32s, LogprobArrays, StepPlan
 from albireo_jax.nn.decoder import DecoderWeights, Head, head
 from albireo_jax.runtime.batch import Bucket
 from albireo_jax.runtime.logprob_programs import (
@@ -36,7 +36,7 @@ class _Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreProgram:
+class LogprobProgram:
     """A program that takes or scores `count` of `of` rows or tokens; `of` is 0 for those that score."""
 
     kind: _Kind
@@ -51,7 +51,7 @@ class _Piece(NamedTuple):
     wanted: int
 
 
-class PendingScores:
+class PendingLogprobs:
     """The scores of a step, on their way to the host."""
 
     def __init__(self, pieces: list[_Piece]) -> None:
@@ -60,11 +60,11 @@ class PendingScores:
             for array in piece.scores:
                 array.copy_to_host_async()
 
-    def wait(self) -> TokenScores | None:
+    def wait(self) -> LogprobArrays | None:
         """The scores, once they are on the host; None if nothing was scored."""
         if not self._pieces:
             return None
-        return TokenScores(
+        return LogprobArrays(
             logprobs=self._joined(lambda scores: scores.logprob_R),
             ranks=self._joined(lambda scores: scores.rank_R),
             top_ids=self._joined(lambda scores: scores.top_id_RB),
@@ -75,7 +75,7 @@ class PendingScores:
         return np.concatenate([np.asarray(field(piece.scores))[: piece.wanted] for piece in self._pieces])
 
 
-class ScoringCalls:
+class LogprobCalls:
     """Scores tokens of the steps of `program`, with the `num_top` likeliest in the place of each.
 
     `num_top` 0 scores nothing and has no programs.
@@ -91,7 +91,7 @@ class ScoringCalls:
         """Score with the head of these weights from now on."""
         self._head: Head = head(weights)
 
-    def programs(self, buckets: tuple[Bucket, ...]) -> dict[ScoreProgram, Callable[[], jax.stages.Lowered]]:
+    def programs(self, buckets: tuple[Bucket, ...]) -> dict[LogprobProgram, Callable[[], jax.stages.Lowered]]:
         """All programs for steps of these buckets, ready to be lowered."""
         if not self._num_top:
             return {}
@@ -101,30 +101,30 @@ class ScoringCalls:
         scored = sorted({count for count, _ in taken})
         return (
             {
-                ScoreProgram(_Kind.TAKE_SAMPLED, *sizes): partial(self._lower_take_sampled, *sizes)
+                LogprobProgram(_Kind.TAKE_SAMPLED, *sizes): partial(self._lower_take_sampled, *sizes)
                 for sizes in taken
             }
             | {
-                ScoreProgram(_Kind.SCORE_SAMPLED, count): partial(self._lower_score_sampled, count)
+                LogprobProgram(_Kind.SCORE_SAMPLED, count): partial(self._lower_score_sampled, count)
                 for count in scored
             }
             | {
-                ScoreProgram(_Kind.TAKE_HIDDEN, _MANY, of): partial(self._lower_take_hidden, of)
+                LogprobProgram(_Kind.TAKE_HIDDEN, _MANY, of): partial(self._lower_take_hidden, of)
                 for of in tokens
             }
-            | {ScoreProgram(_Kind.SCORE_HIDDEN, _MANY): self._lower_score_hidden}
+            | {LogprobProgram(_Kind.SCORE_HIDDEN, _MANY): self._lower_score_hidden}
         )
 
     def use(self, compiled: Mapping[Any, jax.stages.Compiled]) -> None:
         """Run these executables of `programs` from now on."""
         self._compiled = compiled
 
-    def score(self, plan: StepPlan, forward: ForwardOutput, id_R: jax.Array) -> PendingScores:
+    def score(self, plan: StepPlan, forward: ForwardOutput, id_R: jax.Array) -> PendingLogprobs:
         """Queue the scoring of a plan's tokens; `forward` has the logits before any rule changed them."""
         scored = plan.scored
         if not scored.count:
-            return PendingScores([])
-        return PendingScores(
+            return PendingLogprobs([])
+        return PendingLogprobs(
             self._score_sampled(scored.rows, Sampled(forward.logits_RV, id_R))
             + self._score_hidden(scored.tokens, scored.next_ids, forward.hidden_TD)
         )
@@ -143,22 +143,22 @@ class ScoringCalls:
     def _score_sampled(self, rows: Int32s, sampled: Sampled) -> list[_Piece]:
         of = len(sampled.id_R)
         count = _MANY if of >= _MANY and len(rows) > _FEW else _FEW
-        take = ScoreProgram(_Kind.TAKE_SAMPLED, count, of)
+        take = LogprobProgram(_Kind.TAKE_SAMPLED, count, of)
         pieces: list[_Piece] = []
         for index_C, wanted in _pieces(rows, count):
             taken: Sampled = self._compiled[take](sampled, index_C)
-            scores: RowScores = self._compiled[ScoreProgram(_Kind.SCORE_SAMPLED, count)](taken)
+            scores: RowScores = self._compiled[LogprobProgram(_Kind.SCORE_SAMPLED, count)](taken)
             pieces.append(_Piece(scores, wanted))
         return pieces
 
     def _score_hidden(self, tokens: Int32s, next_ids: Int32s, hidden_TD: jax.Array) -> list[_Piece]:
-        take = ScoreProgram(_Kind.TAKE_HIDDEN, _MANY, len(hidden_TD))
+        take = LogprobProgram(_Kind.TAKE_HIDDEN, _MANY, len(hidden_TD))
         pieces: list[_Piece] = []
         for (index_C, wanted), (id_C, _) in zip(
             _pieces(tokens, _MANY), _pieces(next_ids, _MANY), strict=True
         ):
             hidden_CD: jax.Array = self._compiled[take](hidden_TD, index_C)
-            scores: RowScores = self._compiled[ScoreProgram(_Kind.SCORE_HIDDEN, _MANY)](
+            scores: RowScores = self._compiled[LogprobProgram(_Kind.SCORE_HIDDEN, _MANY)](
                 self._head, hidden_CD, id_C
             )
             pieces.append(_Piece(scores, wanted))

@@ -1,4 +1,4 @@
-"""BannedRows: which rows of a step may not end yet, and the call that sees to it; no such row, no call."""
+"""The call that keeps rows below their `min_tokens` from ending; a step without such rows makes none."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from albireo_jax.runtime.step import StepProgram
 
 
 @dataclass(frozen=True, slots=True)
-class BanProgram:
+class MinTokensProgram:
     """A program that takes the banned ids out of the logits of `rows` rows."""
 
     rows: int
 
 
-class BannedRows:
+class MinTokensCalls:
     """Until when each of `num_slots` slots has banned ids, as far as it has any."""
 
     def __init__(self, program: StepProgram, *, num_slots: int) -> None:
@@ -32,9 +32,9 @@ class BannedRows:
 
     def programs(
         self, row_counts: Iterable[int], state: SamplerState
-    ) -> dict[BanProgram, Callable[[], jax.stages.Lowered]]:
+    ) -> dict[MinTokensProgram, Callable[[], jax.stages.Lowered]]:
         """All programs, for steps of these numbers of rows, ready to be lowered."""
-        return {BanProgram(rows): partial(self._lower, rows, state) for rows in row_counts}
+        return {MinTokensProgram(rows): partial(self._lower, rows, state) for rows in row_counts}
 
     def use(self, compiled: Mapping[Any, jax.stages.Compiled]) -> None:
         """Run these executables of `programs` from now on."""
@@ -52,11 +52,11 @@ class BannedRows:
         is_banned = plan.starts + plan.counts < self._until[plan.slots]
         if not (is_banned & plan.samples).any():
             return logits_RV
-        return self._compiled[BanProgram(len(logits_RV))](state.params_ZF, logits_RV, rows)
+        return self._compiled[MinTokensProgram(len(logits_RV))](state.params_ZF, logits_RV, rows)
 
     def warm_up(self, state: SamplerState, logits_RV: jax.Array, *, rows: NDArray[np.int32]) -> None:
         """Run the program for steps of R rows once; `rows` is a buffer of padding."""
-        self._compiled[BanProgram(len(logits_RV))](state.params_ZF, logits_RV, rows)
+        self._compiled[MinTokensProgram(len(logits_RV))](state.params_ZF, logits_RV, rows)
 
     def _lower(self, rows: int, state: SamplerState) -> jax.stages.Lowered:
         return jit_ban(self._program).lower(

@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, Int32, Real
 from albireo_jax.core.plan import Int32s, PageCopies
 from albireo_jax.nn.sharding import shardings
 from albireo_jax.ops.kv_cache import KvCache
-from albireo_jax.runtime.handles import StepCopies, Watched
+from albireo_jax.runtime.handles import PolledArrays, StepCopies
 from albireo_jax.runtime.state import kv_specs
 
 COPIES = 32
@@ -122,7 +122,7 @@ class HostPages:
         self._arriving: list[tuple[int, PageArrays]] = []
         self._compiled: Mapping[Any, jax.stages.Compiled] = {}
         self._num_copied = [0, 0]  # pages to the host, pages to the devices
-        self._sent: Watched | None = None
+        self._sent: PolledArrays | None = None
         self._times = PageTimes()
 
     def programs(self) -> dict[CopyProgram, Callable[[], jax.stages.Lowered]]:
@@ -146,7 +146,7 @@ class HostPages:
         kv = self.finish_copy_in(kv)
         going = self.copy_out(kv, copies.to_host)
         coming = self.start_copy_in(copies.to_device)
-        self._sent = Watched(jax.tree.leaves(coming)) if coming else None
+        self._sent = PolledArrays(jax.tree.leaves(coming)) if coming else None
         times = self._times
         computing_s = times.read_s * len(going) + times.write_s * num_written
         alone_s = computing_s + times.leave_s * len(going) + times.arrive_s * len(coming)

@@ -40,7 +40,7 @@ class _Amount(NamedTuple):
     total: _TotalFn
 
 
-def draw_at_once(view: View, rows: Rows) -> Int32[Array, " R"]:
+def draw_branch_free(view: View, rows: Rows) -> Int32[Array, " R"]:
     """The token of each row that draws, from all of its blocks; means nothing for the others."""
     filters = rows.filters
     logit_RJW = view.logit_RJW

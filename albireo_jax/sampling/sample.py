@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from albireo_jax.ops.cuda.kernels import LaunchFn
 from albireo_jax.sampling.blocks import BLOCK_TOKENS, View, first_largest, logit_peaks, peaks, whole_rows
-from albireo_jax.sampling.branch_free import draw_at_once
+from albireo_jax.sampling.branch_free import draw_branch_free
 from albireo_jax.sampling.draw import (
     NOT_FINITE,
     Rows,
@@ -102,7 +102,7 @@ def _draw_all_at_once(
     view: View, rows: Rows, peak_RJ: Float[Array, "R J"], greedy_R: Int32[Array, " R"]
 ) -> Int32[Array, " R"]:
     del peak_RJ
-    return jnp.where(rows.draws_R, draw_at_once(view, rows), greedy_R)
+    return jnp.where(rows.draws_R, draw_branch_free(view, rows), greedy_R)
 
 
 def _draw_where_needed(

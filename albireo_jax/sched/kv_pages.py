@@ -30,7 +30,7 @@ from albireo_jax.sched.prefix_tree import Digest, Node, PrefixTree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TierStats:
+class KvPageStats:
     """Pages now, and how many were copied, given up or found since the start.
 
     `idle` pages hold prefixes and can be handed out. `lost` nodes were given up by both tiers.
@@ -46,7 +46,7 @@ class TierStats:
     lost: int
 
 
-class PageTiers:
+class KvPages:
     """Pages of both tiers, and the tree of those that can be found again; 0 host pages are no tier."""
 
     def __init__(self, num_pages: int, *, num_host_pages: int) -> None:
@@ -72,9 +72,9 @@ class PageTiers:
         """Pages of the host that can be found."""
         return len(self._on_host)
 
-    def stats(self) -> TierStats:
+    def stats(self) -> KvPageStats:
         """Counts of pages and events."""
-        return TierStats(
+        return KvPageStats(
             in_use=self._device.num_pages - self.num_available,
             num_pages=self._device.num_pages,
             idle=len(self._idle),

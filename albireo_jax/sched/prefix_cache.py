@@ -22,7 +22,7 @@ import numpy as np
 
 from albireo_jax.core.plan import NOT_FINITE, NULL_PAGE, Bools, CopyCosts, Int32s, StepPlan
 from albireo_jax.core.types import Request, RequestOutput
-from albireo_jax.sched.kv_pages import PageTiers
+from albireo_jax.sched.kv_pages import KvPages
 from albireo_jax.sched.policy import is_worth_copying, is_worth_waiting
 from albireo_jax.sched.prefix_tree import Digest, Node, page_digests, root_digest, shared_root
 from albireo_jax.sched.sequence import Sequence, SlotTable
@@ -59,7 +59,7 @@ class _Chunk(NamedTuple):
 class PrefixCache:
     """Finds and registers prefixes in `tiers`; `shares` false keeps every request to its own pages."""
 
-    def __init__(self, tiers: PageTiers, *, page_size: int, shares: bool, costs: CopyCosts | None) -> None:
+    def __init__(self, tiers: KvPages, *, page_size: int, shares: bool, costs: CopyCosts | None) -> None:
         self._tiers = tiers
         self._page_size = page_size
         self._shares = shares

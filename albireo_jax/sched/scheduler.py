@@ -42,7 +42,7 @@ from albireo_jax.core.plan import (
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched import policy
 from albireo_jax.sched.constraints import NO_MASKS, ConstrainedAnswer, InlineMaskMaker, MaskMaker
-from albireo_jax.sched.kv_pages import PageTiers
+from albireo_jax.sched.kv_pages import KvPages
 from albireo_jax.sched.multi_step import check_ends, single_steps, steps_of
 from albireo_jax.sched.outputs import step_outputs
 from albireo_jax.sched.prefix_cache import PrefixCache
@@ -52,7 +52,7 @@ from albireo_jax.sched.sequence import NOT_ADMITTED, NewPages, Sequence, SlotTab
 from albireo_jax.sched.step_logprobs import give_scores, scored_tokens, take_scores
 from albireo_jax.sched.step_masks import PendingMasks, masks_of
 from albireo_jax.sched.stop_ids import StopIds
-from albireo_jax.sched.waiting_queue import WaitingLine
+from albireo_jax.sched.waiting_queue import WaitingQueue
 
 _MAX_EPOCH = 2**31 - 1
 
@@ -73,7 +73,7 @@ class Scheduler:
         self._decode_steps = config.decode_steps
         self._limits = limits
         self._page_size = limits.page_size
-        self._tiers = PageTiers(limits.num_pages, num_host_pages=limits.num_host_pages)
+        self._tiers = KvPages(limits.num_pages, num_host_pages=limits.num_host_pages)
         self._cache = PrefixCache(
             self._tiers, page_size=limits.page_size, shares=shares_prefixes, costs=copy_costs
         )
@@ -82,7 +82,7 @@ class Scheduler:
         self._free_slots = list(range(config.max_rows - 1, -1, -1))
         self._live: dict[str, Sequence] = {}
         self._stop_ids = StopIds(limits.vocab_size)
-        self._line = WaitingLine(
+        self._line = WaitingQueue(
             self._tiers,
             self._cache,
             self._table,

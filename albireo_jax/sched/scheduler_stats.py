@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from albireo_jax.sched.kv_pages import TierStats
+from albireo_jax.sched.kv_pages import KvPageStats
 from albireo_jax.sched.prefix_cache import CacheStats
 
 
@@ -22,7 +22,7 @@ class SchedulerStats:
     preemptions: int
     nonfinite: int
     dropped: int
-    tiers: TierStats
+    tiers: KvPageStats
     cache: CacheStats
 
     @property

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from albireo_jax.core.logit_rules import NO_RULES
-from albireo_jax.core.plan import NOT_FINITE, Bools, Int32s, SlotParams, SlotRules, TokenScores
+from albireo_jax.core.plan import NOT_FINITE, Bools, Int32s, LogprobArrays, SlotParams, SlotRules
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched.constraints import ConstrainedAnswer
 from albireo_jax.sched.prefix_tree import Digest, Node, extend_digests, unpacked_digests
@@ -44,7 +44,7 @@ class Sequence:
     slot: int | None = None
     answer: ConstrainedAnswer | None = None
     num_scored: int = 0
-    prompt_scores: tuple[TokenScores, ...] = ()
+    prompt_scores: tuple[LogprobArrays, ...] = ()
     root: Digest = b""
     digests: list[Digest] = field(default_factory=list["bytes"])
     chain: list[Node] = field(default_factory=list["Node"])
@@ -85,7 +85,7 @@ class Sequence:
         request = self.request
         return request.rules is None and request.constraint is None and not self.wants_scores
 
-    def give_prompt_scores(self) -> tuple[TokenScores, ...]:
+    def give_prompt_scores(self) -> tuple[LogprobArrays, ...]:
         """Hand out what `prompt_scores` holds."""
         scores, self.prompt_scores = self.prompt_scores, ()
         return scores

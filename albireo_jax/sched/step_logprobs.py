@@ -10,12 +10,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from albireo_jax.core.plan import TOKEN_ON_DEVICE, Bools, Int32s, ScoredTokens, StepPlan, TokenScores
-from albireo_jax.core.types import RequestOutput, RequestScores
+from albireo_jax.core.plan import TOKEN_ON_DEVICE, Bools, Int32s, LogprobArrays, LogprobTargets, StepPlan
+from albireo_jax.core.types import RequestLogprobs, RequestOutput
 from albireo_jax.sched.sequence import Sequence
 
 
-def scored_tokens(plan: StepPlan, wants_R: Bools, live: Mapping[str, Sequence]) -> ScoredTokens:
+def scored_tokens(plan: StepPlan, wants_R: Bools, live: Mapping[str, Sequence]) -> LogprobTargets:
     """What to score in a step whose rows `wants_R` are of requests that asked for it."""
     tokens: list[Int32s] = [np.zeros(0, np.int32)]
     next_ids: list[Int32s] = [np.zeros(0, np.int32)]
@@ -30,34 +30,34 @@ def scored_tokens(plan: StepPlan, wants_R: Bools, live: Mapping[str, Sequence]) 
             tokens.append(np.arange(begin, end, dtype=np.int32) + np.int32(first_R[row] - start))
             next_ids.append(sequence.known_ids[begin + 1 : end + 1])
     rows = np.flatnonzero(wants_R & plan.samples).astype(np.int32)
-    return ScoredTokens(rows=rows, tokens=np.concatenate(tokens), next_ids=np.concatenate(next_ids))
+    return LogprobTargets(rows=rows, tokens=np.concatenate(tokens), next_ids=np.concatenate(next_ids))
 
 
 def take_scores(
-    plan: StepPlan, scores: TokenScores, live: Mapping[str, Sequence]
-) -> dict[str, RequestScores]:
+    plan: StepPlan, scores: LogprobArrays, live: Mapping[str, Sequence]
+) -> dict[str, RequestLogprobs]:
     """What a step's outputs bring, by request; the scores of prompts stay with their sequences till then."""
     _keep_prompts(plan, scores, live)
-    taken: dict[str, RequestScores] = {}
+    taken: dict[str, RequestLogprobs] = {}
     for at, row in enumerate(plan.scored.rows.tolist()):
         sequence = _waiting_for(plan, row, live)
         if sequence is not None:
             token = scores.part(at, at + 1)
             is_first = plan.starts[row] + plan.counts[row] == len(sequence.request.prompt_token_ids)
-            taken[plan.request_ids[row]] = RequestScores(
+            taken[plan.request_ids[row]] = RequestLogprobs(
                 token, sequence.give_prompt_scores() if is_first else None
             )
     return taken
 
 
-def give_scores(outputs: list[RequestOutput], scores: Mapping[str, RequestScores]) -> None:
+def give_scores(outputs: list[RequestOutput], scores: Mapping[str, RequestLogprobs]) -> None:
     """Put the scores into those of a step's outputs that have a token."""
     for index, output in enumerate(outputs):
         if output.token_id is not None and output.request_id in scores:
             outputs[index] = output._replace(scores=scores[output.request_id])
 
 
-def _keep_prompts(plan: StepPlan, scores: TokenScores, live: Mapping[str, Sequence]) -> None:
+def _keep_prompts(plan: StepPlan, scores: LogprobArrays, live: Mapping[str, Sequence]) -> None:
     row_of_token = np.searchsorted(np.cumsum(plan.counts), plan.scored.tokens, side="right")
     behind_rows = scores.part(len(plan.scored.rows), scores.count)
     for row in dict.fromkeys(row_of_token.tolist()):

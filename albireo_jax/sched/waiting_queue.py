@@ -22,7 +22,7 @@ import numpy as np
 
 from albireo_jax.core.plan import NULL_PAGE, Int32s
 from albireo_jax.sched import policy
-from albireo_jax.sched.kv_pages import PageTiers
+from albireo_jax.sched.kv_pages import KvPages
 from albireo_jax.sched.prefix_cache import PrefixCache, SuspectPage, num_on_device
 from albireo_jax.sched.prefix_tree import Node
 from albireo_jax.sched.sequence import NOT_ADMITTED, Sequence, SlotTable
@@ -38,12 +38,12 @@ class Startable(NamedTuple):
     chain: list[Node]
 
 
-class WaitingLine:
+class WaitingQueue:
     """Requests in the order in which they start; a step copies `max_copied` pages to the device at most."""
 
     def __init__(
         self,
-        tiers: PageTiers,
+        tiers: KvPages,
         cache: PrefixCache,
         table: SlotTable,
         *,

@@ -75,7 +75,7 @@ DISPATCH_S = 200e-6
 
 
 def host_terms(record: Mapping[str, Any], *, dispatch_s: float = DISPATCH_S) -> HostTerms:
-    """Terms of the medians in a record of `benchmarks/host.py`: a line over the rows for each task.
+    """Terms of the medians in a record of `benchmarks/host_steps.py`: a line over the rows for each task.
 
     The record's executor computes nothing, so `dispatch_s` stands for the call into the runtime. Raises
     ValueError for a record of something else.

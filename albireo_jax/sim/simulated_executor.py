@@ -26,11 +26,11 @@ from albireo_jax.core.plan import (
     TOKEN_ON_DEVICE,
     Floats,
     Int32s,
+    LogprobArrays,
     PageCopies,
     SampledTokens,
     SlotParams,
     StepPlan,
-    TokenScores,
 )
 from albireo_jax.sim.lanes import Clock, CopyTimes, Cost, Lanes, QueuedStep, cost_of_steps
 
@@ -100,7 +100,7 @@ class _Sampled(NamedTuple):
 
     ids: Int32s
     counts: Int32s
-    scores: TokenScores | None
+    scores: LogprobArrays | None
 
 
 class _Device:
@@ -164,7 +164,7 @@ class _Device:
                 )
         return ids
 
-    def _scores(self, plan: StepPlan, ids: Int32s) -> TokenScores:
+    def _scores(self, plan: StepPlan, ids: Int32s) -> LogprobArrays:
         """Scores of the ids in their contexts, as the step's keys and values have them."""
         scored = plan.scored
         lasts = (np.cumsum(plan.counts) - 1)[scored.rows]
@@ -176,7 +176,7 @@ class _Device:
         next_ids = np.concatenate((ids[scored.rows], scored.next_ids))
         key = _mix(context ^ _mix(next_ids.astype(np.uint64)))
         order = np.arange(MAX_LOGPROBS, dtype=np.uint64)[None, :]
-        return TokenScores(
+        return LogprobArrays(
             logprobs=-_fraction(key),
             ranks=(key % np.uint64(self._vocab_size)).astype(np.int32) + 1,
             top_ids=((key[:, None] + order) % np.uint64(self._vocab_size)).astype(np.int32),

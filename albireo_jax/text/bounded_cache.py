@@ -7,7 +7,7 @@ _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 
-class Kept(Generic[_Key, _Value]):
+class BoundedCache(Generic[_Key, _Value]):
     """At most `max_count` values whose keys take at most `max_bytes` together; one thread at a time."""
 
     def __init__(self, max_count: int, *, max_bytes: int) -> None:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from albireo_jax.text.answers.json_repair import mended_object
+from albireo_jax.text.answers.json_repair import repaired_object
 
 Json = Any
 
@@ -198,7 +198,7 @@ def read_arguments(text: str) -> Json:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        value = mended_object(text)
+        value = repaired_object(text)
     return value if isinstance(value, dict) else text
 
 

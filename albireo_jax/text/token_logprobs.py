@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from albireo_jax.core.plan import TokenScores
+from albireo_jax.core.plan import LogprobArrays
 
 
 class TokenLogprob(NamedTuple):
@@ -18,7 +18,7 @@ class TokenLogprob(NamedTuple):
     top: tuple[tuple[int, float], ...]
 
 
-def token_logprobs(token_ids: Iterable[int], scores: TokenScores, *, num_top: int) -> list[TokenLogprob]:
+def token_logprobs(token_ids: Iterable[int], scores: LogprobArrays, *, num_top: int) -> list[TokenLogprob]:
     """The scores of these tokens, with the `num_top` likeliest of each."""
     columns = zip(
         token_ids,

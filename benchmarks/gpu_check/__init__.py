@@ -3,8 +3,8 @@
 ::
 
     parts      the list of parts with their time limits, the goals, and what the table shows: data, no JAX
-    notebook   what one part measured so far, in a file, so that a part that is cut off loses nothing
+    figures   what one part measured so far, in a file, so that a part that is cut off loses nothing
     check      what a part is told; shapes and sizes of engines, real and small
     ...        a module for each part, or for two that share their way to measure, with a function for each
-    report     all notebooks as one record and one table with the goals beside the measured values
+    report     all figures as one record and one table with the goals beside the measured values
 """

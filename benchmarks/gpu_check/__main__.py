@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from benchmarks.gpu_check.part_figures import Notebook, PartSkipped
+from benchmarks.gpu_check.part_figures import PartFigures, PartSkipped
 from benchmarks.gpu_check.part_settings import PartSettings, end_with_parent, read_settings
 from benchmarks.gpu_check.record_file import DONE, FAILED, SKIPPED, RecordFile
 
@@ -36,27 +36,27 @@ def main() -> int:
     name, file, limit_s, began_s = sys.argv[1:]
     settings = read_settings(Path(file))
     record = RecordFile.read(Path(settings.record))
-    notebook = Notebook(name, record, limit_s=float(limit_s), began_s=float(began_s))
+    figures = PartFigures(name, record, limit_s=float(limit_s), began_s=float(began_s))
     try:
-        _run(name, settings, notebook)
+        _run(name, settings, figures)
     except PartSkipped as skipped:
         print(f"SKIPPED {name}: {skipped}", flush=True)
-        notebook.close(SKIPPED, reason=str(skipped))
+        figures.close(SKIPPED, reason=str(skipped))
     except BaseException as error:
-        notebook.close(FAILED, error=error)
+        figures.close(FAILED, error=error)
         raise
     else:
-        notebook.close(DONE)
+        figures.close(DONE)
     return 0
 
 
-def _run(name: str, settings: PartSettings, notebook: Notebook) -> None:
+def _run(name: str, settings: PartSettings, figures: PartFigures) -> None:
     from benchmarks.gpu_check.check import new_check
 
     module, function = _RUNNERS[name].split(".")
     found = import_module(f"benchmarks.gpu_check.{module}")
     run = cast("Callable[[Check], None]", vars(found)[function])
-    run(new_check(settings, notebook))
+    run(new_check(settings, figures))
 
 
 if __name__ == "__main__":

@@ -132,13 +132,13 @@ def attention_error(case: AttentionCase, *, seed: int, launch: LaunchFn | None =
 
 def run_attention(check: Check) -> None:
     """The kernels that this device's engine uses, every case a figure."""
-    notebook = check.notebook
+    figures = check.figures
     what = "xla attention" if check.on_cpu else "cuda attention"
     for seed, case in enumerate(attention_cases(small=check.small)):
-        if notebook.has_time(f"{what}, {case.name}"):
-            with notebook.attempt(f"{what}, {case.name}"):
+        if figures.has_time(f"{what}, {case.name}"):
+            with figures.attempt(f"{what}, {case.name}"):
                 error = attention_error(case, seed=seed, launch=attention_launch(check))
-                notebook.add(what, case.name, metric="largest error", unit="1", samples=[error])
+                figures.add(what, case.name, metric="largest error", unit="1", samples=[error])
 
 
 def attention_launch(check: Check) -> LaunchFn | None:

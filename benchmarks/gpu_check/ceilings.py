@@ -65,15 +65,15 @@ def best_copy_bytes_per_s(*, small: bool) -> float:
 
 def note_ceilings(check: Check) -> None:
     """Copies, reads, and products of several sizes."""
-    notebook = check.notebook
+    figures = check.figures
     size = f"{_COPIED_BYTES[not check.small] / 2**20:.0f} MiB"
     for metric, measure in (("copy bandwidth", copy_bytes_per_s), ("read bandwidth", read_bytes_per_s)):
         samples = [sample / 1e9 for sample in measure(small=check.small)]
-        notebook.add("device", size, metric=metric, unit="GB/s", samples=samples)
+        figures.add("device", size, metric=metric, unit="GB/s", samples=samples)
     for size in _MATRIX_SIZES[not check.small][::-1]:
-        if notebook.has_time(f"matrix rate at {size}"):
+        if figures.has_time(f"matrix rate at {size}"):
             samples = [sample / 1e12 for sample in matrix_flops_per_s(size)]
-            notebook.add("device", f"{size} bfloat16", metric="matrix rate", unit="TFLOP/s", samples=samples)
+            figures.add("device", f"{size} bfloat16", metric="matrix rate", unit="TFLOP/s", samples=samples)
 
 
 def _median(samples: tuple[float, ...]) -> float:

@@ -23,7 +23,7 @@ from albireo_jax.core.config import (
 from albireo_jax.launch import cache_folder
 from albireo_jax.runtime.compile import use_persistent_cache
 from albireo_jax.runtime.device_memory import take_memory
-from benchmarks.gpu_check.part_figures import Notebook, PartSkipped
+from benchmarks.gpu_check.part_figures import PartFigures, PartSkipped
 from benchmarks.gpu_check.part_settings import PartSettings
 from benchmarks.gpu_programs.compiled_programs import MODELS
 
@@ -94,7 +94,7 @@ class Check:
     """The settings of a part: the run's options, and where figures go."""
 
     settings: PartSettings
-    notebook: Notebook
+    figures: PartFigures
 
     @property
     def small(self) -> bool:
@@ -166,7 +166,7 @@ class Sizes:
         )
 
 
-def new_check(settings: PartSettings, notebook: Notebook) -> Check:
+def new_check(settings: PartSettings, figures: PartFigures) -> Check:
     """The check that a part is told. JAX is held to the device that was asked for; it starts later.
 
     Then it takes of a GPU what it takes in the product, and keeps programs where that does, whatever the part
@@ -175,4 +175,4 @@ def new_check(settings: PartSettings, notebook: Notebook) -> Check:
     jax.config.update("jax_platforms", "cpu" if settings.on_cpu else "cuda,cpu")
     take_memory(MEMORY_SHARE)
     use_persistent_cache(cache_folder())
-    return Check(settings=settings, notebook=notebook)
+    return Check(settings=settings, figures=figures)

@@ -86,7 +86,7 @@ def free() -> None:
 
 def note_start(check: Check, case: str, started: Started) -> None:
     """Keep what a start of the large model took."""
-    notebook = check.notebook
-    notebook.add(LARGE, case, metric="start", unit="s", samples=[started.seconds])
-    notebook.add(LARGE, case, metric="programs found", unit="1", samples=[started.found])
-    notebook.add(LARGE, case, metric="programs compiled", unit="1", samples=[started.compiled])
+    figures = check.figures
+    figures.add(LARGE, case, metric="start", unit="s", samples=[started.seconds])
+    figures.add(LARGE, case, metric="programs found", unit="1", samples=[started.found])
+    figures.add(LARGE, case, metric="programs compiled", unit="1", samples=[started.compiled])

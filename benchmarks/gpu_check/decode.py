@@ -72,7 +72,7 @@ def run_decode(check: Check) -> None:
     note_start(check, "few sizes of steps", started)
     first, *others = _CASES[not check.small]
     _try_case(check, LARGE, started.ready, case=first, bandwidth=bandwidth)
-    with check.notebook.attempt("profile"):
+    with check.figures.attempt("profile"):
         _profile(check, LARGE, started.ready, first)
     _try_case(check, LARGE, started.ready, case=first, bandwidth=bandwidth, drawn=_TOP_P)
     for case in others:
@@ -87,9 +87,9 @@ def run_models(check: Check) -> None:
     rows = sorted({max(LEAST_ROWS, case.rows) for case in cases})
     buckets = (*(Bucket(count, count) for count in rows), Bucket(64, rows[0]))
     for weights in _MODELS:
-        if not check.notebook.has_time(f"decode of {weights.name}"):
+        if not check.figures.has_time(f"decode of {weights.name}"):
             continue
-        with check.notebook.attempt(f"decode of {weights.name}"):
+        with check.figures.attempt(f"decode of {weights.name}"):
             started = shared_engine(check, weights.model, buckets, quantization=weights.quantization)
             for case in cases:
                 _try_case(check, weights.name, started.ready, case=case, bandwidth=bandwidth)
@@ -106,9 +106,9 @@ def _try_case(
 ) -> None:
     name = case.name if drawn is None else f"{case.name}, top-p"
     if not case.fits(ready):
-        check.notebook.leave_out(f"{model}, {name}", "the KV pool does not hold it")
-    elif check.notebook.has_time(f"{model}, {name}"):
-        with check.notebook.attempt(f"{model}, {name}"):
+        check.figures.leave_out(f"{model}, {name}", "the KV pool does not hold it")
+    elif check.figures.has_time(f"{model}, {name}"):
+        with check.figures.attempt(f"{model}, {name}"):
             _measure(check, model, ready, case=case, bandwidth=bandwidth, drawn=drawn)
 
 
@@ -127,7 +127,7 @@ def _measure(
     }
     for (metric, unit), samples in figures.items():
         if drawn is None or metric == "step":  # what a row draws adds to no roofline
-            check.notebook.add(model, name, metric=metric, unit=unit, samples=samples)
+            check.figures.add(model, name, metric=metric, unit=unit, samples=samples)
 
 
 def _admitted(ready: Prepared, case: DecodeCase, drawn: Drawn) -> Sequence[StepPlan]:
@@ -141,11 +141,11 @@ def _profile(check: Check, model: str, ready: Prepared, case: DecodeCase) -> Non
     run_steps(ready.executor, plans)
     spans = kernel_spans(lambda: run_steps(ready.executor, plans))
     if not spans:
-        check.notebook.leave_out(f"profile of {model}", "the trace shows no kernels of a GPU")
+        check.figures.leave_out(f"profile of {model}", "the trace shows no kernels of a GPU")
         return
-    notebook = check.notebook
-    notebook.add(model, case.name, metric="idle share by kernels", unit="1", samples=[idle_share(spans)])
-    notebook.add(model, case.name, metric="kernels per step", unit="1", samples=[len(spans) / len(plans)])
+    figures = check.figures
+    figures.add(model, case.name, metric="idle share by kernels", unit="1", samples=[idle_share(spans)])
+    figures.add(model, case.name, metric="kernels per step", unit="1", samples=[len(spans) / len(plans)])
     for name, seconds in list(seconds_by_name(spans).items())[:_NAMED_KERNELS]:
         per_step_us = 1e6 * seconds / len(plans)
-        notebook.add(model, f"kernel {name[:60]}", metric="per step", unit="us", samples=[per_step_us])
+        figures.add(model, f"kernel {name[:60]}", metric="per step", unit="us", samples=[per_step_us])

@@ -25,19 +25,19 @@ def used_bytes() -> int:
 def note_memory(check: Check, subject: str) -> None:
     """Bytes in use beside JAX's pool: context, modules, graphs, libraries."""
     if check.on_cpu:
-        check.notebook.leave_out("memory beside the pool", "a CPU has no pool")
+        check.figures.leave_out("memory beside the pool", "a CPU has no pool")
         return
     pool_bytes: int = jax.devices()[0].memory_stats()["bytes_limit"]
     figures = {"pool": pool_bytes, "memory beside the pool": used_bytes() - pool_bytes}
     for metric, size in figures.items():
-        check.notebook.add(subject, "in use", metric=metric, unit="GB", samples=[size / 1e9])
+        check.figures.add(subject, "in use", metric=metric, unit="GB", samples=[size / 1e9])
 
 
 def run_device(check: Check) -> None:
     """The first launch of all, the compiler's description of the device, then what the device reaches."""
-    with check.notebook.attempt("first launch"):
+    with check.figures.attempt("first launch"):
         _note_first_launch(check)
-    with check.notebook.attempt("description of the device"):
+    with check.figures.attempt("description of the device"):
         _keep_target(check)
     note_ceilings(check)
     note_memory(check, "device")
@@ -59,13 +59,13 @@ def _note_first_launch(check: Check) -> None:
     timed("first call", attention.call)
     timed("second call", attention.call)
     for metric, seconds in times_s.items():
-        check.notebook.add("attention", "first launch", metric=metric, unit="s", samples=[seconds])
+        check.figures.add("attention", "first launch", metric=metric, unit="s", samples=[seconds])
 
 
 def _keep_target(check: Check) -> None:
     """Keep what XLA's compiler must know of this device, as tests/data has it of another."""
     if check.on_cpu:
-        check.notebook.leave_out("description of the device", "a CPU has none")
+        check.figures.leave_out("description of the device", "a CPU has none")
         return
     from jaxlib import xla_client
 

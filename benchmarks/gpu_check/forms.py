@@ -99,9 +99,9 @@ def run_forms(check: Check) -> None:
     for bucket in _BUCKETS[: 1 if check.small else None]:
         for form in FORMS:
             what = f"{form.name}, {bucket.tokens} tokens"
-            if not check.notebook.has_time(what):
+            if not check.figures.has_time(what):
                 continue
-            with check.notebook.attempt(what):
+            with check.figures.attempt(what):
                 times, logits_RV = _measure(check, form, bucket)
                 if bucket == DECODE:
                     found.append(times)
@@ -150,7 +150,7 @@ def _measure(check: Check, form: Form, bucket: Bucket) -> tuple[FormTimes, Any]:
         ("step", "ms", [1e3 * seconds for seconds in times_s]),
     )
     for metric, unit, samples in taken:
-        check.notebook.add(case.model, label, metric=metric, unit=unit, samples=samples)
+        check.figures.add(case.model, label, metric=metric, unit=unit, samples=samples)
     if not check.small:
         _note_program(check, case, lowered, label)
     return FormTimes(form, compile_s, statistics.median(times_s)), logits_RV
@@ -267,7 +267,7 @@ def _note_difference(check: Check, form: Form, bucket: Bucket, got_RV: Any, expe
     """The largest difference of logits to those of the first form, as a share of the largest; NaN is one."""
     error = float(np.max(np.abs(got_RV - expected_RV)) / np.max(np.abs(expected_RV)))
     label = f"{bucket.tokens} tokens, {form.name}"
-    check.notebook.add(LARGE, label, metric="largest difference", unit="1", samples=[error])
+    check.figures.add(LARGE, label, metric="largest difference", unit="1", samples=[error])
 
 
 def _note_program(check: Check, case: Case, lowered: jax.stages.Lowered, label: str) -> None:
@@ -285,4 +285,4 @@ def _note_program(check: Check, case: Case, lowered: jax.stages.Lowered, label: 
         numbers["graphs"] = found.command_buffers
         numbers["launches outside of graphs"] = sum(found.lone_launches.values())
     for metric, number in numbers.items():
-        check.notebook.add(case.model, label, metric=metric, unit="1", samples=[number])
+        check.figures.add(case.model, label, metric=metric, unit="1", samples=[number])

@@ -77,8 +77,8 @@ def run_golden(check: Check) -> None:
     models, ways = (list(_GOLDEN)[:1], _WAYS[:1]) if check.small else (list(_GOLDEN), _WAYS)
     for way in ways:
         for model in models:
-            if check.notebook.has_time(f"{model}, {way.name}"):
-                with check.notebook.attempt(f"{model}, {way.name}"):
+            if check.figures.has_time(f"{model}, {way.name}"):
+                with check.figures.attempt(f"{model}, {way.name}"):
                     _ask(check, model, way, data=data)
 
 
@@ -97,7 +97,7 @@ def _ask(check: Check, model: str, way: Way, *, data: Path) -> None:
         with jax.default_matmul_precision("highest") if way.exact else nullcontext():
             ready = prepare(config)
     except UnknownModelError as error:
-        check.notebook.leave_out(f"{model}, {way.name}", str(error))
+        check.figures.leave_out(f"{model}, {way.name}", str(error))
         return
     requests = [
         Request(
@@ -111,6 +111,6 @@ def _ask(check: Check, model: str, way: Way, *, data: Path) -> None:
     margins = [parting_margin(one, answer) for one, answer in zip(golden, answers, strict=True)]
     equal = sum(margin is None for margin in margins) / len(margins)
     worst = max((margin for margin in margins if margin is not None), default=0.0)
-    notebook = check.notebook
-    notebook.add(model, way.name, metric="share of equal answers", unit="1", samples=[equal])
-    notebook.add(model, way.name, metric="largest margin where answers part", unit="1", samples=[worst])
+    figures = check.figures
+    figures.add(model, way.name, metric="share of equal answers", unit="1", samples=[equal])
+    figures.add(model, way.name, metric="largest margin where answers part", unit="1", samples=[worst])

@@ -62,18 +62,18 @@ class _Given(NamedTuple):
 
 def note_layer_kernels(check: Check) -> None:
     """Every precision of pages with and without norms, then the residual; shares of equal bytes."""
-    notebook, launch = check.notebook, attention_launch(check)
+    figures, launch = check.figures, attention_launch(check)
     for case in rotate_cases(small=check.small):
-        if notebook.has_time(f"rotate and write, {case.name}"):
-            with notebook.attempt(f"rotate and write, {case.name}"):
+        if figures.has_time(f"rotate and write, {case.name}"):
+            with figures.attempt(f"rotate and write, {case.name}"):
                 share = rotate_share(case, launch=launch)
                 metric = "share of equal bytes"
-                notebook.add("rotate and write", case.name, metric=metric, unit="1", samples=[share])
+                figures.add("rotate and write", case.name, metric=metric, unit="1", samples=[share])
     width = _WIDTHS[not check.small]
-    with notebook.attempt("add and normalise"):
+    with figures.attempt("add and normalise"):
         share = add_share(width, launch=launch)
         case = f"norms of {width} channels"
-        notebook.add("add and normalise", case, metric="share of equal bytes", unit="1", samples=[share])
+        figures.add("add and normalise", case, metric="share of equal bytes", unit="1", samples=[share])
 
 
 def rotate_cases(*, small: bool) -> Iterator[RotateCase]:

@@ -60,29 +60,29 @@ def run_sampling(check: Check) -> None:
     from benchmarks.gpu_check.layer_kernels import note_layer_kernels
     from benchmarks.gpu_check.whole_steps import note_steps
 
-    notebook = check.notebook
+    figures = check.figures
     rows = _SMALL_ROWS if check.small else _ROWS
     for kind in _KINDS:
-        with notebook.attempt(f"sampling, {kind}"):
+        with figures.attempt(f"sampling, {kind}"):
             share = equal_tokens(check, kind, rows=rows)
-            notebook.add("sampling", kind, metric="share of equal tokens", unit="1", samples=[share])
+            figures.add("sampling", kind, metric="share of equal tokens", unit="1", samples=[share])
     if not check.on_cpu:
-        with notebook.attempt(f"sampling, {_SELECTED}, by operations"):
+        with figures.attempt(f"sampling, {_SELECTED}, by operations"):
             share = equal_selections(check, _SELECTED, rows=rows)
             metric = "share of tokens that operations of XLA draw here"
-            notebook.add("sampling", _SELECTED, metric=metric, unit="1", samples=[share])
+            figures.add("sampling", _SELECTED, metric=metric, unit="1", samples=[share])
     for name, dtype in PAGE_DTYPES.items():
-        with notebook.attempt(f"KV write, {name}"):
+        with figures.attempt(f"KV write, {name}"):
             shares = _equal_bytes(dtype, head_dim=16 if check.small else 128)
-            notebook.add("KV write", name, metric="share of equal bytes", unit="1", samples=shares)
+            figures.add("KV write", name, metric="share of equal bytes", unit="1", samples=shares)
     note_layer_kernels(check)
     note_steps(check)
     for count in _SMALL_TIMED_ROWS if check.small else _TIMED_ROWS:
         for kind in _KINDS:
-            if notebook.has_time(f"time of sampling, {kind}, {count} rows"):
-                with notebook.attempt(f"time of sampling, {kind}, {count} rows"):
+            if figures.has_time(f"time of sampling, {kind}, {count} rows"):
+                with figures.attempt(f"time of sampling, {kind}, {count} rows"):
                     samples = _times_us(check, kind, rows=count)
-                    notebook.add(
+                    figures.add(
                         "sampling", f"{kind}, {count} rows", metric="time", unit="us", samples=samples
                     )
 

@@ -17,7 +17,7 @@ class PartSkipped(Exception):  # noqa: N818
     """A part has nothing to do here, for the reason that it gives."""
 
 
-class Notebook:
+class PartFigures:
     """Takes a part's figures and keeps them in the record; tells how much of its time is left.
 
     Time counts from `began_s` on `clock`, which is when the part's process was started.

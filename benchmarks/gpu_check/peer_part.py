@@ -43,8 +43,8 @@ def run_peers(check: Check) -> None:
     data = check.data_folder()
     present = [name for name in PEERS if _is_present(check, name)]
     for model in (SMALL_QWEN, LARGE_QWEN):
-        if check.notebook.has_time(f"peers with {model}", takes_s=_TAKES_S[model]):
-            with check.notebook.attempt(f"peers with {model}"):
+        if check.figures.has_time(f"peers with {model}", takes_s=_TAKES_S[model]):
+            with check.figures.attempt(f"peers with {model}"):
                 _compare(check, model, present, data=data)
 
 
@@ -56,7 +56,7 @@ def _is_present(check: Check, name: str) -> bool:
         why = f"{Path(program).name} has no {', '.join(lacking)}"
     else:
         return True
-    check.notebook.leave_out(name, why)
+    check.figures.leave_out(name, why)
     return False
 
 
@@ -72,19 +72,19 @@ def _compare(check: Check, model: str, peers: Sequence[str], *, data: Path) -> N
     requests = at_once(trace_requests(data, count=count, limits=limits, small=check.small))
     ours = _tokens_per_second(check, _OURS, shape, requests)
     case = f"{{}}, {count} requests of the trace"
-    check.notebook.add(model, case.format(_OURS), metric="output", unit="tokens/s", samples=[ours])
+    check.figures.add(model, case.format(_OURS), metric="output", unit="tokens/s", samples=[ours])
     for name in peers:
         what = f"{name} with {model}"
-        if not check.notebook.has_time(what):
+        if not check.figures.has_time(what):
             continue
         try:
             theirs = _tokens_per_second(check, name, shape, requests)
         except WorkerError as error:
-            check.notebook.leave_out(what, str(error))
+            check.figures.leave_out(what, str(error))
             continue
-        check.notebook.add(model, case.format(name), metric="output", unit="tokens/s", samples=[theirs])
+        check.figures.add(model, case.format(name), metric="output", unit="tokens/s", samples=[theirs])
         ratio = [ours / theirs]
-        check.notebook.add(model, case.format(name), metric="ours over it", unit="1", samples=ratio)
+        check.figures.add(model, case.format(name), metric="ours over it", unit="1", samples=ratio)
 
 
 def _tokens_per_second(check: Check, name: str, shape: ModelConfig, requests: Sequence[Request]) -> float:
@@ -94,7 +94,7 @@ def _tokens_per_second(check: Check, name: str, shape: ModelConfig, requests: Se
         config.write_text(json.dumps(model_config_to_hf(shape)))
         with Worker(_command(check, name, requests, config=config)) as worker:
             if name != _OURS:
-                check.notebook.add_peer(name, _versions(worker.hello))
+                check.figures.add_peer(name, _versions(worker.hello))
             worker.ask(_question(requests[:_WARM_UP]))
             answer = worker.ask(_question(requests))
     wanted = sum(request.max_tokens for request in requests)

@@ -20,8 +20,8 @@ def run_prefill(check: Check) -> None:
     started = shared_engine(check, LARGE, step_buckets(check))
     note_start(check, "few sizes of steps, once more", started)
     for length in _LENGTHS[not check.small]:
-        if check.notebook.has_time(f"{LARGE}, {length} tokens"):
-            with check.notebook.attempt(f"{LARGE}, {length} tokens"):
+        if check.figures.has_time(f"{LARGE}, {length} tokens"):
+            with check.figures.attempt(f"{LARGE}, {length} tokens"):
                 _measure(check, started.ready, length=length, rate=rate)
 
 
@@ -31,9 +31,9 @@ def _measure(check: Check, ready: Prepared, *, length: int, rate: float) -> None
     plans = prompt_plans(length, chunk=chunk)
     prompt_s = time_prompt(ready.executor, plans)
     flops, case = sum(work_of(ready, plan).flops for plan in plans), f"{length} tokens"
-    notebook = check.notebook
-    notebook.add(LARGE, case, metric="prompt", unit="ms", samples=[1e3 * seconds for seconds in prompt_s])
-    notebook.add(LARGE, case, metric="flops", unit="flops", samples=[flops])
+    figures = check.figures
+    figures.add(LARGE, case, metric="prompt", unit="ms", samples=[1e3 * seconds for seconds in prompt_s])
+    figures.add(LARGE, case, metric="flops", unit="flops", samples=[flops])
     shares = [flops / rate / seconds for seconds in prompt_s]
-    notebook.add(LARGE, case, metric="share of matrix rate", unit="1", samples=shares)
+    figures.add(LARGE, case, metric="share of matrix rate", unit="1", samples=shares)
     print(f"{case}: {statistics.median(shares):.1%} of the matrix rate", flush=True)

@@ -16,7 +16,7 @@ from albireo_jax.core.config import EngineConfig
 from albireo_jax.measure.dataclass_json import restore
 from benchmarks.gpu_check.check import LARGE, Check, new_check
 from benchmarks.gpu_check.check_engines import shared_engine, start_engine, step_buckets
-from benchmarks.gpu_check.part_figures import Notebook
+from benchmarks.gpu_check.part_figures import PartFigures
 from benchmarks.gpu_check.part_settings import end_with_parent, read_settings, with_environment
 from benchmarks.gpu_check.record_file import RecordFile
 
@@ -41,13 +41,13 @@ def run_start(check: Check) -> None:
         settings = Path(home) / "settings.json"
         check.settings.write(settings)
         for case in ("cold start", "warm start"):
-            if not check.notebook.has_time(case):
+            if not check.figures.has_time(case):
                 return
             began_s = time.monotonic()
             try:
-                start = _started(settings, home=home, limit_s=check.notebook.left_s + _RESERVE_S)
+                start = _started(settings, home=home, limit_s=check.figures.left_s + _RESERVE_S)
             except subprocess.TimeoutExpired as error:
-                check.notebook.leave_out(case, f"it had not ended after {error.timeout:.0f} s")
+                check.figures.leave_out(case, f"it had not ended after {error.timeout:.0f} s")
                 return
             _note(check, case, start, whole_s=time.monotonic() - began_s)
 
@@ -75,7 +75,7 @@ def _note(check: Check, case: str, start: Start, *, whole_s: float) -> None:
         ("programs compiled", "1", start.compiled),
     )
     for metric, unit, value in figures:
-        check.notebook.add(LARGE, case, metric=metric, unit=unit, samples=[value])
+        check.figures.add(LARGE, case, metric=metric, unit=unit, samples=[value])
 
 
 def main() -> int:
@@ -84,7 +84,7 @@ def main() -> int:
     settings = read_settings(Path(sys.argv[1]))
     with tempfile.TemporaryDirectory() as folder:
         record = RecordFile.create(Path(folder) / "record.json", {"peer_versions": {}}, parts=("start",))
-        check = new_check(settings, Notebook("start", record, limit_s=0.0, began_s=time.monotonic()))
+        check = new_check(settings, PartFigures("start", record, limit_s=0.0, began_s=time.monotonic()))
         if check.small:
             started = shared_engine(check, LARGE, step_buckets(check))
         else:

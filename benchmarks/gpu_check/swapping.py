@@ -36,10 +36,10 @@ def run_swap(check: Check) -> None:
     """Every kind of memory, each with an engine of its own, as their pools differ."""
     talks = _SMALL if check.small else _REAL
     for memory in (Memory.SWAP, Memory.ENDLESS, Memory.RECOMPUTE):
-        if check.notebook.has_time(f"swap: {memory}"):
+        if check.figures.has_time(f"swap: {memory}"):
             ready = _prepared(check, Pages.of(memory, demand=talks.demand))
             runs = [_run(ready, talks, seed=seed) for seed in range(2)]
-            check.notebook.extend(swap_series(SMALL_QWEN, memory, runs[1:]))  # the first one warms up
+            check.figures.extend(swap_series(SMALL_QWEN, memory, runs[1:]))  # the first one warms up
             del ready
 
 

@@ -81,8 +81,8 @@ def run_trace(check: Check) -> None:
     """The small model first: its host has the least time. The large one if there is time for it."""
     data = check.data_folder()
     for model in (SMALL_QWEN, LARGE):
-        if check.notebook.has_time(f"trace with {model}", takes_s=_TAKES_S[model]):
-            with check.notebook.attempt(f"trace with {model}"):
+        if check.figures.has_time(f"trace with {model}", takes_s=_TAKES_S[model]):
+            with check.figures.attempt(f"trace with {model}"):
                 _run_model(check, model, data=data)
 
 
@@ -96,22 +96,22 @@ def _run_model(check: Check, model: str, *, data: Path) -> None:
     runs: dict[Variant, list[ReplicaRun]] = {variant: [] for variant in _VARIANTS}
     for repeat in range(_REPEATS):
         for variant in _VARIANTS[:: 1 if repeat % 2 else -1]:
-            if check.notebook.has_time(f"{model}, {variant}, repeat {repeat}"):
+            if check.figures.has_time(f"{model}, {variant}, repeat {repeat}"):
                 runs[variant].append(engines.run(variant, batch))
     for variant, done in runs.items():
         if done:
             _note(check, model, variant, done)
     _note_gain(check, model, runs)
-    if check.notebook.has_time(f"{model}, in the trace's rhythm"):
+    if check.figures.has_time(f"{model}, in the trace's rhythm"):
         paced = engines.run(Variant.OVERLAPPED, requests)
         _note_latencies(check, model, "in the trace's rhythm", [paced])
-    if check.notebook.has_time(f"{model}, profiled"):
+    if check.figures.has_time(f"{model}, profiled"):
         _profile(check, model, engines, some)
 
 
 def _note(check: Check, model: str, variant: Variant, runs: Sequence[ReplicaRun]) -> None:
     def add(metric: str, unit: str, samples: list[float]) -> None:
-        check.notebook.add(model, variant.value, metric=metric, unit=unit, samples=samples)
+        check.figures.add(model, variant.value, metric=metric, unit=unit, samples=samples)
 
     add("output", "tokens/s", [run.num_tokens / run.seconds for run in runs])
     add("idle share", "1", [run.table.idle_share for run in runs])
@@ -123,7 +123,7 @@ def _note(check: Check, model: str, variant: Variant, runs: Sequence[ReplicaRun]
     if joules:
         add("energy per token", "J", joules)
     else:
-        check.notebook.leave_out(f"energy per token of {model}, {variant}", runs[0].energy_reason)
+        check.figures.leave_out(f"energy per token of {model}, {variant}", runs[0].energy_reason)
 
 
 def _task_us(run: ReplicaRun, name: str) -> float:
@@ -140,7 +140,7 @@ def _note_latencies(check: Check, model: str, case: str, runs: Sequence[ReplicaR
         for share, metric in ((0.5, f"{name}, median"), (0.99, f"{name}, p99")):
             values = [1e3 * percentile(each, share) for each in samples if each]
             if values:
-                check.notebook.add(model, case, metric=metric, unit="ms", samples=values)
+                check.figures.add(model, case, metric=metric, unit="ms", samples=values)
 
 
 def _note_gain(check: Check, model: str, runs: Mapping[Variant, Sequence[ReplicaRun]]) -> None:
@@ -149,15 +149,15 @@ def _note_gain(check: Check, model: str, runs: Mapping[Variant, Sequence[Replica
     gains = [(a.num_tokens / a.seconds) / (b.num_tokens / b.seconds) for a, b in pairs]
     if gains:
         case = "overlapped over synchronous"
-        check.notebook.add(model, case, metric="overlap gain", unit="1", samples=gains)
+        check.figures.add(model, case, metric="overlap gain", unit="1", samples=gains)
         print(f"{model}: overlap gains {statistics.median(gains):.3f}x", flush=True)
 
 
 def _profile(check: Check, model: str, engines: VariantEngines, requests: list[Request]) -> None:
     spans = kernel_spans(lambda: engines.run(Variant.OVERLAPPED, requests))
     if not spans:
-        check.notebook.leave_out(f"idle share by kernels of {model}", "the trace shows no kernels of a GPU")
+        check.figures.leave_out(f"idle share by kernels of {model}", "the trace shows no kernels of a GPU")
         return
-    check.notebook.add(
+    check.figures.add(
         model, "profiled", metric="idle share by kernels", unit="1", samples=[idle_share(spans)]
     )

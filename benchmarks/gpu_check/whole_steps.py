@@ -60,14 +60,14 @@ _STEPS = ((Bucket(64, 3), (0, 0, 0), _COUNTS), (Bucket(3, 3), _COUNTS, (1, 1, 1)
 
 def note_steps(check: Check) -> None:
     """Every kind of model and of pages, each two steps; a small check only the first kind."""
-    notebook = check.notebook
+    figures = check.figures
     for kind in _KINDS[:1] if check.small else _KINDS:
         case = f"{kind.architecture} {kind.kv_dtype}"
-        if notebook.has_time(f"step, {case}"):
-            with notebook.attempt(f"step, {case}"):
+        if figures.has_time(f"step, {case}"):
+            with figures.attempt(f"step, {case}"):
                 model = _SHAPE(architecture=kind.architecture, **_SIZES[not check.small], **kind.more)
                 errors = step_errors(check, model, kind.kv_dtype)
-                notebook.add("step", case, metric="largest error", unit="1", samples=[max(errors)])
+                figures.add("step", case, metric="largest error", unit="1", samples=[max(errors)])
 
 
 def step_errors(check: Check, model: ModelConfig, kv_dtype: KvDtype) -> list[float]:

@@ -20,9 +20,9 @@ from albireo_jax.ops.cuda.kernels import Kernel
 from albireo_jax.runtime.batch import Bucket
 from albireo_jax.runtime.decode_loop import DecodeLoop
 from albireo_jax.runtime.executor import Sampling
-from albireo_jax.runtime.logit_rule_calls import RuleProgram
-from albireo_jax.runtime.logprob_calls import ScoreProgram
-from albireo_jax.runtime.min_tokens import BanProgram
+from albireo_jax.runtime.logit_rule_calls import LogitRuleProgram
+from albireo_jax.runtime.logprob_calls import LogprobProgram
+from albireo_jax.runtime.min_tokens import MinTokensProgram
 from benchmarks.gpu_programs.compiled_programs import (
     DECODE,
     MIXED,
@@ -125,7 +125,11 @@ def few_jobs(devices: tuple[object, ...]) -> list[Job]:
         *forward_passes((replace(one, quantization=Quantization.FP8),), (DECODE, MIXED)),
         *forward_passes((replace(eight, quantization=Quantization.FP8, kv_dtype=KvDtype.FP8),), (MIXED,)),
         *forward_passes((replace(one, quantization=Quantization.FP8_W8A16),), (DECODE,)),
-        *(job for job in others(one, devices) if isinstance(job.name, DecodeLoop | Sampling | ScoreProgram)),
+        *(
+            job
+            for job in others(one, devices)
+            if isinstance(job.name, DecodeLoop | Sampling | LogprobProgram)
+        ),
         *(job for job in others(eight, devices) if not isinstance(job.name, DecodeLoop)),
     ]
 
@@ -227,11 +231,11 @@ def program_name(name: Name) -> str:
             return f"{'decode' if name.is_decode else 'mixed'} {name.tokens}x{name.rows}"
         case Sampling():
             return f"sample {name.rows} {name.route.name.lower()}"
-        case BanProgram():
+        case MinTokensProgram():
             return f"ban {name.rows}"
-        case RuleProgram():
+        case LogitRuleProgram():
             return f"{name.kind} {name.rows or ''}".rstrip()
-        case ScoreProgram():
+        case LogprobProgram():
             return f"{name.kind} {name.wanted}" + (f" of {name.of}" if name.of else "")
         case DecodeLoop():
             return f"loop {name.rows}x{name.steps} {name.route.name.lower()}"

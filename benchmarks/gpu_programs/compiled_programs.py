@@ -28,10 +28,10 @@ from albireo_jax.ops.cuda.kernels import Architecture, LaunchFn, launch_on
 from albireo_jax.runtime.batch import ADMISSIONS, SLOT_FIELDS, Bucket, layout
 from albireo_jax.runtime.decode_loop import DecodeLoop, DecodeLoops
 from albireo_jax.runtime.executor import Sampling
-from albireo_jax.runtime.logit_rule_calls import RuledRows, RuleProgram
-from albireo_jax.runtime.logit_rule_programs import RulesShape, new_rules, rules_specs
-from albireo_jax.runtime.logprob_calls import ScoreProgram, ScoringCalls
-from albireo_jax.runtime.min_tokens import BannedRows, BanProgram
+from albireo_jax.runtime.logit_rule_calls import LogitRuleCalls, LogitRuleProgram
+from albireo_jax.runtime.logit_rule_programs import LogitRulesShape, new_rules, rules_specs
+from albireo_jax.runtime.logprob_calls import LogprobCalls, LogprobProgram
+from albireo_jax.runtime.min_tokens import MinTokensCalls, MinTokensProgram
 from albireo_jax.runtime.sampling_programs import admit, jit_sample, routes
 from albireo_jax.runtime.state import CacheState, DeviceState, StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram, begin_with_pages, default_products, jit_forward
@@ -80,7 +80,9 @@ MODELS: Mapping[str, ModelConfig] = MappingProxyType(
 )
 """Shapes of the models whose programs are looked at."""
 
-Name = Bucket | Sampling | BanProgram | RuleProgram | ScoreProgram | DecodeLoop | CopyProgram | str
+Name = (
+    Bucket | Sampling | MinTokensProgram | LogitRuleProgram | LogprobProgram | DecodeLoop | CopyProgram | str
+)
 """A program, as the executor names it; "admit" and "begin with pages" for those that write slots."""
 
 
@@ -195,7 +197,7 @@ def state_of(program: StepProgram, kv_dtype: KvDtype = KvDtype.AUTO) -> DeviceSt
 def rules_of(program: StepProgram) -> Rules:
     """The rules of all slots, as shapes with their shardings."""
     vocab = program.model.padded_vocab_size(program.mesh.size)
-    shape = RulesShape(num_slots=MAX_ROWS + 1, padded_vocab=vocab, max_len=MAX_LEN)
+    shape = LogitRulesShape(num_slots=MAX_ROWS + 1, padded_vocab=vocab, max_len=MAX_LEN)
     shapes = jax.eval_shape(lambda: new_rules(shape, program.mesh, axis=TP))
     return jax.tree.map(_placed, shapes, shardings(program.mesh, rules_specs(TP)))
 
@@ -221,13 +223,13 @@ def programs(
     }
     for route in routes(program):
         found[Sampling(MAX_ROWS, route)] = partial(lower_sampling, Sampling(MAX_ROWS, route))
-    found |= BannedRows(program, num_slots=MAX_ROWS + 1).programs((MAX_ROWS,), sampler)
+    found |= MinTokensCalls(program, num_slots=MAX_ROWS + 1).programs((MAX_ROWS,), sampler)
     found["admit"] = lambda: admit.lower(sampler, program.ints(ADMISSIONS, 1 + SLOT_FIELDS))
     found["begin with pages"] = lambda: begin_with_pages.lower(
         table_ZM, program.ints(ADMISSIONS, 1 + table_ZM.shape[1])
     )
-    found |= RuledRows(program, rules_of(program), max_len=MAX_LEN).programs((MAX_ROWS,))
-    found |= ScoringCalls(program, weights_of(program), num_top=NUM_TOP).programs((DECODE, MIXED))
+    found |= LogitRuleCalls(program, rules_of(program), max_len=MAX_LEN).programs((MAX_ROWS,))
+    found |= LogprobCalls(program, weights_of(program), num_top=NUM_TOP).programs((DECODE, MIXED))
     found |= _loops(program).programs((Bucket(LOOP_ROWS, LOOP_ROWS),), state)
     return found | {name: lower for name, lower in copies.items() if name.pages == NUM_HOST_PAGES}
 

@@ -16,9 +16,9 @@ from albireo_jax.nn.shapes import weight_names
 from albireo_jax.runtime.batch import SLOT_FIELDS, Bucket
 from albireo_jax.runtime.decode_loop import DecodeLoop
 from albireo_jax.runtime.executor import Sampling
-from albireo_jax.runtime.logit_rule_calls import RuleProgram
-from albireo_jax.runtime.logprob_calls import ScoreProgram
-from albireo_jax.runtime.min_tokens import BanProgram
+from albireo_jax.runtime.logit_rule_calls import LogitRuleProgram
+from albireo_jax.runtime.logprob_calls import LogprobProgram
+from albireo_jax.runtime.min_tokens import MinTokensProgram
 from albireo_jax.sampling.logits import MASK_BITS
 from albireo_jax.sampling.routes import Route, wire_bytes
 from benchmarks.gpu_programs.compiled_programs import (
@@ -154,9 +154,9 @@ def _memory(case: Case, name: Name, found: Figures) -> Iterator[str]:
             wanted = sampler
         case DecodeLoop():
             wanted = pool + _TABLE_BYTES + sampler
-        case BanProgram() | ScoreProgram():
+        case MinTokensProgram() | LogprobProgram():
             wanted = 0  # log probabilities still need the logits that bans change
-        case RuleProgram():
+        case LogitRuleProgram():
             wanted = 0 if "apply" in name.kind else _rules_bytes(case)
         case str():
             wanted = donated[name]
@@ -289,6 +289,6 @@ def _small(case: Case, name: Name, found: Figures) -> Iterator[str]:
     if found.host_waits:
         yield f"{found.host_waits} waits of the host, where there should be none"
     numbers = 4 + 2 * NUM_TOP * case.tp  # of a token: four sums, and each rank's likeliest with their ids
-    most = 4 * numbers * name.wanted if isinstance(name, ScoreProgram) and case.tp > 1 else 0
+    most = 4 * numbers * name.wanted if isinstance(name, LogprobProgram) and case.tp > 1 else 0
     if found.moved_bytes > most:
         yield f"collectives {dict(found.collectives)} move more than {most} bytes"

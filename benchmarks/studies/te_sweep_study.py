@@ -63,7 +63,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--input-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=256)
-    parser.add_argument("--host-record", type=Path, help="of benchmarks/host.py; default: the newest")
+    parser.add_argument("--host-record", type=Path, help="of benchmarks/host_steps.py; default: the newest")
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser.parse_args()
 

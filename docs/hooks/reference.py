@@ -19,20 +19,20 @@ import openai.types.completion_create_params as openai_completions
 from typer.core import TyperGroup, TyperOption
 from typer.main import get_command
 
-from albireo_jax.cli.app import app as command_line
+from albireo_jax.cli.commands import app as command_line
 from albireo_jax.core.types import SamplingParams
 from albireo_jax.serving import metrics
 from albireo_jax.serving.app import create_app
-from albireo_jax.serving.foreign_fields import FOREIGN
-from albireo_jax.serving.list_limits import LIST_LIMITS
 from albireo_jax.serving.schemas import CompletionBody
-from albireo_jax.serving.schemas_chat import ChatBody
-from albireo_jax.serving.wire import Wire
+from albireo_jax.serving.schemas.chat_bodies import ChatBody
+from albireo_jax.serving.schemas.foreign_fields import FOREIGN
+from albireo_jax.serving.schemas.list_limits import LIST_LIMITS
+from albireo_jax.serving.schemas.strict_model import StrictModel
 
 _MARKER = re.compile(r"^<!-- reference: (\w+)(?: (.*?))? -->$", re.MULTILINE)
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-BODIES: dict[str, type[Wire]] = {COMPLETIONS: CompletionBody, CHAT: ChatBody}
+BODIES: dict[str, type[StrictModel]] = {COMPLETIONS: CompletionBody, CHAT: ChatBody}
 
 OPENAI_FIELDS: dict[str, frozenset[str]] = {
     COMPLETIONS: frozenset((*openai_completions.CompletionCreateParamsBase.__annotations__, "stream")),
@@ -180,7 +180,7 @@ def _fields(_: str) -> Iterator[str]:
         )
 
 
-def fate(name: str, body: type[Wire]) -> str:
+def fate(name: str, body: type[StrictModel]) -> str:
     """What becomes of a field in a body: honoured, refused (with the name to use), or without effect."""
     if name in _known(body):
         return "**honoured**"
@@ -190,7 +190,7 @@ def fate(name: str, body: type[Wire]) -> str:
     return "ignored"
 
 
-def _known(body: type[Wire]) -> set[str]:
+def _known(body: type[StrictModel]) -> set[str]:
     return {field.alias or name for name, field in body.model_fields.items()}
 
 

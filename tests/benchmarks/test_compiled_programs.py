@@ -16,9 +16,9 @@ from albireo_jax.ops.cuda.kernels import Entry
 from albireo_jax.runtime.batch import SLOT_FIELDS, layout
 from albireo_jax.runtime.decode_loop import DecodeLoop
 from albireo_jax.runtime.executor import Sampling
-from albireo_jax.runtime.logit_rule_calls import RuleProgram
-from albireo_jax.runtime.logprob_calls import ScoreProgram
-from albireo_jax.runtime.min_tokens import BanProgram
+from albireo_jax.runtime.logit_rule_calls import LogitRuleProgram
+from albireo_jax.runtime.logprob_calls import LogprobProgram
+from albireo_jax.runtime.min_tokens import MinTokensProgram
 from albireo_jax.runtime.step import LayerLoop, jit_forward
 from albireo_jax.sampling.routes import Route
 from benchmarks.gpu_programs.compiled_programs import (
@@ -241,7 +241,9 @@ def test_waits_of_the_host_break_the_gate_of_sampling():
 def test_what_admits_and_bans_neither_sends_nor_waits():
     quiet = good_sampling()
     assert (
-        breaches(CASE, "admit", quiet) == breaches(CASE, BanProgram(64), replace(quiet, alias_bytes=0)) == []
+        breaches(CASE, "admit", quiet)
+        == breaches(CASE, MinTokensProgram(64), replace(quiet, alias_bytes=0))
+        == []
     )
     for fault in ({"host_waits": 1}, {"collectives": Counter({("all-reduce", 256): 1})}):
         assert len(breaches(CASE, "admit", replace(quiet, **fault))) == 1
@@ -250,7 +252,9 @@ def test_what_admits_and_bans_neither_sends_nor_waits():
 def beside_sampling(kind):
     """The names of programs that apply rules or score tokens, of this kind."""
     named = programs(program_of(CASE))
-    return [name for name in named if isinstance(name, RuleProgram | ScoreProgram) and name.kind == kind]
+    return [
+        name for name in named if isinstance(name, LogitRuleProgram | LogprobProgram) and name.kind == kind
+    ]
 
 
 @pytest.mark.parametrize("kind", ["admit rules", "write masks", "apply rules", "note tokens"])

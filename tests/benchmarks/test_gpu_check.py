@@ -39,9 +39,9 @@ from benchmarks.gpu_check.kernel_spans import Span, idle_share, seconds_by_name
 from benchmarks.gpu_check.numerics import equal_selections, equal_tokens
 from benchmarks.gpu_check.part_figures import PartSkipped
 from benchmarks.gpu_check.part_settings import PartSettings
+from benchmarks.gpu_check.rank_tables import carried_on
 from benchmarks.gpu_check.record_file import CUT_OFF, DONE, FAILED, RUNNING, SKIPPED, Notes
 from benchmarks.gpu_check.runner import RESERVE_S
-from benchmarks.gpu_check.shards import carried_on
 from benchmarks.gpu_check.steps import (
     DecodeCase,
     admission,
@@ -57,7 +57,7 @@ SCRIPT = ROOT / "scripts" / "gpu_check.sh"
 SMALL = PartSettings(
     small=True, on_cpu=True, data=None, output="/nowhere", record="/nowhere", carried="/nowhere", peers={}
 )
-CPU = Check(settings=SMALL, notebook=None)  # type: ignore[arg-type]
+CPU = Check(settings=SMALL, figures=None)  # type: ignore[arg-type]
 
 
 def run_script(*words: object, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:

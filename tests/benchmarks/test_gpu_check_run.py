@@ -16,7 +16,7 @@ import pytest
 from albireo_jax.measure.records import Commit
 from benchmarks.gpu_check import carried, machine, prepared
 from benchmarks.gpu_check.check_parts import Part, Run
-from benchmarks.gpu_check.part_figures import Notebook
+from benchmarks.gpu_check.part_figures import PartFigures
 from benchmarks.gpu_check.part_settings import PartSettings
 from benchmarks.gpu_check.record_file import (
     CUT_OFF,
@@ -35,21 +35,21 @@ PARTS = f"""#!{sys.executable}
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from benchmarks.gpu_check.part_figures import Notebook
+from benchmarks.gpu_check.part_figures import PartFigures
 from benchmarks.gpu_check.record_file import RecordFile
 from benchmarks.gpu_check.part_settings import read_settings
 name, settings, limit_s, began_s = sys.argv[3:]
 record = RecordFile.read(Path(read_settings(Path(settings)).record))
-notebook = Notebook(name, record, limit_s=float(limit_s), began_s=float(began_s))
-notebook.add("s", "c", metric="m", unit="1", samples=[1.0])
+figures = PartFigures(name, record, limit_s=float(limit_s), began_s=float(began_s))
+figures.add("s", "c", metric="m", unit="1", samples=[1.0])
 if name == "sleeps":
     time.sleep(60)
 if name == "dies":
     sys.exit("no such kernel")
 if name == "writes":
     for number in range(10**6):
-        notebook.add("s", str(number), metric="m", unit="1", samples=[number])
-notebook.close("done")
+        figures.add("s", str(number), metric="m", unit="1", samples=[number])
+figures.close("done")
 """
 """Stands for the Python of a run: parts that end well, never, badly, or write without end."""
 
@@ -163,20 +163,20 @@ def parts_of(folder: Path) -> list[str]:
 def test_figures_are_read_as_they_were_noted(tmp_path: Path) -> None:
     now_s = [100.0]
     record = RecordFile.create(tmp_path / "r.json", {"peer_versions": {}}, parts=("decode", "prefill"))
-    notebook = Notebook("decode", record, limit_s=10.0, began_s=98.0, clock=lambda: now_s[0])
-    notebook.add("s", "c", metric="step", unit="ms", samples=[1.0, 3.0])
-    with notebook.attempt("the middle"):
+    figures = PartFigures("decode", record, limit_s=10.0, began_s=98.0, clock=lambda: now_s[0])
+    figures.add("s", "c", metric="step", unit="ms", samples=[1.0, 3.0])
+    with figures.attempt("the middle"):
         raise RuntimeError("first line\nsecond line")
-    assert notebook.has_time("the next")
+    assert figures.has_time("the next")
     now_s[0] = 107.0
-    assert not notebook.has_time("the last")
+    assert not figures.has_time("the last")
     notes = RecordFile.read(record.path).notes("decode")
     assert (notes.status, notes.seconds) == (RUNNING, 9.0)
     assert notes.left_out[0] == "the middle: FAILED: RuntimeError: first line"
     assert notes.left_out[1].startswith("the last: 0 of the part's 8 s are left")
     assert "second line" in notes.trace
     assert notes.series[0].samples == (1.0, 3.0)
-    notebook.close(DONE)
+    figures.close(DONE)
     assert record.notes("decode").status == FAILED
     assert RecordFile.read(record.path).notes("prefill") == Notes(part="prefill")
     with pytest.raises(FileExistsError):

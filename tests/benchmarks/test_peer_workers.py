@@ -24,7 +24,7 @@ PEERS = ROOT / "benchmarks" / "peers" / "workers"
 SETTINGS = PartSettings(
     small=True, on_cpu=True, data=None, output="/nowhere", record="/nowhere", carried="/nowhere", peers={}
 )
-CHECK = Check(settings=SETTINGS, notebook=None)  # type: ignore[arg-type]
+CHECK = Check(settings=SETTINGS, figures=None)  # type: ignore[arg-type]
 SERVER = """#!{python}
 import json, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

@@ -17,7 +17,7 @@ from albireo_jax.core.config import (
 )
 from albireo_jax.core.errors import ContextLengthError, UnknownModelError
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.logit_rules import TokenRules
+from albireo_jax.core.logit_rules import LogitRules
 from albireo_jax.core.model_files import find_model
 from albireo_jax.core.types import Request, SamplingParams
 
@@ -272,10 +272,10 @@ def test_prompts_that_are_no_token_ids_are_refused(prompt: Any, message: str) ->
 
 
 def test_requests_and_rules_are_equal_by_content() -> None:
-    rules = TokenRules(allowed_token_ids=(1, 2), bad_words=((3,),))
+    rules = LogitRules(allowed_token_ids=(1, 2), bad_words=((3,),))
     request = Request(request_id="a", prompt_token_ids=(1, 2, 3), max_tokens=1, rules=rules)
     again = replace(
-        request, prompt_token_ids=[1, 2, 3], rules=TokenRules(allowed_token_ids=[1, 2], bad_words=((3,),))
+        request, prompt_token_ids=[1, 2, 3], rules=LogitRules(allowed_token_ids=[1, 2], bad_words=((3,),))
     )
     assert request == again
     assert hash(request) == hash(again)
@@ -295,12 +295,12 @@ def test_requests_and_rules_are_equal_by_content() -> None:
 @pytest.mark.parametrize(
     "rules",
     [
-        TokenRules(allowed_token_ids=(1, 512)),
-        TokenRules(logit_bias=((512, 1.0),)),
-        TokenRules(bad_words=((1,), (2, 512))),
+        LogitRules(allowed_token_ids=(1, 512)),
+        LogitRules(logit_bias=((512, 1.0),)),
+        LogitRules(bad_words=((1,), (2, 512))),
     ],
 )
-def test_rules_that_name_ids_outside_the_vocabulary_are_refused(rules: TokenRules) -> None:
+def test_rules_that_name_ids_outside_the_vocabulary_are_refused(rules: LogitRules) -> None:
     with pytest.raises(ValueError, match="token id 512 is outside the vocabulary of 512"):
         LIMITS.check(Request(request_id="a", prompt_token_ids=(1,), max_tokens=1, rules=rules))
     with pytest.raises(ValueError, match="token id -7 is outside"):
@@ -310,9 +310,9 @@ def test_rules_that_name_ids_outside_the_vocabulary_are_refused(rules: TokenRule
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: TokenRules(allowed_token_ids=(2**31,)),
-        lambda: TokenRules(logit_bias=((2**31, 1.0),)),
-        lambda: TokenRules(bad_words=((2**31,),)),
+        lambda: LogitRules(allowed_token_ids=(2**31,)),
+        lambda: LogitRules(logit_bias=((2**31, 1.0),)),
+        lambda: LogitRules(bad_words=((2**31,),)),
     ],
 )
 def test_rules_that_name_ids_beyond_int32_are_refused(build: Any) -> None:

@@ -13,8 +13,8 @@ import pytest
 from albireo_jax.core.errors import EngineDeadError
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import MAX_SEED, FinishReason, Request, SamplingParams
+from albireo_jax.engine.choices import ChoiceDelta, Completion, collect
 from albireo_jax.engine.frontend import Prompt
-from albireo_jax.engine.output_streams import ChoiceDelta, Completion, collect
 from tests.labs.engine_lab import LIMITS, Lab, lab, tiny_tokenizer, tokens_alone
 
 PROMPTS = ("Once upon a time", "The quick brown fox", "x", "é" * 20)
@@ -25,7 +25,7 @@ def _assert_nothing_left(engine: Lab) -> None:
     assert engine.service.drain(60)
     stats = engine.service.stats()
     assert (stats.pages_in_use, stats.waiting, stats.running) == (0, 0, 0)
-    assert engine.frontend.num_doors == 0
+    assert engine.frontend.num_readers == 0
 
 
 @cache
@@ -114,7 +114,7 @@ def test_leaving_a_stream_aborts_it() -> None:
             for deltas in turn:
                 assert deltas
                 break
-            assert engine.frontend.num_doors == 1
+            assert engine.frontend.num_readers == 1
         assert list(turn) == []
         _assert_nothing_left(engine)
         assert engine.service.stats().steps < 1500
@@ -252,10 +252,10 @@ def test_a_dead_engine_raises_in_every_reader() -> None:
     with lab(fail_at=20) as engine:
         outcomes = asyncio.run(main(engine))
         assert [type(outcome) for outcome in outcomes] == [EngineDeadError] * len(PROMPTS)
-        assert engine.frontend.num_doors == 0
+        assert engine.frontend.num_readers == 0
         with pytest.raises(EngineDeadError, match="stopped on an internal error"):
             engine.frontend.generate(["more"], FOREVER)
-        assert engine.frontend.num_doors == 0
+        assert engine.frontend.num_readers == 0
 
 
 def test_a_synchronous_reader_gets_what_came_before_the_engine_died() -> None:
@@ -265,7 +265,7 @@ def test_a_synchronous_reader_gets_what_came_before_the_engine_died() -> None:
         with pytest.raises(EngineDeadError, match="stopped on an internal error"):
             seen.extend(delta for deltas in turn for delta in deltas)
     assert 0 < len(seen) < 20
-    assert engine.frontend.num_doors == 0
+    assert engine.frontend.num_readers == 0
 
 
 class _TornTable:
@@ -305,7 +305,7 @@ def test_closing_the_engine_ends_open_turns_as_aborted() -> None:
         engine.frontend.close()
         (completion,) = collect(delta for deltas in turn for delta in deltas)
     assert completion.finish_reason is FinishReason.ABORT
-    assert engine.frontend.num_doors == 0
+    assert engine.frontend.num_readers == 0
 
 
 BAD: list[tuple[Prompt, SamplingParams, str]] = [

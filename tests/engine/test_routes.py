@@ -21,7 +21,7 @@ def test_a_paused_reader_holds_its_own_outputs_only() -> None:
         seen += [delta for deltas in paused for delta in deltas]
         assert sum(len(delta.token_ids) for delta in seen) == 8
         assert engine.service.drain(60)
-        assert engine.frontend.num_doors == 0
+        assert engine.frontend.num_readers == 0
         assert not engine.frontend._routes
 
 
@@ -38,4 +38,4 @@ def test_a_door_that_cannot_take_outputs_fails_alone(monkeypatch: pytest.MonkeyP
         assert len(whole.token_ids) == params.max_tokens
         broken.close()
         assert engine.service.drain(60)
-        assert engine.frontend.num_doors == 0
+        assert engine.frontend.num_readers == 0

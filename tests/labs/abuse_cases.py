@@ -5,9 +5,9 @@ import gzip
 import json
 from typing import Any
 
-from albireo_jax.serving.schemas import CompletionBody, DetokenizeBody
-from albireo_jax.serving.schemas_chat import ChatBody, TokenizeBody
-from albireo_jax.serving.wire import Wire
+from albireo_jax.serving.schemas.chat_bodies import ChatBody, TokenizeBody
+from albireo_jax.serving.schemas.completion_bodies import CompletionBody, DetokenizeBody
+from albireo_jax.serving.schemas.strict_model import StrictModel
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HI = {"role": "user", "content": "hi"}
@@ -17,7 +17,7 @@ LEAST: dict[str, dict[str, Any]] = {  # the smallest bodies
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [1]},
 }
-SCHEMAS: dict[str, type[Wire]] = {
+SCHEMAS: dict[str, type[StrictModel]] = {
     COMPLETIONS: CompletionBody,
     CHAT: ChatBody,
     "/tokenize": TokenizeBody,

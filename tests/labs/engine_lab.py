@@ -26,7 +26,8 @@ from albireo_jax.engine.service import EngineService
 from albireo_jax.engine.timeline import Timeline
 from albireo_jax.sched.constraints import MaskMaker
 from albireo_jax.sched.scheduler import Scheduler
-from albireo_jax.sim.simulated_executor import Clock, SimExecutor
+from albireo_jax.sim.lanes import Clock
+from albireo_jax.sim.simulated_executor import SimExecutor
 from albireo_jax.text.grammar.mask_threads import ThreadedMaskMaker
 from albireo_jax.text.tokenizer import Tokenizer
 from albireo_jax.text.tokenizer_parts import TokenizerParts

@@ -14,7 +14,7 @@ import numpy as np
 from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.errors import ConstraintError
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.plan import NOT_FINITE, Int32s, SampledTokens, StepPlan, TokenScores
+from albireo_jax.core.plan import NOT_FINITE, Int32s, LogprobArrays, SampledTokens, StepPlan
 from albireo_jax.core.types import Request, RequestOutput
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
@@ -22,7 +22,8 @@ from albireo_jax.sched.constraints import ConstrainedAnswer
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sched.scheduler_stats import SchedulerStats
 from albireo_jax.sim.cost import linear_cost
-from albireo_jax.sim.simulated_executor import Clock, SimExecutor
+from albireo_jax.sim.lanes import Clock
+from albireo_jax.sim.simulated_executor import SimExecutor
 
 VOCAB_SIZE = 23
 MAX_LEN = 40
@@ -165,7 +166,7 @@ class Scores(NamedTuple):
     prompt_comes_late: bool
 
 
-def numbers(scores: TokenScores) -> list[tuple]:
+def numbers(scores: LogprobArrays) -> list[tuple]:
     """All numbers of each scored token."""
     columns = (scores.logprobs, scores.ranks, scores.top_ids, scores.top_logprobs)
     return list(zip(*(map(str, column.tolist()) for column in columns), strict=True))

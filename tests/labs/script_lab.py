@@ -20,10 +20,10 @@ from albireo_jax.engine.service import EngineService
 from albireo_jax.engine.timeline import Timeline
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.serving.app import create_app
-from albireo_jax.serving.asking import Asked, ask
-from albireo_jax.serving.body import parse_body
-from albireo_jax.serving.schemas_chat import ChatBody
-from albireo_jax.sim.simulated_executor import Clock
+from albireo_jax.serving.chat_requests import ChatRequest, parse_chat
+from albireo_jax.serving.request_body import parse_body
+from albireo_jax.serving.schemas.chat_bodies import ChatBody
+from albireo_jax.sim.lanes import Clock
 from albireo_jax.text.answers.answer_formats import ToolFormat, answer_format
 from albireo_jax.text.grammar.mask_threads import ThreadedMaskMaker
 from albireo_jax.text.tokenizer import Tokenizer
@@ -141,6 +141,6 @@ def chat_template(format: ToolFormat = ToolFormat.NONE, *, thinks: bool = False)
     return CHAT_TEMPLATE % (TEMPLATES[format] + ("<think>" if thinks else ""))
 
 
-def asked_for(template: str, **fields: Any) -> Asked:
+def asked_for(template: str, **fields: Any) -> ChatRequest:
     body = parse_body(json.dumps({"messages": HELLO, **fields}).encode(), ChatBody)
-    return asyncio.run(ask(script_tokenizer(template), answer_format(template), body))
+    return asyncio.run(parse_chat(script_tokenizer(template), answer_format(template), body))

@@ -10,7 +10,8 @@ from albireo_jax.engine.timeline import Timeline
 from albireo_jax.measure.load_generator import offer
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sim.cost import linear_cost
-from albireo_jax.sim.simulated_executor import Clock, SimExecutor
+from albireo_jax.sim.lanes import Clock
+from albireo_jax.sim.simulated_executor import SimExecutor
 
 LIMITS = EngineLimits(max_model_len=64, vocab_size=50, num_pages=40, page_size=4)
 

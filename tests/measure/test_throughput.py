@@ -53,7 +53,7 @@ def test_latency_of_one_request_has_its_gaps():
 def test_no_request_is_left_behind():
     with lab() as engine:
         bench_throughput(engine.frontend, engine.timeline, WORKLOAD, repeats=1)
-        assert engine.frontend.num_doors == 0
+        assert engine.frontend.num_readers == 0
         assert engine.service.stats().pages_in_use == 0
 
 

@@ -22,7 +22,7 @@ from albireo_jax.runtime.batch import bucket_grid
 from albireo_jax.runtime.compile import compile_all
 from albireo_jax.runtime.decode_loop import DecodeLoops
 from albireo_jax.runtime.executor import JaxExecutor
-from albireo_jax.runtime.logit_rule_programs import RulesShape, new_rules
+from albireo_jax.runtime.logit_rule_programs import LogitRulesShape, new_rules
 from albireo_jax.runtime.state import DeviceState, StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram
 from albireo_jax.sched.scheduler import Scheduler
@@ -136,7 +136,7 @@ def _executor(shape: EngineShape) -> JaxExecutor:
     grid = bucket_grid(shape.max_rows, shape.max_step_tokens)
     largest = (max(bucket for bucket in grid if bucket.is_decode), max(grid))
     buckets = grid if shape.all_buckets else largest
-    rules = RulesShape(
+    rules = LogitRulesShape(
         num_slots=sizes.num_slots,
         padded_vocab=MODEL.padded_vocab_size(shape.tp),
         max_len=MODEL.max_position,

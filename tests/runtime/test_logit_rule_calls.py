@@ -10,17 +10,17 @@ import pytest
 
 from albireo_jax.core.config import ModelConfig, SamplingMode, SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.logit_rules import TokenRules
+from albireo_jax.core.logit_rules import LogitRules
 from albireo_jax.core.plan import SlotRules, StepPlan
 from albireo_jax.core.types import Request
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.sharding import TP
 from albireo_jax.runtime import logit_rule_programs
-from albireo_jax.runtime.logit_rule_calls import RuledRows
+from albireo_jax.runtime.logit_rule_calls import LogitRuleCalls
 from albireo_jax.runtime.logit_rule_programs import (
     RULED_ADMISSIONS,
     AdmissionPacker,
-    RulesShape,
+    LogitRulesShape,
     new_rules,
     pack_rules,
 )
@@ -29,11 +29,11 @@ from albireo_jax.sched.scheduler import Scheduler
 
 SLOTS, VOCAB, MAX_LEN = 32, 105, 64
 CALLED = ("admit rules", "apply rules")
-EVEN = TokenRules(allowed_token_ids=range(0, VOCAB, 2))
-BIASED = TokenRules(logit_bias=((3, 4.0),), bad_words=((5,), (6, 7)), repetition_penalty=2.0)
+EVEN = LogitRules(allowed_token_ids=range(0, VOCAB, 2))
+BIASED = LogitRules(logit_bias=((3, 4.0),), bad_words=((5,), (6, 7)), repetition_penalty=2.0)
 
 
-def _plan(rules: list[TokenRules | None], *, first: int = 0) -> StepPlan:
+def _plan(rules: list[LogitRules | None], *, first: int = 0) -> StepPlan:
     """The step in which requests with these rules start together; their prompts begin with `first`, …."""
     limits = EngineLimits(max_model_len=MAX_LEN, vocab_size=VOCAB, num_pages=400, page_size=4)
     scheduler = Scheduler(SchedulerConfig(max_rows=SLOTS, max_step_tokens=128), limits)
@@ -64,7 +64,7 @@ class _Counted(dict[Any, Any]):
 @pytest.fixture(scope="module", params=[1, 4])
 def ruled(
     request: pytest.FixtureRequest, shape: ModelConfig, decoder: Callable[[int], Decoder]
-) -> tuple[Callable[[], tuple[RuledRows, _Counted]], int]:
+) -> tuple[Callable[[], tuple[LogitRuleCalls, _Counted]], int]:
     """Builds rows without rules yet and their executables; and the padded vocabulary."""
     mesh = decoder(request.param).mesh
     program = StepProgram(
@@ -76,15 +76,15 @@ def ruled(
         layers=LayerLoop.SCANNED,
     )
     padded = shape.padded_vocab_size(request.param)
-    sizes = RulesShape(num_slots=SLOTS + 1, padded_vocab=padded, max_len=MAX_LEN)
+    sizes = LogitRulesShape(num_slots=SLOTS + 1, padded_vocab=padded, max_len=MAX_LEN)
 
-    def fresh() -> RuledRows:
-        return RuledRows(program, new_rules(sizes, mesh, axis=TP), max_len=MAX_LEN)
+    def fresh() -> LogitRuleCalls:
+        return LogitRuleCalls(program, new_rules(sizes, mesh, axis=TP), max_len=MAX_LEN)
 
     lowered = {name: lower() for name, lower in fresh().programs((SLOTS,)).items()}
     compiled = {name: each.compile() for name, each in lowered.items() if name.kind in CALLED}
 
-    def build() -> tuple[RuledRows, _Counted]:
+    def build() -> tuple[LogitRuleCalls, _Counted]:
         rows, counted = fresh(), _Counted(compiled)
         rows.use(counted)
         return rows, counted
@@ -100,11 +100,13 @@ def ruled(
         ([EVEN] * RULED_ADMISSIONS, 1),
         ([EVEN] * SLOTS, SLOTS // RULED_ADMISSIONS),
         ([None, EVEN, BIASED] * 10, 3),
-        ([BIASED, EVEN, TokenRules(allowed_token_ids=[4, 9]), None] * 3, 2),
+        ([BIASED, EVEN, LogitRules(allowed_token_ids=[4, 9]), None] * 3, 2),
     ],
 )
 def test_one_call_admits_several_slots_and_each_has_its_own_rules(
-    ruled: tuple[Callable[[], tuple[RuledRows, _Counted]], int], rules: list[TokenRules | None], calls: int
+    ruled: tuple[Callable[[], tuple[LogitRuleCalls, _Counted]], int],
+    rules: list[LogitRules | None],
+    calls: int,
 ) -> None:
     build, padded = ruled
     rows, counted = build()
@@ -120,11 +122,11 @@ def test_one_call_admits_several_slots_and_each_has_its_own_rules(
 
 
 def test_rules_that_samples_share_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = RulesShape(num_slots=9, padded_vocab=VOCAB, max_len=MAX_LEN)
-    packed: list[TokenRules] = []
+    shape = LogitRulesShape(num_slots=9, padded_vocab=VOCAB, max_len=MAX_LEN)
+    packed: list[LogitRules] = []
     pack = logit_rule_programs.packed_content
 
-    def counting(rules: TokenRules, shape: RulesShape) -> Any:
+    def counting(rules: LogitRules, shape: LogitRulesShape) -> Any:
         packed.append(rules)
         return pack(rules, shape)
 

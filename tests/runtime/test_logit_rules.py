@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from albireo_jax.core.logit_rules import TokenRules
+from albireo_jax.core.logit_rules import LogitRules
 from albireo_jax.core.plan import Int32s
 from albireo_jax.core.types import Request
 
 Build = Callable[..., Any]
 VOCAB = 105
 RULES = [
-    TokenRules(repetition_penalty=1.7),
-    TokenRules(presence_penalty=1.5, frequency_penalty=0.4),
-    TokenRules(logit_bias=((3, 4.0), (90, -100.0), (41, 2.5))),
-    TokenRules(allowed_token_ids=tuple(range(5, 60, 3)), frequency_penalty=2.0),
-    TokenRules(repetition_penalty=0.8, frequency_penalty=-0.3, presence_penalty=0.2, logit_bias=((7, 1.0),)),
+    LogitRules(repetition_penalty=1.7),
+    LogitRules(presence_penalty=1.5, frequency_penalty=0.4),
+    LogitRules(logit_bias=((3, 4.0), (90, -100.0), (41, 2.5))),
+    LogitRules(allowed_token_ids=tuple(range(5, 60, 3)), frequency_penalty=2.0),
+    LogitRules(repetition_penalty=0.8, frequency_penalty=-0.3, presence_penalty=0.2, logit_bias=((7, 1.0),)),
 ]
 
 
@@ -63,7 +63,7 @@ def alone(engine: Build) -> dict[str, list[int]]:
     return {request.request_id: small.run([request])[request.request_id] for request in SAMPLED}
 
 
-def _changed(logits_V: np.ndarray, rules: TokenRules, prompt: list[int], answer: list[int]) -> np.ndarray:
+def _changed(logits_V: np.ndarray, rules: LogitRules, prompt: list[int], answer: list[int]) -> np.ndarray:
     """A row of logits with the rules applied, by a loop."""
     out = logits_V.astype(np.float32).copy()
     allowed = rules.allowed_token_ids.tolist() or range(VOCAB)
@@ -88,7 +88,7 @@ def test_greedy_tokens_are_those_of_a_loop_over_the_dense_model(engine: Build) -
         logits_TV = np.asarray(engine(tp=1).model(jnp.asarray(text)))
         for index, token in enumerate(tokens):
             logits_V = logits_TV[len(prompt) - 1 + index]
-            changed = _changed(logits_V, request.rules or TokenRules(), prompt, tokens[:index])
+            changed = _changed(logits_V, request.rules or LogitRules(), prompt, tokens[:index])
             assert token == changed.argmax()
 
 
@@ -119,7 +119,7 @@ def test_bad_words_never_appear(engine: Build) -> None:
     request = Request(request_id="r", prompt_token_ids=(4, 5), max_tokens=60, temperature=1.5, seed=1)
     free = small.run([request])["r"]
     words = ((free[0],), (free[3], free[4]), (free[10], free[11], free[12]))
-    held = small.run([replace(request, rules=TokenRules(bad_words=words))])["r"]
+    held = small.run([replace(request, rules=LogitRules(bad_words=words))])["r"]
     assert held != free
     for word in words:
         assert all(tuple(held[at : at + len(word)]) != word for at in range(len(held)))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.logit_rules import TokenRules
-from albireo_jax.core.plan import TokenScores
+from albireo_jax.core.logit_rules import LogitRules
+from albireo_jax.core.plan import LogprobArrays
 from albireo_jax.core.types import Request, RequestOutput
 
 Build = Callable[..., Any]
@@ -30,7 +30,7 @@ def requests() -> list[Request]:
             seed=index,
             logprobs=None if index % 4 == 3 else index % 4,
             prompt_logprobs=None if index % 3 == 2 else TOP,
-            rules=TokenRules(repetition_penalty=2.0, logit_bias=((3, 9.0),)) if index % 5 == 0 else None,
+            rules=LogitRules(repetition_penalty=2.0, logit_bias=((3, 9.0),)) if index % 5 == 0 else None,
         )
         for index, length in enumerate(lengths)
     ]
@@ -59,12 +59,14 @@ def dense_logits(engine: Build, token_ids: Sequence[int]) -> np.ndarray:
     return np.asarray(engine(tp=1, max_logprobs=TOP).model(jnp.asarray(text)), np.float64)
 
 
-def joined(pieces: Sequence[TokenScores]) -> TokenScores:
+def joined(pieces: Sequence[LogprobArrays]) -> LogprobArrays:
     names = ("logprobs", "ranks", "top_ids", "top_logprobs")
-    return TokenScores(**{name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in names})
+    return LogprobArrays(
+        **{name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in names}
+    )
 
 
-def check(pieces: Sequence[TokenScores], logits_TV: np.ndarray, next_ids: Sequence[int]) -> int:
+def check(pieces: Sequence[LogprobArrays], logits_TV: np.ndarray, next_ids: Sequence[int]) -> int:
     """The scores of `next_ids` are those of the logits, up to rounding.
 
     Ranks are exact where no other token is as near; gives how many of these there are.
@@ -127,7 +129,7 @@ def test_scores_do_not_depend_on_how_tokens_are_computed(
                 assert_close(one.scores.prompt or (), other.scores.prompt or ())
 
 
-def assert_close(some: Sequence[TokenScores], others: Sequence[TokenScores]) -> None:
+def assert_close(some: Sequence[LogprobArrays], others: Sequence[LogprobArrays]) -> None:
     """The same scores, in whatever pieces."""
     assert bool(some) == bool(others)
     if some:

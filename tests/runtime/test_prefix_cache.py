@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from albireo_jax.core.logit_rules import TokenRules
+from albireo_jax.core.logit_rules import LogitRules
 from albireo_jax.core.types import Request
 
 Build = Callable[..., Any]
@@ -29,7 +29,7 @@ def conversations() -> list[list[Request]]:
                     max_tokens=int(draw.integers(4, 20)),
                     temperature=0.8 * (talk % 2),
                     seed=talk,
-                    rules=TokenRules(frequency_penalty=0.7) if talk % 4 == 3 else None,
+                    rules=LogitRules(frequency_penalty=0.7) if talk % 4 == 3 else None,
                 )
             )
     return rounds

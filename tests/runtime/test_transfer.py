@@ -16,7 +16,7 @@ from albireo_jax.core.plan import PageCopies, SlotParams, StepPlan
 from albireo_jax.nn.sharding import TP, make_mesh
 from albireo_jax.ops.kv_cache import KvCache
 from albireo_jax.runtime.compile import compile_all
-from albireo_jax.runtime.handles import StepCopies, Watched
+from albireo_jax.runtime.handles import PolledArrays, StepCopies
 from albireo_jax.runtime.state import StateShape, kv_specs, plan_state
 from albireo_jax.runtime.transfer import COPIES, HostPages
 
@@ -285,8 +285,8 @@ def test_what_comes_back_to_the_pages_it_left_is_there_from_the_next_step_on(eng
     assert lost != alone
 
 
-def _watched(unready_s: float, ready_s: float | None) -> Watched:
-    watched = Watched([])
+def _watched(unready_s: float, ready_s: float | None) -> PolledArrays:
+    watched = PolledArrays([])
     watched.unready_s, watched.ready_s = unready_s, ready_s
     return watched
 
@@ -303,7 +303,9 @@ def _watched(unready_s: float, ready_s: float | None) -> Watched:
         (_watched(13.0, 19.0), 2.0, 10.0),
     ],
 )
-def test_what_a_step_waits_for_its_copies(needed: Watched | None, computing_s: float, wait_s: float) -> None:
+def test_what_a_step_waits_for_its_copies(
+    needed: PolledArrays | None, computing_s: float, wait_s: float
+) -> None:
     copies = StepCopies(needed=needed, computing_s=computing_s)
     assert copies.wait_s(10.0, 20.0) == wait_s
     assert copies.wait_s(30.0, 20.0) == 0.0
@@ -311,7 +313,7 @@ def test_what_a_step_waits_for_its_copies(needed: Watched | None, computing_s: f
 
 def test_an_array_is_seen_ready_once_it_is() -> None:
     began_s = time.perf_counter()
-    watched = Watched([jax.jit(lambda x: x @ x)(jax.numpy.ones((256, 256)))])
+    watched = PolledArrays([jax.jit(lambda x: x @ x)(jax.numpy.ones((256, 256)))])
     assert watched.ready_s is None or watched.look()
     assert began_s < watched.unready_s <= watched.wait() <= time.perf_counter()
     assert watched.look()

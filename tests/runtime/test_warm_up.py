@@ -8,7 +8,7 @@ import pytest
 
 from albireo_jax.core.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from albireo_jax.core.gpu_options import GpuConfig, LayerForm
-from albireo_jax.core.logit_rules import TokenRules
+from albireo_jax.core.logit_rules import LogitRules
 from albireo_jax.core.types import Request
 from albireo_jax.launch import Prepared, prepare_random
 from albireo_jax.runtime.batch import Bucket
@@ -34,7 +34,7 @@ def requests() -> list[Request]:
     kinds: list[dict[str, Any]] = [
         {},
         {"temperature": 0.9, "top_p": 0.8},
-        {"temperature": 0.7, "rules": TokenRules(presence_penalty=1.0)},
+        {"temperature": 0.7, "rules": LogitRules(presence_penalty=1.0)},
         {"temperature": 1.1, "top_k": 5, "min_tokens": 4, "stop_ids": (3,)},
         {"logprobs": 2, "prompt_logprobs": 1},
         {"temperature": 1.0, "seed": 3},

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from albireo_jax.core.plan import NULL_PAGE
 from albireo_jax.sched.eviction import IdlePages
-from albireo_jax.sched.kv_pages import PageTiers
+from albireo_jax.sched.kv_pages import KvPages
 from albireo_jax.sched.prefix_tree import Digest, Node, extend_digests, root_digest
 
 PAGE_SIZE = 2
@@ -36,7 +36,7 @@ class Model:
     """Both tiers as what is written in them, told by the copies; and who owns what."""
 
     def __init__(self, num_pages: int, num_host_pages: int) -> None:
-        self.tiers = PageTiers(num_pages, num_host_pages=num_host_pages)
+        self.tiers = KvPages(num_pages, num_host_pages=num_host_pages)
         self.tiers._idle = ScannedPages()
         self.device: dict[int, bytes] = {}
         self.host: dict[int, bytes] = {}
@@ -136,7 +136,7 @@ def test_without_a_host_the_prefix_used_longest_ago_is_lost() -> None:
 
 
 def test_what_is_computed_again_takes_the_place_of_what_is_on_the_host() -> None:
-    tiers = PageTiers(2, num_host_pages=1)
+    tiers = KvPages(2, num_host_pages=1)
     (digest,) = digests_of((0, 1))
     (page,) = tiers.take(1)
     tiers.insert(Node(page=int(page)), digest, parent=None)
@@ -153,7 +153,7 @@ def test_what_is_computed_again_takes_the_place_of_what_is_on_the_host() -> None
 def test_pending_pages_are_found_only_if_they_are_still_there() -> None:
     digests = digests_of((0, 1, 2, 3))
     for evicted in (0, 1, 2):
-        tiers = PageTiers(2, num_host_pages=4)
+        tiers = KvPages(2, num_host_pages=4)
         pages = tiers.take(2)
         nodes = [Node(page=int(page)) for page in pages]
         tiers.release(pages, pending=nodes)
@@ -165,7 +165,7 @@ def test_pending_pages_are_found_only_if_they_are_still_there() -> None:
 
 
 def test_pages_that_somebody_owns_or_nobody_has_are_missed_when_idle() -> None:
-    tiers = PageTiers(3, num_host_pages=0)
+    tiers = KvPages(3, num_host_pages=0)
     pages = tiers.take(2)
     with pytest.raises(AssertionError, match="a page has an owner"):
         tiers.check_unowned()
@@ -225,7 +225,7 @@ def test_eviction_takes_time_in_proportion_to_the_pages_that_it_frees() -> None:
     """Also of a chain whose pages have others behind them, one after the other until the last has left."""
 
     def seconds(num_pages: int) -> float:
-        tiers = PageTiers(3 * num_pages, num_host_pages=0)
+        tiers = KvPages(3 * num_pages, num_host_pages=0)
         digests = digests_of((0,) * (PAGE_SIZE * (num_pages + 1)))
         pages, behind = tiers.take(num_pages), tiers.take(1)
         for place, page in enumerate([*pages.tolist(), *behind.tolist()]):

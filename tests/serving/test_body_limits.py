@@ -10,21 +10,21 @@ import httpx
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from albireo_jax.serving import schemas_structured  # noqa: F401 (its classes are among the subclasses below)
+from albireo_jax.serving.api_errors import ApiError, bad_request, shorten
 from albireo_jax.serving.app import create_app
-from albireo_jax.serving.body import parse_body
-from albireo_jax.serving.errors import ApiError, bad_request, shorten
 from albireo_jax.serving.json_size import check_json_size
-from albireo_jax.serving.list_limits import LIST_LIMITS
-from albireo_jax.serving.schemas import CompletionBody, DetokenizeBody
-from albireo_jax.serving.schemas_chat import ChatBody, TokenizeBody
-from albireo_jax.serving.wire import Wire
+from albireo_jax.serving.request_body import parse_body
+from albireo_jax.serving.schemas import structured_output  # noqa: F401 (its classes are among the subclasses below)
+from albireo_jax.serving.schemas.chat_bodies import ChatBody, TokenizeBody
+from albireo_jax.serving.schemas.completion_bodies import CompletionBody, DetokenizeBody
+from albireo_jax.serving.schemas.list_limits import LIST_LIMITS
+from albireo_jax.serving.schemas.strict_model import StrictModel
 from tests.labs.engine_lab import Lab
 from tests.labs.http_lab import in_process
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HI = {"role": "user", "content": "hi"}
-SCHEMAS: dict[str, type[Wire]] = {
+SCHEMAS: dict[str, type[StrictModel]] = {
     COMPLETIONS: CompletionBody,
     CHAT: ChatBody,
     "/tokenize": TokenizeBody,
@@ -126,7 +126,7 @@ def _all_schemas(schema: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 def test_every_list_and_mapping_of_a_body_has_a_limit() -> None:
     unbounded = set[str]()
-    for schema in _all_schemas(Wire):
+    for schema in _all_schemas(StrictModel):
         for name, field in schema.model_fields.items():
             kinds = {getattr(kind, "__origin__", None) for kind in _fields(field.annotation)}
             if kinds & {list, dict, set, tuple} and (field.alias or name) not in LIST_LIMITS:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from albireo_jax.core.types import FinishReason
-from albireo_jax.serving import protocol
+from albireo_jax.serving import http_protocol
 from albireo_jax.serving.app import create_app
 from tests.labs.engine_lab import Lab, lab
 from tests.labs.http_lab import served
@@ -215,8 +215,8 @@ def test_an_upgrade_is_not_taken(shared_url: str) -> None:
 def test_who_sends_no_whole_request_is_not_waited_for(
     sent: bytes, status: int | None, shared_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "_IDLE_S", 0.1)
-    monkeypatch.setattr(protocol, "KEEP_ALIVE_S", 0.1)
+    monkeypatch.setattr(http_protocol, "_IDLE_S", 0.1)
+    monkeypatch.setattr(http_protocol, "KEEP_ALIVE_S", 0.1)
     began_s = time.monotonic()
     answer = _exchange(shared_url, sent, ends=False)
     assert time.monotonic() - began_s < 4
@@ -229,7 +229,7 @@ def test_who_sends_no_whole_request_is_not_waited_for(
 def test_who_sends_a_byte_now_and_then_is_not_waited_for_either(
     begin: bytes, shared_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "_REQUEST_S", 0.3)
+    monkeypatch.setattr(http_protocol, "_REQUEST_S", 0.3)
     with _connected(shared_url) as connection:
         connection.sendall(begin)
         connection.settimeout(0.02)

@@ -9,17 +9,17 @@ import openai.types.completion_create_params as openai_completion
 import pytest
 
 from albireo_jax.serving.app import create_app
-from albireo_jax.serving.foreign_fields import FOREIGN, INSTEAD
-from albireo_jax.serving.schemas import CompletionBody
-from albireo_jax.serving.schemas_chat import ChatBody
-from albireo_jax.serving.wire import Wire
+from albireo_jax.serving.schemas.chat_bodies import ChatBody
+from albireo_jax.serving.schemas.completion_bodies import CompletionBody
+from albireo_jax.serving.schemas.foreign_fields import FOREIGN, INSTEAD
+from albireo_jax.serving.schemas.strict_model import StrictModel
 from tests.labs.engine_lab import Lab
 from tests.labs.http_lab import in_process
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "f"}}
-BODIES: dict[str, tuple[type[Wire], dict[str, Any]]] = {
+BODIES: dict[str, tuple[type[StrictModel], dict[str, Any]]] = {
     COMPLETIONS: (CompletionBody, {"prompt": "x", "seed": 3, "max_tokens": 4}),
     CHAT: (ChatBody, {"messages": HELLO, "seed": 3, "max_tokens": 4}),
 }

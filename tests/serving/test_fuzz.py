@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.serving.app import create_app
-from albireo_jax.serving.schemas import CompletionBody, DetokenizeBody
-from albireo_jax.serving.schemas_chat import ChatBody, TokenizeBody
-from albireo_jax.serving.wire import Wire
+from albireo_jax.serving.schemas.chat_bodies import ChatBody, TokenizeBody
+from albireo_jax.serving.schemas.completion_bodies import CompletionBody, DetokenizeBody
+from albireo_jax.serving.schemas.strict_model import StrictModel
 from albireo_jax.text.answers.answer_formats import ReasoningFormat, ToolFormat
 from tests.labs.engine_lab import Lab, lab
 from tests.labs.http_lab import in_process
 
-SCHEMAS: dict[str, type[Wire]] = {
+SCHEMAS: dict[str, type[StrictModel]] = {
     "/v1/completions": CompletionBody,
     "/v1/chat/completions": ChatBody,
     "/tokenize": TokenizeBody,
@@ -111,7 +111,7 @@ def test_no_body_makes_a_500(shared_engine: Lab, requests: list[tuple[str, Any]]
             assert list(answer.json()["error"]) == ["message", "type", "param", "code"]
     assert shared_engine.service.drain(60)
     assert shared_engine.service.stats().pages_in_use == 0
-    assert shared_engine.frontend.num_doors == 0
+    assert shared_engine.frontend.num_readers == 0
 
 
 @given(st.binary(max_size=200))

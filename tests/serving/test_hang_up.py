@@ -20,7 +20,7 @@ def _assert_nothing_left(engine: Lab) -> None:
     assert engine.service.drain(60)
     stats = engine.service.stats()
     assert (stats.pages_in_use, stats.waiting, stats.running) == (0, 0, 0)
-    assert engine.frontend.num_doors == 0
+    assert engine.frontend.num_readers == 0
 
 
 def _leaver(rng: random.Random, url: str) -> tuple[str, dict[str, object], int]:

@@ -209,4 +209,4 @@ def test_64_concurrent_clients_get_what_they_get_alone(url: str, engine: Lab, st
     assert texts == [_expected(engine, CHAT, max_tokens=5 + i % 40, seed=i)[0] for i in range(64)]
     assert engine.service.drain(60)
     assert engine.service.stats().pages_in_use == 0
-    assert engine.frontend.num_doors == 0
+    assert engine.frontend.num_readers == 0

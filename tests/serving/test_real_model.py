@@ -93,7 +93,7 @@ def test_200_clients_that_hang_up_at_random_leave_no_page_in_use(engine: Engine)
     assert engine.service.drain(60)
     stats = engine.service.stats()
     assert (stats.pages_in_use, stats.waiting, stats.running) == (0, 0, 0)
-    assert engine.frontend.num_doors == 0
+    assert engine.frontend.num_readers == 0
     after = engine.frontend.metrics.snapshot().finished
     assert after[FinishReason.ABORT] - before[FinishReason.ABORT] > 100
 

@@ -9,8 +9,8 @@ import llguidance
 import pytest
 
 from albireo_jax.core.types import StructuredOutput, StructureKind
-from albireo_jax.serving.body import parse_body
-from albireo_jax.serving.schemas import CompletionBody
+from albireo_jax.serving.request_body import parse_body
+from albireo_jax.serving.schemas.completion_bodies import CompletionBody
 from albireo_jax.text.answers.answer_formats import ToolFormat
 from albireo_jax.text.grammar.notation import library_grammar
 from tests.labs.engine_lab import END

@@ -95,7 +95,7 @@ def test_a_choice_that_fails_ends_its_request_and_no_other(path: str, body: dict
                 assert (error["type"], error["code"]) == ("server_error", "answer_failed")
             assert engine.service.drain(60)
             assert engine.service.stats().pages_in_use == 0
-            assert engine.frontend.num_doors == 0
+            assert engine.frontend.num_readers == 0
 
 
 @pytest.mark.parametrize(("path", "body"), BODIES)

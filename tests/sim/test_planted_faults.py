@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from albireo_jax.core.plan import ScoredTokens
+from albireo_jax.core.plan import LogprobTargets
 from tests.labs.sched_faults import (
     FINE,
     ROOMY,
@@ -172,7 +172,7 @@ FAULTS = {
     ),
     "preempted_behind_all": (with_calls(plan=preempted_behind_all), (order_is_fair,)),
     "scores_forgotten": (
-        with_plans(lambda plan: replace(plan, scored=ScoredTokens())),
+        with_plans(lambda plan: replace(plan, scored=LogprobTargets())),
         (scores_are_those_alone,),
     ),
     "scores_of_neighbours": (with_calls(commit=scores_of_neighbours), (scores_are_those_alone,)),

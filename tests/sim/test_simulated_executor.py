@@ -5,7 +5,8 @@ import pytest
 
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import TOKEN_ON_DEVICE, PageCopies, SlotParams, StepPlan
-from albireo_jax.sim.simulated_executor import Clock, NullExecutor, SimExecutor
+from albireo_jax.sim.lanes import Clock
+from albireo_jax.sim.simulated_executor import NullExecutor, SimExecutor
 
 LIMITS = EngineLimits(max_model_len=32, vocab_size=50, num_pages=8, page_size=4, num_host_pages=3)
 PARAMS = SlotParams(

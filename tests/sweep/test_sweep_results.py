@@ -19,7 +19,8 @@ from albireo_jax.measure.kv_contention import ContentionMeter, KvUse
 from albireo_jax.measure.loads import FixedBatch, cluster_arrivals
 from albireo_jax.measure.records import Device
 from albireo_jax.sched.scheduler import Scheduler
-from albireo_jax.sim.simulated_executor import Clock, SimExecutor
+from albireo_jax.sim.lanes import Clock
+from albireo_jax.sim.simulated_executor import SimExecutor
 from albireo_jax.sim.workload import replay
 from albireo_jax.sweep.cases import Case, SweepPlan, plan_sweep
 from albireo_jax.sweep.devices import gpu_device, parse_gpus

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from albireo_jax.text.answers.answer_formats import ToolFormat
 from albireo_jax.text.answers.answer_reader import Answer, AnswerReader, collect_answer
-from albireo_jax.text.answers.json_repair import JsonMender
+from albireo_jax.text.answers.json_repair import JsonRepair
 from albireo_jax.text.answers.json_scanner import JsonScanner
 from albireo_jax.text.answers.reasoning import Thinking
 
@@ -210,7 +210,7 @@ def test_the_mender_writes_json_however_it_is_cut(text: str, cuts: list[int]) ->
 
 
 def _mend(pieces: Sequence[str]) -> tuple[str, bool]:
-    mender = JsonMender()
+    mender = JsonRepair()
     written, rest = "", ""
     for piece in pieces:
         rest += piece

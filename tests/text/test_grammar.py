@@ -19,8 +19,10 @@ from albireo_jax.core.types import FinishReason, Request, StructuredOutput, Stru
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
 from albireo_jax.sched.scheduler import Scheduler
-from albireo_jax.sim.simulated_executor import Clock, SimExecutor
-from albireo_jax.text.grammar.compiler import MAX_TEXT_BYTES, Grammar, GrammarCompiler
+from albireo_jax.sim.lanes import Clock
+from albireo_jax.sim.simulated_executor import SimExecutor
+from albireo_jax.text.grammar.compiler import Grammar, GrammarCompiler
+from albireo_jax.text.grammar.notation import MAX_TEXT_BYTES
 from albireo_jax.text.tokenizer import Tokenizer
 from tests.labs.grammar_lab import Walker, draw_schema, linked, token_ids
 

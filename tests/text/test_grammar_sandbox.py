@@ -12,9 +12,9 @@ import pytest
 from albireo_jax.core.errors import OverloadedError
 from albireo_jax.core.model_files import find_model
 from albireo_jax.core.types import StructuredOutput, StructureKind
-from albireo_jax.text.bounded_cache import Kept
+from albireo_jax.text.bounded_cache import BoundedCache
 from albireo_jax.text.grammar.compiler import GrammarCompiler
-from albireo_jax.text.grammar.sandbox import GrammarTrial
+from albireo_jax.text.grammar.sandbox import GrammarSandbox
 from albireo_jax.text.grammar.sandbox_process import Vocabulary
 from albireo_jax.text.tokenizer import Tokenizer
 
@@ -31,9 +31,9 @@ def _hard(number: int) -> str:
 
 
 @pytest.fixture
-def trial() -> GrammarTrial:
+def trial() -> GrammarSandbox:
     tokens = [bytes([byte]) for byte in range(256)] + [b"</s>"]
-    return GrammarTrial(Vocabulary(tokens, special_token_ids=[256], eos_token_ids=[256]))
+    return GrammarSandbox(Vocabulary(tokens, special_token_ids=[256], eos_token_ids=[256]))
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def compiler(data_dir: Path) -> GrammarCompiler:
 
 
 def test_easy_grammars_do_not_wait_for_hard_ones(
-    trial: GrammarTrial, monkeypatch: pytest.MonkeyPatch
+    trial: GrammarSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("albireo_jax.text.grammar.sandbox._SLOW_S", 1.0)
     assert trial.check(_lark('start: "a"')) is None
@@ -89,7 +89,7 @@ def test_a_server_without_time_refuses_for_now_and_not_for_good(
 
 
 def test_a_limit_on_grammars_that_are_complex_at_the_same_time(
-    trial: GrammarTrial, monkeypatch: pytest.MonkeyPatch
+    trial: GrammarSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial._slow, "_most", 1)
     monkeypatch.setattr("albireo_jax.text.grammar.sandbox._SLOW_S", 1.0)
@@ -102,7 +102,7 @@ def test_a_limit_on_grammars_that_are_complex_at_the_same_time(
     assert trial.check(_lark('start: "a"')) is None
 
 
-def test_a_grammar_that_kills_its_process_leaves_the_next_alone(trial: GrammarTrial) -> None:
+def test_a_grammar_that_kills_its_process_leaves_the_next_alone(trial: GrammarSandbox) -> None:
     chain = "\n".join(f'r{i}: r{i + 1} "x"' for i in range(20_000))
     error = trial.check(_lark(f'start: r0\n{chain}\nr20000: "y"'))
     process = trial._process
@@ -112,7 +112,7 @@ def test_a_grammar_that_kills_its_process_leaves_the_next_alone(trial: GrammarTr
 
 
 def test_what_is_kept_is_bounded_by_count_and_bytes() -> None:
-    kept = Kept[str, int](3, max_bytes=10)
+    kept = BoundedCache[str, int](3, max_bytes=10)
     for number, key in enumerate("abc"):
         kept.put(key, number, num_bytes=3)
     assert kept.get("a") == 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from albireo_jax.text.answers.json_repair import mended_object
+from albireo_jax.text.answers.json_repair import repaired_object
 from albireo_jax.text.chat_template import ChatTemplate
 from albireo_jax.text.messages import read_conversation, read_tools
 
@@ -45,7 +45,7 @@ def test_no_arguments_are_an_empty_object(arguments: Any) -> None:
     ],
 )
 def test_arguments_that_break_off_are_closed(text: str, value: dict[str, Any]) -> None:
-    assert mended_object(text) == value
+    assert repaired_object(text) == value
     (message,) = read_conversation([{"role": "assistant", "tool_calls": _calls(text)}])
     assert message["tool_calls"][0]["function"]["arguments"] == value
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from albireo_jax.core.types import FinishReason, SamplingParams
-from albireo_jax.serving.logprobs import CompletionLogprobs
+from albireo_jax.serving.openai_logprobs import CompletionLogprobs
 from albireo_jax.text.detokenizer import Detokenizer, TextDelta, TextOffsets
 from albireo_jax.text.tokenizer import Tokenizer
 from tests.labs.tokenizer_lab import TOKENIZERS

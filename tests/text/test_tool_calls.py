@@ -13,15 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from albireo_jax.text.answers.answer_formats import ToolFormat
+from albireo_jax.text.answers.call_reader import ArgumentsText, CallBegun, CallEnded, ContentText
 from albireo_jax.text.answers.json_scanner import MAX_DEPTH, JsonScanner
-from albireo_jax.text.answers.tool_calls import (
-    MAX_CALLS,
-    ArgumentsText,
-    CallBegun,
-    CallEnded,
-    ContentText,
-    ToolCallParser,
-)
+from albireo_jax.text.answers.tool_calls import MAX_CALLS, ToolCallParser
 from albireo_jax.text.chat_template import ChatTemplate
 
 FORMATS = (ToolFormat.HERMES, ToolFormat.LLAMA3_JSON, ToolFormat.MISTRAL)

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from albireo_jax.text.answers.answer_formats import ToolFormat
-from albireo_jax.text.answers.reasoning import ReasoningDelta, ReasoningSplitter, Thinking
-from albireo_jax.text.answers.tool_calls import (
+from albireo_jax.text.answers.call_reader import (
     ArgumentsText,
     CallBegun,
     CallEnded,
     ContentText,
-    ToolCallParser,
     ToolEvent,
 )
+from albireo_jax.text.answers.reasoning import ReasoningDelta, ReasoningSplitter, Thinking
+from albireo_jax.text.answers.tool_calls import ToolCallParser
 from albireo_jax.text.messages import short_call_id
 
 _MISTRAL_ID_CHARACTERS = 9

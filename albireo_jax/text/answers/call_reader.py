@@ -13,8 +13,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from albireo_jax.text.answers.incremental_parser import Reading, TextReader
-from albireo_jax.text.answers.json_repair import JsonMender
+from albireo_jax.text.answers.incremental_parser import IncrementalParser, Reading
+from albireo_jax.text.answers.json_repair import JsonRepair
 
 _MAX_MEMBERS = 16
 _NAME_CHARACTERS = re.compile(r"[\w.:/-]*+")
@@ -80,7 +80,7 @@ class _Call:
     broken: bool = False
 
 
-class CallReader(TextReader):
+class CallReader(IncrementalParser):
     """The reader that all tool-call formats share: it reads calls as JSON objects."""
 
     def __init__(self, events: list[ToolEvent], *, new_id: Callable[[], str], max_calls: int) -> None:
@@ -341,6 +341,6 @@ def _unwrapped(value: str) -> str | None:
     text = json.loads(value).strip()
     if text in _NO_ARGUMENTS or not text:
         return "{}"
-    mender = JsonMender()
+    mender = JsonRepair()
     whole = text.startswith("{") and mender.mend(text, 0) == len(text) and mender.done
     return mender.take() if whole else None

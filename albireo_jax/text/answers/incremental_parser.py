@@ -1,7 +1,7 @@
 """Parsers of a text that comes in pieces, written as if it were all there.
 
-A parser is a generator over a `TextReader`: where it needs a character that has not come, it yields, and
-`push` resumes it. What it has read is either said at once or held: held text is said after all if it
+A parser is a generator over an `IncrementalParser`: where it needs a character that has not come, it yields,
+and `push` resumes it. What it has read is either said at once or held: held text is said after all if it
 turns out to be ordinary text, and dropped if it was syntax. Decisions rest on characters alone, never on
 where a piece ended, so the outcome does not depend on how the text was cut. Each character is read once;
 what is looked at again when more comes is shorter than a marker.
@@ -10,7 +10,7 @@ what is looked at again when more comes is shorter than a marker.
 import re
 from collections.abc import Callable, Generator
 
-from albireo_jax.text.answers.json_repair import JsonMender
+from albireo_jax.text.answers.json_repair import JsonRepair
 
 Reading = Generator[None, None, bool]
 """A step of a parser: yields while it waits for text, and returns whether it read what it was to read."""
@@ -18,7 +18,7 @@ Reading = Generator[None, None, bool]
 _SPACES = re.compile(r"[ \t\n\r]*+")
 
 
-class TextReader:
+class IncrementalParser:
     """Text as it comes, read from left to right; `say` takes what is ordinary text."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -96,7 +96,7 @@ class TextReader:
 
         `take` gets each piece as it was written, and the strict JSON that is made of it.
         """
-        mender = JsonMender()
+        mender = JsonRepair()
         while True:
             end = mender.mend(self._text, self._at)
             if end > self._at:

@@ -27,7 +27,7 @@ _VALUES = frozenset((State.VALUE, State.FIRST_ITEM))
 _STARTS_OF_STRINGS = _VALUES | {State.FIRST_KEY, State.KEY}
 
 
-class JsonMender(JsonScanner):
+class JsonRepair(JsonScanner):
     """Reads one JSON value; `done` when it is whole, `failed` when it cannot be mended."""
 
     def __init__(self) -> None:
@@ -157,11 +157,11 @@ class JsonMender(JsonScanner):
         return end
 
 
-def mended_object(text: str) -> dict[str, Any] | None:
+def repaired_object(text: str) -> dict[str, Any] | None:
     """The object that `text` is or begins to be, mended, and closed where it breaks off; else None."""
     if not text.startswith("{"):
         return None
-    mender = JsonMender()
+    mender = JsonRepair()
     mender.mend(text, 0)
     written = mender.take()
     for candidate in (written, *_completed(written)):

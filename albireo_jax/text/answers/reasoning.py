@@ -8,7 +8,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from albireo_jax.text.answers.answer_formats import ReasoningFormat
-from albireo_jax.text.answers.incremental_parser import TextReader
+from albireo_jax.text.answers.incremental_parser import IncrementalParser
 
 OPEN, CLOSE = "<think>", "</think>"
 _PROMPT_END = 64
@@ -50,7 +50,7 @@ class ReasoningSplitter:
     def __init__(self, *, inside: bool) -> None:
         self._reasoning: list[str] = []
         self._content: list[str] = []
-        self._text = TextReader(self._content.append)
+        self._text = IncrementalParser(self._content.append)
         self._parser = self._split(inside)
         next(self._parser)
 

@@ -21,9 +21,9 @@ import numpy as np
 from albireo_jax.core.errors import ConstraintError
 from albireo_jax.core.plan import Int32s
 from albireo_jax.core.types import StructuredOutput
-from albireo_jax.text.bounded_cache import Kept
+from albireo_jax.text.bounded_cache import BoundedCache
 from albireo_jax.text.grammar.notation import MAX_TEXT_BYTES, library_grammar, size_of, wish_name
-from albireo_jax.text.grammar.sandbox import TOO_COMPLEX, GrammarTrial
+from albireo_jax.text.grammar.sandbox import TOO_COMPLEX, GrammarSandbox
 from albireo_jax.text.grammar.sandbox_process import Vocabulary, compile_grammar, next_mask
 from albireo_jax.text.tokenizer import Tokenizer
 
@@ -51,8 +51,8 @@ class GrammarCompiler:
         self._eos_token_ids = eos
         self._lock = threading.Lock()  # guards the four below
         self._workshop: _Workshop | None = None
-        self._grammars = Kept[StructuredOutput, Grammar](_MAX_GRAMMARS, max_bytes=_MAX_KEPT_BYTES)
-        self._refusals = Kept[StructuredOutput, str](_MAX_REFUSALS, max_bytes=_MAX_KEPT_BYTES)
+        self._grammars = BoundedCache[StructuredOutput, Grammar](_MAX_GRAMMARS, max_bytes=_MAX_KEPT_BYTES)
+        self._refusals = BoundedCache[StructuredOutput, str](_MAX_REFUSALS, max_bytes=_MAX_KEPT_BYTES)
         self._open: dict[StructuredOutput, Future[Grammar]] = {}  # being compiled
 
     def compile(self, structured: StructuredOutput) -> "Grammar":
@@ -100,7 +100,7 @@ class GrammarCompiler:
         vocabulary = Vocabulary(tokens, special_token_ids=special, eos_token_ids=self._eos_token_ids)
         eos = _words(self._eos_token_ids, self._vocab_size)
         known = _words([token_id for token_id, data in enumerate(tokens) if data], self._vocab_size)
-        return _Workshop(trie=vocabulary.trie(), trial=GrammarTrial(vocabulary), known=known | eos, eos=eos)
+        return _Workshop(trie=vocabulary.trie(), trial=GrammarSandbox(vocabulary), known=known | eos, eos=eos)
 
 
 class Grammar:
@@ -165,7 +165,7 @@ class _Workshop:
     """The tools that compile grammars: the vocabulary as a tree, the trial, masks of known and end tokens."""
 
     trie: llguidance.LLTokenizer
-    trial: GrammarTrial
+    trial: GrammarSandbox
     known: Int32s
     eos: Int32s
 

@@ -39,7 +39,7 @@ _MAX_SLOW = 8
 _WALL_S = 60.0  # of a trial and of a start, on a machine however busy
 
 
-class GrammarTrial:
+class GrammarSandbox:
     """Tries grammars in other processes; any thread may call it, several at a time are served."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:

@@ -12,9 +12,9 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from albireo_jax.serving.schemas_structured import json_schema
-from albireo_jax.serving.wire import Refused, Wire, one_message
-from albireo_jax.text.answers.tool_calls import is_function_name
+from albireo_jax.serving.schemas.strict_model import Refused, StrictModel, one_message
+from albireo_jax.serving.schemas.structured_output import json_schema
+from albireo_jax.text.answers.call_reader import is_function_name
 from albireo_jax.text.grammar.tool_grammar import Function
 from albireo_jax.text.messages import check_message, check_part
 
@@ -57,7 +57,7 @@ def _check_content(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 Content = Annotated[str | list[str | ContentPart], WrapValidator(_check_content)]
 
 
-class CalledFunction(Wire):
+class CalledFunction(StrictModel):
     """The function of an earlier call; `arguments` is an object, or JSON text, perhaps broken off."""
 
     model_config = _OPEN
@@ -66,7 +66,7 @@ class CalledFunction(Wire):
     arguments: str | dict[str, Any] | None = None
 
 
-class ToolCallBody(Wire):
+class ToolCallBody(StrictModel):
     """A call in an earlier answer; one without an id is named by its place."""
 
     model_config = _OPEN
@@ -76,7 +76,7 @@ class ToolCallBody(Wire):
     function: CalledFunction
 
 
-class MessageBody(Wire):
+class MessageBody(StrictModel):
     """One message of a chat; further fields, and roles of its own, go to the chat template."""
 
     model_config = _OPEN
@@ -101,7 +101,7 @@ class MessageBody(Wire):
         return self.model_dump(exclude_none=True)
 
 
-class FunctionBody(Wire):
+class FunctionBody(StrictModel):
     """A function that the model may call; without `parameters` it takes none."""
 
     refused = {"input_schema": (), "schema": (), "defer_loading": (False,)}  # noqa: RUF012
@@ -113,7 +113,7 @@ class FunctionBody(Wire):
     strict: bool | None = None
 
 
-class ToolBody(Wire):
+class ToolBody(StrictModel):
     """A tool; only functions are known."""
 
     refused = {"defer_loading": (False,)}  # noqa: RUF012
@@ -135,7 +135,7 @@ class ToolBody(Wire):
         return Function(name=name, parameters=json_schema(f"{where}.parameters", parameters).text)
 
 
-class NamedFunction(Wire):
+class NamedFunction(StrictModel):
     """The name of a function."""
 
     closed = True
@@ -143,7 +143,7 @@ class NamedFunction(Wire):
     name: str
 
 
-class NamedTool(Wire):
+class NamedTool(StrictModel):
     """The choice of one tool."""
 
     closed = True
@@ -161,7 +161,7 @@ ToolChoice = Annotated[
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class ConversationBody(Wire):
+class ConversationBody(StrictModel):
     """The fields that say how a chat template renders a conversation.
 
     `add_generation_prompt` is true unless `continue_final_message` is, which has the model continue the last

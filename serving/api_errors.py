@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from http import HTTPMethod, HTTPStatus
 from typing import Any
 
@@ -12,7 +13,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from albireo_jax.core.errors import EngineDeadError, OverloadedError
+from albireo_jax.core.errors import ContextLengthError, EngineDeadError, OverloadedError
+from albireo_jax.serving.schemas.strict_model import StrictModel
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +24,9 @@ _RETRY_AFTER_S = "1"
 _MAX_MESSAGE_BYTES = 1500
 _MAX_PARAM_BYTES = 200
 """Of JSON: messages quote what a client sent, which may be megabytes."""
+
+_SHOWN_CHARACTERS = 500
+"""Of a text that an error quotes."""
 
 
 class ApiError(Exception):
@@ -158,6 +163,28 @@ def install_error_handlers(app: FastAPI) -> None:
         name = request.scope.get("state", {}).get("request_id")
         _log.error("request %s, %s %s, failed", name, request.method, request.url.path, exc_info=error)
         return internal_error().response()
+
+
+@contextmanager
+def value_errors_as_400(schema: type[StrictModel]) -> Generator[None, None, None]:
+    """Turn a ValueError into an ApiError 400; its `param` is the field that begins the message."""
+    try:
+        yield
+    except ContextLengthError as error:
+        raise bad_request(str(error), code="context_length_exceeded") from error
+    except ValueError as error:
+        raise bad_request(str(error), param=schema.field_in(str(error))) from error
+
+
+def check_model(asked: str | None, served_name: str) -> None:
+    """Raise ApiError 404 if a client asks for another model; who names none gets ours."""
+    if asked is not None and asked != served_name:
+        raise ApiError(
+            HTTPStatus.NOT_FOUND,
+            f"the model {asked[:_SHOWN_CHARACTERS]!r} does not exist; this server serves {served_name!r}",
+            param="model",
+            code="model_not_found",
+        )
 
 
 def _methods(request: Request) -> list[str]:

@@ -2,7 +2,7 @@
 
 The aim: medians of 0.15, 0.3 and 1.0 ms a step at 32, 128 and 512 rows. `albireo bench host` prints the same.
 
-    python benchmarks/host.py
+    python benchmarks/host_steps.py
 """
 
 import argparse

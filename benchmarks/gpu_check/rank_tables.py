@@ -76,7 +76,7 @@ def run_shards(check: Check) -> None:
     """All degrees of both models; the file of a model has those that there was time for."""
     shards: dict[str, list[Shard]] = {}
     for model, tp in _SMALL_RANKS if check.small else _RANKS:
-        if check.notebook.has_time(f"{model}, a rank of {tp}"):
+        if check.figures.has_time(f"{model}, a rank of {tp}"):
             shard = _measured(check, model, tp)
             shards.setdefault(model, []).append(shard)
             _note(check, model, shard)
@@ -122,7 +122,7 @@ def _note(check: Check, model: str, shard: Shard) -> None:
     for bucket in _steps(shard.loops).buckets:
         metric = "decode step" if bucket.is_decode else "mixed step"
         case = f"a rank of {shard.tp}, {bucket.tokens} tokens, {bucket.rows} rows"
-        check.notebook.add(model, case, metric=metric, unit="ms", samples=[1e3 * bucket.step_s])
+        check.figures.add(model, case, metric=metric, unit="ms", samples=[1e3 * bucket.step_s])
 
 
 def _steps(loops: Sequence[LoopTerms]) -> StepTable:

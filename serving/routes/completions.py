@@ -7,34 +7,28 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from albireo_jax.core.types import FinishReason, SamplingParams
-from albireo_jax.engine.output_streams import ChoiceDelta
-from albireo_jax.serving.answer_schemas import CompletionAnswer
+from albireo_jax.engine.choices import ChoiceDelta
+from albireo_jax.serving.api_errors import check_model, value_errors_as_400
 from albireo_jax.serving.auth import cache_salt
-from albireo_jax.serving.body import json_body
-from albireo_jax.serving.chunks import Chunks
-from albireo_jax.serving.events import (
+from albireo_jax.serving.dependencies import Engine
+from albireo_jax.serving.engine_calls import encode_all, open_stream, prepare
+from albireo_jax.serving.openai_logprobs import CompletionLogprobs, prompt_logprobs
+from albireo_jax.serving.openai_objects import Heading, Usage
+from albireo_jax.serving.openapi import body_answers, body_docs
+from albireo_jax.serving.request_body import json_body
+from albireo_jax.serving.request_id import request_id
+from albireo_jax.serving.schemas.answer_objects import CompletionAnswer
+from albireo_jax.serving.schemas.completion_bodies import CompletionBody, num_top
+from albireo_jax.serving.sse import (
     ChoiceEvents,
     DeltaEvents,
     EachDelta,
     EventStream,
     event,
     read_to_end,
-    turn_events,
+    stream_events,
 )
-from albireo_jax.serving.logprobs import CompletionLogprobs, prompt_logprobs
-from albireo_jax.serving.openapi import body_answers, body_docs
-from albireo_jax.serving.request_id import request_id
-from albireo_jax.serving.schemas import CompletionBody, num_top
-from albireo_jax.serving.served import Engine
-from albireo_jax.serving.turns import (
-    Heading,
-    Usage,
-    callers_fault,
-    check_model,
-    encode_all,
-    open_turn,
-    prepare,
-)
+from albireo_jax.serving.stream_chunks import Chunks
 from albireo_jax.text.detokenizer import TextOffsets
 from albireo_jax.text.tokenizer import Tokenizer
 
@@ -56,7 +50,7 @@ async def create_completion(
     """Continue each prompt n times; choice p * n + i is sample i of prompt p."""
     check_model(body.model, engine.served_name)
     heading = Heading.new("cmpl", engine.served_name, request_id=request_id(request, body.request_id))
-    with callers_fault(CompletionBody):
+    with value_errors_as_400(CompletionBody):
         params = body.filled(engine.frontend.defaults).sampling_params(DEFAULT_MAX_TOKENS)
         prompts = body.prompts()
         special = body.add_special_tokens is not False
@@ -79,11 +73,11 @@ async def create_completion(
         choices = [writer.events(chunks, i) for i, writer in enumerate(writers)] if body.stream else []
         salt = cache_salt(request.headers, body.cache_salt)
         # Last, since nothing that fails behind it would close it.
-        turn = await open_turn(engine.frontend, prompt_ids, params, cache_salt=salt)
+        stream = await open_stream(engine.frontend, prompt_ids, params, cache_salt=salt)
 
     if body.stream:
-        return EventStream(turn, turn_events(turn, choices, usage=usage, last_event=chunks.last_event))
-    done = await read_to_end(turn, request.receive)
+        return EventStream(stream, stream_events(stream, choices, usage=usage, last_event=chunks.last_event))
+    done = await read_to_end(stream, request.receive)
     written = [writers[completion.choice].write(completion.as_delta()) for completion in done]
     usage.count(done)
     return JSONResponse(heading.object("text_completion", choices=written, usage=usage.object()))

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from albireo_jax.serving.events import event
-from albireo_jax.serving.schemas import StreamOptions
-from albireo_jax.serving.turns import Heading, Usage
+from albireo_jax.serving.openai_objects import Heading, Usage
+from albireo_jax.serving.schemas.completion_bodies import StreamOptions
+from albireo_jax.serving.sse import event
 
 
 class Chunks:

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from albireo_jax.serving.list_limits import BoundedModel
+from albireo_jax.serving.schemas.list_limits import BoundedModel
 
 Refused = Mapping[str, tuple[object, ...]]
 """Field -> values that ask for nothing, besides null."""
@@ -53,7 +53,7 @@ WholeNumbers = Annotated[list[int], BeforeValidator(_all_whole)]
 """A list of integers."""
 
 
-class Wire(BoundedModel):
+class StrictModel(BoundedModel):
     """A JSON object from a client: no type is coerced, unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)

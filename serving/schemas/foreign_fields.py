@@ -5,7 +5,7 @@ field that is neither here nor in a schema is taken to have no effect on the ans
 `user`, `metadata`, `store` and `service_tier` are.
 """
 
-from albireo_jax.serving.wire import Refused
+from albireo_jax.serving.schemas.strict_model import Refused
 
 _SAMPLERS: Refused = {
     # llama.cpp, KoboldCpp, text-generation-webui

@@ -12,10 +12,10 @@ from starlette.responses import PlainTextResponse, Response
 from albireo_jax.engine.energy import EnergyReading
 from albireo_jax.engine.request_metrics import HistogramSnapshot, MetricsSnapshot
 from albireo_jax.engine.timeline import RouteTotals, TaskTable
-from albireo_jax.sched.kv_pages import TierStats
+from albireo_jax.sched.kv_pages import KvPageStats
 from albireo_jax.sched.prefix_cache import CacheStats
 from albireo_jax.sched.scheduler_stats import SchedulerStats
-from albireo_jax.serving.served import Engine, ServedEngine
+from albireo_jax.serving.dependencies import Engine, ServedEngine
 
 router = APIRouter()
 
@@ -59,7 +59,7 @@ def _scheduler_families(stats: SchedulerStats) -> Iterator[Metric]:
     )
 
 
-def _cache_families(tiers: TierStats, cache: CacheStats) -> Iterator[Metric]:
+def _cache_families(tiers: KvPageStats, cache: CacheStats) -> Iterator[Metric]:
     yield GaugeMetricFamily("albireo_kv_pages_in_use", "KV pages that requests own", value=tiers.in_use)
     yield GaugeMetricFamily(
         "albireo_kv_pages_idle",

@@ -24,7 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.utils import is_ssl
 from uvicorn.server import ServerState
 
-from albireo_jax.serving.errors import ApiError
+from albireo_jax.serving.api_errors import ApiError
 
 MAX_HEAD_BYTES = 2**15
 """Of a request's line and headers."""
@@ -62,7 +62,8 @@ class StrictConnection(h11.Connection):
             raise
         return event
 
-    def send(self, event: h11.Event) -> bytes | None:
+    # h11 declares an overload for each kind of event; one signature serves them all.
+    def send(self, event: h11.Event) -> bytes | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As of h11, without what was sent already."""
         data = super().send(event)
         if self.has_begun and data and isinstance(event, h11.Response):
@@ -171,7 +172,11 @@ class HttpProtocol(H11Protocol):
 
     def _is_answering(self) -> bool:
         """Whether a request is being answered, or its body read."""
-        return self.cycle is not None and not self.cycle.response_complete
+        return self._had_request() and not self.cycle.response_complete
+
+    def _had_request(self) -> bool:
+        """Whether the connection had a request; uvicorn declares the cycle of a request that never came."""
+        return self.cycle is not None  # pyright: ignore[reportUnnecessaryComparison]
 
     def _watch(self) -> None:
         """Limit the time for what the client has to send next."""
@@ -181,7 +186,7 @@ class HttpProtocol(H11Protocol):
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._began_s = None
             return
-        wait_s = _IDLE_S if self.cycle is None or self._began_s is not None else KEEP_ALIVE_S
+        wait_s = KEEP_ALIVE_S if self._had_request() and self._began_s is None else _IDLE_S
         if self._began_s is not None:
             wait_s = min(wait_s, self._began_s + _REQUEST_S - self.loop.time())
         self._timer = self.loop.call_later(max(wait_s, 0), self._time_out)

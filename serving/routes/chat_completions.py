@@ -7,36 +7,38 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from albireo_jax.core.types import FinishReason
-from albireo_jax.engine.output_streams import ChoiceDelta, Completion
-from albireo_jax.serving.answer_schemas import ChatAnswer, ChatChunk
-from albireo_jax.serving.asking import Asked, ask
+from albireo_jax.engine.choices import ChoiceDelta, Completion
+from albireo_jax.serving.api_errors import check_model, value_errors_as_400
 from albireo_jax.serving.auth import cache_salt
-from albireo_jax.serving.body import json_body
-from albireo_jax.serving.chunks import Chunks
-from albireo_jax.serving.events import (
+from albireo_jax.serving.chat_requests import ChatRequest, parse_chat
+from albireo_jax.serving.dependencies import Engine, Format
+from albireo_jax.serving.engine_calls import open_stream, prepare
+from albireo_jax.serving.openai_logprobs import ChatLogprobs, prompt_logprobs
+from albireo_jax.serving.openai_objects import Heading, Usage
+from albireo_jax.serving.openapi import body_answers, body_docs
+from albireo_jax.serving.request_body import json_body
+from albireo_jax.serving.request_id import request_id
+from albireo_jax.serving.schemas.answer_objects import ChatAnswer, ChatChunk
+from albireo_jax.serving.schemas.chat_bodies import ChatBody
+from albireo_jax.serving.schemas.completion_bodies import num_top
+from albireo_jax.serving.sse import (
     ChoiceEvents,
     DeltaEvents,
     EachDelta,
     EventStream,
     event,
     read_to_end,
-    turn_events,
+    stream_events,
 )
-from albireo_jax.serving.logprobs import ChatLogprobs, prompt_logprobs
-from albireo_jax.serving.openapi import body_answers, body_docs
-from albireo_jax.serving.request_id import request_id
-from albireo_jax.serving.schemas import num_top
-from albireo_jax.serving.schemas_chat import ChatBody
-from albireo_jax.serving.served import Engine, Format
-from albireo_jax.serving.turns import Heading, Usage, callers_fault, check_model, open_turn, prepare
+from albireo_jax.serving.stream_chunks import Chunks
 from albireo_jax.text.answers.answer_reader import (
     Answer,
     AnswerEvent,
     AnswerReader,
     ReasoningText,
 )
+from albireo_jax.text.answers.call_reader import ArgumentsText, CallBegun, CallEnded, ContentText
 from albireo_jax.text.answers.reasoning import Thinking
-from albireo_jax.text.answers.tool_calls import ArgumentsText, CallBegun, CallEnded, ContentText
 from albireo_jax.text.token_logprobs import TokenLogprob
 
 router = APIRouter()
@@ -57,10 +59,10 @@ async def create_chat_completion(
     """Answer a conversation n times; without max_tokens an answer may fill the context."""
     check_model(body.model, engine.served_name)
     heading = Heading.new("chatcmpl", engine.served_name, request_id=request_id(request, body.request_id))
-    with callers_fault(ChatBody):
+    with value_errors_as_400(ChatBody):
         longest, defaults = engine.limits.max_sequence_len, engine.frontend.defaults
         context_len = longest if body.truncate_prompt_tokens is None else None
-        asked = await ask(engine.tokenizer, format, body.filled(defaults), context_len=context_len)
+        asked = await parse_chat(engine.tokenizer, format, body.filled(defaults), context_len=context_len)
         asked = asked.with_prompt(body.truncated(asked.prompt_ids, room=longest - (body.max_tokens or 1)))
         asked = asked.with_default_max_tokens(defaults.max_tokens, longest=longest)
         await prepare(engine.frontend, asked.params)
@@ -73,11 +75,11 @@ async def create_chat_completion(
         ]
         salt = cache_salt(request.headers, body.cache_salt)
         # Last, since nothing that fails behind it would close it.
-        turn = await open_turn(engine.frontend, [asked.prompt_ids], asked.params, cache_salt=salt)
+        stream = await open_stream(engine.frontend, [asked.prompt_ids], asked.params, cache_salt=salt)
 
     if body.stream:
-        return EventStream(turn, turn_events(turn, events, usage=usage, last_event=chunks.last_event))
-    done = await read_to_end(turn, request.receive)
+        return EventStream(stream, stream_events(stream, events, usage=usage, last_event=chunks.last_event))
+    done = await read_to_end(stream, request.receive)
     usage.count(done)
     choices = [_answered(completion, asked, shows_ids=shows_ids) for completion in done]
     answer = heading.object("chat.completion", choices=choices, usage=usage.object())
@@ -160,7 +162,7 @@ def _reasoning(text: str | None) -> dict[str, str | None]:
     return {"reasoning_content": text, "reasoning": text}
 
 
-def _choice_events(chunks: Chunks, index: int, asked: Asked, *, shows_ids: bool) -> DeltaEvents:
+def _choice_events(chunks: Chunks, index: int, asked: ChatRequest, *, shows_ids: bool) -> DeltaEvents:
     """The events of a choice: who speaks, then what."""
 
     def chunk(delta: ChoiceDelta) -> dict[str, Any]:
@@ -186,7 +188,7 @@ def _choice_events(chunks: Chunks, index: int, asked: Asked, *, shows_ids: bool)
     return ChoiceEvents(index, chunk, opening=opening())
 
 
-def _answered(completion: Completion, asked: Asked, *, shows_ids: bool) -> dict[str, Any]:
+def _answered(completion: Completion, asked: ChatRequest, *, shows_ids: bool) -> dict[str, Any]:
     reader = asked.reader()
     if reader is None:
         message = {"role": "assistant", "content": completion.text, "refusal": None}
@@ -201,7 +203,7 @@ def _answered(completion: Completion, asked: Asked, *, shows_ids: bool) -> dict[
     return choice
 
 
-def _message(answer: Answer, asked: Asked) -> dict[str, Any]:
+def _message(answer: Answer, asked: ChatRequest) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": answer.content, "refusal": None}
     if not answer.content and (answer.calls or answer.reasoning):
         message["content"] = None

@@ -5,15 +5,15 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.responses import JSONResponse, Response
 
-from albireo_jax.serving.answer_schemas import DetokenizeAnswer, TokenizeAnswer
-from albireo_jax.serving.asking import render_chat
-from albireo_jax.serving.body import json_body
-from albireo_jax.serving.errors import bad_request
+from albireo_jax.serving.api_errors import bad_request, check_model, value_errors_as_400
+from albireo_jax.serving.chat_requests import render_chat
+from albireo_jax.serving.dependencies import Engine, Format
+from albireo_jax.serving.engine_calls import encode
 from albireo_jax.serving.openapi import body_answers, body_docs
-from albireo_jax.serving.schemas import DetokenizeBody
-from albireo_jax.serving.schemas_chat import TokenizeBody
-from albireo_jax.serving.served import Engine, Format
-from albireo_jax.serving.turns import callers_fault, check_model, encode
+from albireo_jax.serving.request_body import json_body
+from albireo_jax.serving.schemas.answer_objects import DetokenizeAnswer, TokenizeAnswer
+from albireo_jax.serving.schemas.chat_bodies import TokenizeBody
+from albireo_jax.serving.schemas.completion_bodies import DetokenizeBody
 
 router = APIRouter()
 
@@ -24,7 +24,7 @@ async def tokenize(
 ) -> Response:
     """Token ids of a text, or of a conversation as a chat with the same fields renders it."""
     check_model(body.model, engine.served_name)
-    with callers_fault(TokenizeBody):
+    with value_errors_as_400(TokenizeBody):
         if body.prompt is None:
             text, special = await render_chat(engine.tokenizer, format, body), False
         else:

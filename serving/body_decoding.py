@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from starlette.datastructures import Headers
 
-from albireo_jax.serving.errors import ApiError, bad_request
+from albireo_jax.serving.api_errors import ApiError, bad_request
 
 _JSON = re.compile(r"application/(json|[\w.!#$&^-]+\+json)")
 _COMPRESSIONS = {"gzip": 31, "x-gzip": 31, "deflate": 47}

@@ -6,10 +6,10 @@ from importlib.metadata import version
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from albireo_jax.serving.answer_schemas import Health, Load, ModelCard, ModelList, Version
+from albireo_jax.serving.api_errors import check_model
+from albireo_jax.serving.dependencies import Engine
 from albireo_jax.serving.openapi import answers
-from albireo_jax.serving.served import Engine
-from albireo_jax.serving.turns import check_model
+from albireo_jax.serving.schemas.answer_objects import Health, Load, ModelCard, ModelList, Version
 
 router = APIRouter()
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from albireo_jax.core.types import SamplingParams, StructuredOutput
-from albireo_jax.serving.logprobs import ChatLogprobs
-from albireo_jax.serving.schemas_chat import ChatBody
-from albireo_jax.serving.schemas_messages import ConversationBody
-from albireo_jax.serving.turns import RENDERING, aside
+from albireo_jax.serving.engine_calls import RENDERING, run_in_thread_if_long
+from albireo_jax.serving.openai_logprobs import ChatLogprobs
+from albireo_jax.serving.schemas.chat_bodies import ChatBody
+from albireo_jax.serving.schemas.conversation_bodies import ConversationBody
 from albireo_jax.text.answers.answer_formats import AnswerFormat, ToolFormat
 from albireo_jax.text.answers.answer_reader import AnswerReader
 from albireo_jax.text.answers.reasoning import Thinking, thinking
@@ -17,7 +17,7 @@ from albireo_jax.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class ChatRequest:
     """A body understood: what to generate, and how to read what comes."""
 
     prompt_ids: tuple[int, ...]
@@ -27,11 +27,11 @@ class Asked:
     parallel: bool
     logprobs: ChatLogprobs
 
-    def with_prompt(self, prompt_ids: tuple[int, ...]) -> "Asked":
+    def with_prompt(self, prompt_ids: tuple[int, ...]) -> "ChatRequest":
         """The same with another prompt."""
         return replace(self, prompt_ids=prompt_ids)
 
-    def with_default_max_tokens(self, default: int | None, *, longest: int) -> "Asked":
+    def with_default_max_tokens(self, default: int | None, *, longest: int) -> "ChatRequest":
         """The same; without a limit of its own an answer ends at the model's `default`, if it fits."""
         if default is None or self.params.max_tokens is not None:
             return self
@@ -48,9 +48,9 @@ class Asked:
         return AnswerReader(self.tools, self.thinking, parallel=self.parallel)
 
 
-async def ask(
+async def parse_chat(
     tokenizer: Tokenizer, format: AnswerFormat, body: ChatBody, *, context_len: int | None = None
-) -> Asked:
+) -> ChatRequest:
     """Render the prompt and find out what is constrained. Raises ValueError for what cannot be done.
 
     A prompt that must have more than `context_len` tokens is refused before it is tokenized.
@@ -59,12 +59,12 @@ async def ask(
     structured = _constraint(tokenizer, format, body, content=params.structured)
     prompt = await render_chat(tokenizer, format, body)
     encode = partial(tokenizer.encode, add_special_tokens=False, context_len=context_len)
-    prompt_ids = await aside(len(prompt), lambda: encode(prompt))
+    prompt_ids = await run_in_thread_if_long(len(prompt), lambda: encode(prompt))
     continued = text_of(body.spoken()[-1].message()) if body.continue_final_message else ""
     thinks = thinking(format.reasoning, prompt, continued=continued)
     if structured is not None:
         structured = after_reasoning(structured, thinks, token_id=tokenizer.token_id)
-    return Asked(
+    return ChatRequest(
         prompt_ids=tuple(prompt_ids),
         params=replace(
             params, structured=structured, shown_tokens=format.shown_tokens(tools=body.uses_tools)
@@ -89,7 +89,7 @@ async def render_chat(tokenizer: Tokenizer, format: AnswerFormat, body: Conversa
 
     if body.chat_template_kwargs or not tokenizer.renders_fast:
         return await RENDERING.run(render)
-    return await aside(body.size(), render, pool=RENDERING)
+    return await run_in_thread_if_long(body.size(), render, pool=RENDERING)
 
 
 def _constraint(

@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 from albireo_jax.core.checks import integer
 from albireo_jax.core.config import MAX_LOGPROBS
 from albireo_jax.core.types import ALL_LOGPROBS, SamplingParams
-from albireo_jax.serving.schemas import REFUSED, SamplingBody
-from albireo_jax.serving.schemas_messages import ConversationBody, MessageBody, NamedTool
-from albireo_jax.serving.wire import Refused, Whole
+from albireo_jax.serving.schemas.completion_bodies import REFUSED, SamplingBody
+from albireo_jax.serving.schemas.conversation_bodies import ConversationBody, MessageBody, NamedTool
+from albireo_jax.serving.schemas.strict_model import Refused, Whole
 from albireo_jax.text.grammar.tool_grammar import Function
 
 _REFUSED_CHAT: Refused = {

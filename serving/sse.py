@@ -1,4 +1,4 @@
-"""Server-sent events: how a turn is streamed, and how a client that leaves or an error ends it."""
+"""Server-sent events: how a stream is streamed, and how a client that leaves or an error ends it."""
 
 import asyncio
 import json
@@ -12,15 +12,16 @@ from starlette.types import Receive, Scope, Send
 
 from albireo_jax.core.errors import EngineDeadError
 from albireo_jax.core.types import FinishReason
-from albireo_jax.engine.output_streams import AsyncTurn, ChoiceDelta, Completion
-from albireo_jax.serving.errors import (
+from albireo_jax.engine.choices import ChoiceDelta, Completion
+from albireo_jax.engine.output_streams import AsyncOutputStream
+from albireo_jax.serving.api_errors import (
     ApiError,
     answer_failed,
     engine_dead,
     internal_error,
     shutting_down,
 )
-from albireo_jax.serving.turns import Usage
+from albireo_jax.serving.openai_objects import Usage
 
 _DONE = b"data: [DONE]\n\n"
 _INCOMPLETE = (FinishReason.ERROR, FinishReason.ABORT)
@@ -77,16 +78,20 @@ class EachDelta:
         return opening + event(self._chunk(delta))
 
 
-async def turn_events(
-    turn: AsyncTurn, choices: Sequence[DeltaEvents], *, usage: Usage, last_event: Callable[[], bytes]
+async def stream_events(
+    stream: AsyncOutputStream,
+    choices: Sequence[DeltaEvents],
+    *,
+    usage: Usage,
+    last_event: Callable[[], bytes],
 ) -> AsyncIterator[bytes]:
-    """The events of a turn, those of one engine step together, to [DONE].
+    """The events of a stream, those of one engine step together, to [DONE].
 
     `last_event` gives what comes before [DONE], when `usage` has counted all. A choice that the engine could
-    not complete ends the turn, the other choices too: an error event comes instead of theirs.
+    not complete ends the stream, the other choices too: an error event comes instead of theirs.
     """
     try:
-        async for deltas in turn:
+        async for deltas in stream:
             usage.count(deltas)
             yield b"".join([choices[delta.choice].encode(delta) for delta in _completed(deltas)])
             _raise_unless_completed(deltas)
@@ -102,7 +107,7 @@ async def turn_events(
 
 
 class EventStream(Response):
-    """A response whose events are written as the turn goes on; the turn is closed when it ends.
+    """A response whose events are written as the stream goes on; the stream is closed when it ends.
 
     Starlette's own streaming response costs a task group; here one task waits for the client to
     leave, and what an engine step brought is one write.
@@ -110,16 +115,16 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, turn: AsyncTurn, events: AsyncIterator[bytes]) -> None:
+    def __init__(self, stream: AsyncOutputStream, events: AsyncIterator[bytes]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._turn = turn
+        self._stream = stream
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Write the events until the turn or the client ends."""
+        """Write the events until the stream or the client ends."""
         del scope
-        watcher = asyncio.create_task(_close_when_gone(self._turn, receive))
+        watcher = asyncio.create_task(_close_when_gone(self._stream, receive))
         try:
             await send(
                 {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
@@ -130,29 +135,29 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             watcher.cancel()
-            self._turn.close()
+            self._stream.close()
 
 
-async def read_to_end(turn: AsyncTurn, receive: Receive) -> list[Completion]:
-    """Wait for the completions of all choices of a turn; there are none if the client left.
+async def read_to_end(stream: AsyncOutputStream, receive: Receive) -> list[Completion]:
+    """Wait for the completions of all choices of a stream; there are none if the client left.
 
     Raises EngineDeadError, and ApiError if the engine could not complete one of the choices.
     """
-    watcher = asyncio.create_task(_close_when_gone(turn, receive))
+    watcher = asyncio.create_task(_close_when_gone(stream, receive))
     try:
-        completions = await turn.completions()
+        completions = await stream.completions()
         _raise_unless_completed(completions)
         return completions
     finally:
         watcher.cancel()
-        turn.close()
+        stream.close()
 
 
-async def _close_when_gone(turn: AsyncTurn, receive: Receive) -> None:
-    """End a turn when its client disconnects; the request's body must have been read."""
+async def _close_when_gone(stream: AsyncOutputStream, receive: Receive) -> None:
+    """End a stream when its client disconnects; the request's body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         continue
-    turn.close()
+    stream.close()
 
 
 def _completed(deltas: Sequence[ChoiceDelta]) -> Sequence[ChoiceDelta]:

@@ -11,15 +11,15 @@ from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
 from albireo_jax.engine.thread_pools import BoundedPool
-from albireo_jax.serving.body_text import Writing
-from albireo_jax.serving.errors import ApiError, bad_request
+from albireo_jax.serving.api_errors import ApiError, bad_request
+from albireo_jax.serving.body_decoding import Writing
 from albireo_jax.serving.json_size import check_json_size
-from albireo_jax.serving.wire import Wire
+from albireo_jax.serving.schemas.strict_model import StrictModel
 
 _SHORT_BODY_BYTES = 2**16
 """A longer body is read by another thread, so that streams go on meanwhile."""
 
-Schema = TypeVar("Schema", bound=Wire)
+Schema = TypeVar("Schema", bound=StrictModel)
 
 
 def json_body(schema: type[Schema]) -> Callable[[Request], Awaitable[Schema]]:

@@ -33,7 +33,7 @@ class ServedEngine(Protocol):
 
     @property
     def frontend(self) -> Frontend:
-        """Where turns are opened."""
+        """Where streams are opened."""
         ...
 
     @property

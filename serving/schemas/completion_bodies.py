@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 
 from albireo_jax.core.sampling_defaults import SamplingDefaults
 from albireo_jax.core.types import ALL_LOGPROBS, SamplingParams
-from albireo_jax.serving.foreign_fields import FOREIGN, INSTEAD
-from albireo_jax.serving.schemas_structured import StructuredBody
-from albireo_jax.serving.wire import Refused, Whole, WholeNumbers, Wire, one_message
+from albireo_jax.serving.schemas.foreign_fields import FOREIGN, INSTEAD
+from albireo_jax.serving.schemas.strict_model import Refused, StrictModel, Whole, WholeNumbers, one_message
+from albireo_jax.serving.schemas.structured_output import StructuredBody
 
 MAX_CACHE_SALT = 256
 """Characters of a `cache_salt`."""
@@ -47,7 +47,7 @@ Prompts = Annotated[
 StopStrings = Annotated[str | list[str], one_message("must be a string or a list of strings")]
 
 
-class StreamOptions(Wire):
+class StreamOptions(StrictModel):
     """The parts of a stream besides its text."""
 
     closed = True
@@ -217,7 +217,7 @@ class CompletionBody(SamplingBody):
         return prompt  # type: ignore[return-value]
 
 
-class DetokenizeBody(Wire):
+class DetokenizeBody(StrictModel):
     """Body of POST /detokenize."""
 
     model: str | None = None

@@ -19,15 +19,15 @@ from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import SamplingParams
 from albireo_jax.engine.request_writer import RequestWriter
 from albireo_jax.runtime.batch import pack_params
-from albireo_jax.runtime.logit_rule_programs import RulesShape, pack_rules
+from albireo_jax.runtime.logit_rule_programs import LogitRulesShape, pack_rules
 from albireo_jax.sched.constraints import ConstrainedAnswer
 from albireo_jax.sched.sequence import Sequence
-from albireo_jax.serving.asking import ask, render_chat
-from albireo_jax.serving.body import parse_body
-from albireo_jax.serving.errors import ApiError
-from albireo_jax.serving.schemas import CompletionBody, DetokenizeBody
-from albireo_jax.serving.schemas_chat import ChatBody, TokenizeBody
-from albireo_jax.serving.wire import Wire
+from albireo_jax.serving.api_errors import ApiError
+from albireo_jax.serving.chat_requests import parse_chat, render_chat
+from albireo_jax.serving.request_body import parse_body
+from albireo_jax.serving.schemas.chat_bodies import ChatBody, TokenizeBody
+from albireo_jax.serving.schemas.completion_bodies import CompletionBody, DetokenizeBody
+from albireo_jax.serving.schemas.strict_model import StrictModel
 from albireo_jax.text.answers.answer_formats import ToolFormat, answer_format
 from albireo_jax.text.tokenizer import Tokenizer
 from tests.labs.engine_lab import CHAT_TEMPLATE, LIMITS
@@ -117,17 +117,17 @@ BESIDE: dict[str, dict[str, Any]] = {  # what a field needs beside it to be take
     "tool_choice": {"tools": [TOOL]},
     "parallel_tool_calls": {"tools": [TOOL]},
 }
-BASE: dict[type[Wire], dict[str, Any]] = {
+BASE: dict[type[StrictModel], dict[str, Any]] = {
     CompletionBody: {"prompt": "hi"},
     ChatBody: {"messages": HELLO},
     TokenizeBody: {"prompt": "hi"},
     DetokenizeBody: {"tokens": [1]},
 }
 _OF_CONVERSATIONS = set(TokenizeBody.model_fields) & set(ChatBody.model_fields) - {"model"}
-SHAPE = RulesShape(num_slots=9, padded_vocab=LIMITS.vocab_size, max_len=LIMITS.max_sequence_len)
+SHAPE = LogitRulesShape(num_slots=9, padded_vocab=LIMITS.vocab_size, max_len=LIMITS.max_sequence_len)
 
 
-class _Door:
+class _Boundary:
     """Takes a body from its bytes to the buffers that a device is given."""
 
     def __init__(self, tokenizer: Tokenizer, limits: EngineLimits) -> None:
@@ -138,7 +138,7 @@ class _Door:
             tokenizer, limits, eos_token_ids=tokenizer.eos_token_ids, clock=time.perf_counter
         )
 
-    def take(self, schema: type[Wire], body: dict[str, Any]) -> list[Sequence]:
+    def take(self, schema: type[StrictModel], body: dict[str, Any]) -> list[Sequence]:
         """The sequences that `body` adds to the waiting queue. Raises the error of a body that is refused."""
         match parse_body(json.dumps(body).encode(), schema):
             case CompletionBody() as completion:
@@ -148,7 +148,7 @@ class _Door:
                     for prompt in completion.prompts()
                 ]
             case ChatBody() as chat:
-                asked = asyncio.run(ask(self._tokenizer, self._format, chat))
+                asked = asyncio.run(parse_chat(self._tokenizer, self._format, chat))
                 params, prompts = asked.params, [asked.prompt_ids]
             case TokenizeBody() as tokenize:
                 text = tokenize.prompt
@@ -186,13 +186,15 @@ FIELDS = [(schema, field) for schema in BASE for field in sorted(schema.model_fi
 
 
 @pytest.fixture(scope="module")
-def door() -> _Door:
+def boundary() -> _Boundary:
     tokenizer = script_tokenizer(CHAT_TEMPLATE + "{% if reasoning_effort %}{{ reasoning_effort }}{% endif %}")
-    return _Door(tokenizer, dataclasses.replace(LIMITS, vocab_size=tokenizer.vocab_size))
+    return _Boundary(tokenizer, dataclasses.replace(LIMITS, vocab_size=tokenizer.vocab_size))
 
 
 @pytest.mark.parametrize(("schema", "field"), FIELDS, ids=lambda part: getattr(part, "__name__", part))
-def test_extreme_values_are_refused_or_packed(door: _Door, schema: type[Wire], field: str) -> None:
+def test_extreme_values_are_refused_or_packed(
+    boundary: _Boundary, schema: type[StrictModel], field: str
+) -> None:
     taken = 0
     for value in _values(field):
         body = BASE[schema] | BESIDE.get(field, {}) | {field: value}
@@ -202,7 +204,7 @@ def test_extreme_values_are_refused_or_packed(door: _Door, schema: type[Wire], f
         with warnings.catch_warnings(), np.errstate(all="raise"):
             warnings.simplefilter("error")
             try:
-                sequences = door.take(schema, body)
+                sequences = boundary.take(schema, body)
             except (ApiError, ValueError):
                 continue
             for sequence in sequences:

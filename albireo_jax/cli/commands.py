@@ -179,7 +179,7 @@ def generate(
     asked = [{"role": "user", "content": text}] if chat else text
     with launched(engine.engine_config(model)) as running:
         params = SamplingParams(**running.frontend.defaults.given() | given)
-        with running.frontend.stream([asked], params) as turn:
-            for deltas in turn:
+        with running.frontend.stream([asked], params) as stream:
+            for deltas in stream:
                 typer.echo("".join(delta.text for delta in deltas), nl=False)
             typer.echo()

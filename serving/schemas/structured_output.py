@@ -12,7 +12,7 @@ from pydantic import Field
 from pydantic_core import from_json
 
 from albireo_jax.core.types import StructuredOutput, StructureKind
-from albireo_jax.serving.wire import Wire
+from albireo_jax.serving.schemas.strict_model import StrictModel
 
 MAX_STRUCTURE_BYTES = 64 * 2**10
 """Of a schema, an expression, a grammar, or all choices together."""
@@ -21,7 +21,7 @@ MAX_SCHEMA_DEPTH = 64
 MAX_STRUCTURE_CHOICES = 1024
 
 
-class JsonSchemaFormat(Wire):
+class JsonSchemaFormat(StrictModel):
     """OpenAI's wrapping of a schema; with or without `strict` the answer follows it."""
 
     closed = True
@@ -32,7 +32,7 @@ class JsonSchemaFormat(Wire):
     json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
 
 
-class ResponseFormat(Wire):
+class ResponseFormat(StrictModel):
     """OpenAI's way."""
 
     closed = True
@@ -55,7 +55,7 @@ class ResponseFormat(Wire):
         return json_schema("response_format.json_schema.schema", self.json_schema.json_schema)
 
 
-class StructuredOutputs(Wire):
+class StructuredOutputs(StrictModel):
     """vLLM's way; one of the fields."""
 
     closed = True
@@ -74,7 +74,7 @@ class StructuredOutputs(Wire):
     json_object: bool | None = None
 
 
-class StructuredBody(Wire):
+class StructuredBody(StrictModel):
     """The fields of a body that say what its answer must look like."""
 
     response_format: ResponseFormat | None = None
