@@ -14,11 +14,11 @@ from albireo_jax.serving.api_errors import ApiError, bad_request, shorten
 from albireo_jax.serving.app import create_app
 from albireo_jax.serving.json_size import check_json_size
 from albireo_jax.serving.request_body import parse_body
+from albireo_jax.serving.schemas import structured_output  # noqa: F401 (its classes are among those below)
 from albireo_jax.serving.schemas.chat_bodies import ChatBody, TokenizeBody
 from albireo_jax.serving.schemas.completion_bodies import (
     CompletionBody,
     DetokenizeBody,
-    structured_output,  # noqa: F401 (its classes are among the subclasses below)
 )
 from albireo_jax.serving.schemas.list_limits import LIST_LIMITS
 from albireo_jax.serving.schemas.strict_model import StrictModel

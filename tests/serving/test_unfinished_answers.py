@@ -125,8 +125,8 @@ def test_a_stream_that_cannot_be_written_leaves_nothing_open(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no writer today")
 
-    for place in ("completions._ChoiceWriter.events", "chat._choice_events"):
-        monkeypatch.setattr(f"albireo_jax.serving.{place}", fail)
+    for place in ("completions._ChoiceWriter.events", "chat_completions._choice_events"):
+        monkeypatch.setattr(f"albireo_jax.serving.routes.{place}", fail)
     answer = asyncio.run(_post(engine, path, {**body, **ENDLESS, "stream": True}))
     assert answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR
     assert "writer" not in answer.text
