@@ -21,10 +21,10 @@ from typer.main import get_command
 
 from albireo_jax.cli.commands import app as command_line
 from albireo_jax.core.types import SamplingParams
-from albireo_jax.serving import metrics
 from albireo_jax.serving.app import create_app
-from albireo_jax.serving.schemas import CompletionBody
+from albireo_jax.serving.routes.prometheus import metrics
 from albireo_jax.serving.schemas.chat_bodies import ChatBody
+from albireo_jax.serving.schemas.completion_bodies import CompletionBody
 from albireo_jax.serving.schemas.foreign_fields import FOREIGN
 from albireo_jax.serving.schemas.list_limits import LIST_LIMITS
 from albireo_jax.serving.schemas.strict_model import StrictModel
