@@ -19,20 +19,20 @@ import openai.types.completion_create_params as openai_completions
 from typer.core import TyperGroup, TyperOption
 from typer.main import get_command
 
-from albireo_jax.cli.commands import app as command_line
+from albireo_jax.cli.app import app as command_line
 from albireo_jax.core.types import SamplingParams
+from albireo_jax.serving import metrics
 from albireo_jax.serving.app import create_app
-from albireo_jax.serving.routes.prometheus import metrics
-from albireo_jax.serving.schemas.chat_bodies import ChatBody
-from albireo_jax.serving.schemas.completion_bodies import CompletionBody
-from albireo_jax.serving.schemas.foreign_fields import FOREIGN
-from albireo_jax.serving.schemas.list_limits import LIST_LIMITS
-from albireo_jax.serving.schemas.strict_model import StrictModel
+from albireo_jax.serving.foreign_fields import FOREIGN
+from albireo_jax.serving.list_limits import LIST_LIMITS
+from albireo_jax.serving.schemas import CompletionBody
+from albireo_jax.serving.schemas_chat import ChatBody
+from albireo_jax.serving.wire import Wire
 
 _MARKER = re.compile(r"^<!-- reference: (\w+)(?: (.*?))? -->$", re.MULTILINE)
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-BODIES: dict[str, type[StrictModel]] = {COMPLETIONS: CompletionBody, CHAT: ChatBody}
+BODIES: dict[str, type[Wire]] = {COMPLETIONS: CompletionBody, CHAT: ChatBody}
 
 OPENAI_FIELDS: dict[str, frozenset[str]] = {
     COMPLETIONS: frozenset((*openai_completions.CompletionCreateParamsBase.__annotations__, "stream")),
@@ -58,6 +58,9 @@ VLLM_FIELDS: dict[str, frozenset[str]] = {
     CHAT: frozenset((*_VLLM_BOTH, *_VLLM_CHAT)),
 }
 """The fields that vLLM has beside OpenAI's, by path."""
+
+EARLIER_FIELDS = frozenset(("guided_json", "guided_regex", "guided_choice", "guided_grammar"))
+"""Fields that earlier versions of vLLM had."""
 
 OTHER_ROUTES: dict[str, str] = {
     "/v1/responses": "OpenAI, vLLM",
@@ -166,7 +169,7 @@ def _usage(argument: str) -> Iterator[str]:
 
 
 def _fields(_: str) -> Iterator[str]:
-    """Every field of OpenAI's and vLLM's bodies and of ours, and what becomes of it at each path."""
+    """Every field of OpenAI's and vLLM's bodies and of ours, with its fate at each path."""
     names = set[str]().union(*OPENAI_FIELDS.values(), *VLLM_FIELDS.values(), *map(_known, BODIES.values()))
     yield from _table("field", "known to", *(f"`{path}`" for path in BODIES))
     for name in sorted(names):
@@ -175,13 +178,14 @@ def _fields(_: str) -> Iterator[str]:
             for owner, lists in (("OpenAI", OPENAI_FIELDS), ("vLLM", VLLM_FIELDS))
             if any(name in each for each in lists.values())
         ]
+        whose += ["earlier vLLM"] if name in EARLIER_FIELDS else []
         yield _row(
             f"`{name}`", ", ".join(whose) or "this server", *(fate(name, body) for body in BODIES.values())
         )
 
 
-def fate(name: str, body: type[StrictModel]) -> str:
-    """What becomes of a field in a body: honoured, refused (with the name to use), or without effect."""
+def fate(name: str, body: type[Wire]) -> str:
+    """The fate of a field in a body: honoured, refused (with the name to use), or ignored."""
     if name in _known(body):
         return "**honoured**"
     if name in body.refused:
@@ -190,7 +194,7 @@ def fate(name: str, body: type[StrictModel]) -> str:
     return "ignored"
 
 
-def _known(body: type[StrictModel]) -> set[str]:
+def _known(body: type[Wire]) -> set[str]:
     return {field.alias or name for name, field in body.model_fields.items()}
 
 

@@ -71,7 +71,7 @@ def exists(name: str) -> bool:
 
 
 def unnamed_devices(text: str) -> list[str]:
-    """Records that a text quotes in a block that does not say what they were measured on."""
+    """Records that a text quotes in a block that does not name the device."""
     found: list[str] = []
     for block in re.split(r"\n\s*\n", text):
         for name in dict.fromkeys(RECORD.findall(block)):
@@ -81,7 +81,7 @@ def unnamed_devices(text: str) -> list[str]:
 
 
 def device_words(name: str) -> list[str]:
-    """What must be said beside a quoted record."""
+    """Words that must stand beside a quoted record."""
     path = RESULTS / name
     if path.suffix == ".svg":
         return []
