@@ -19,20 +19,20 @@ import openai.types.completion_create_params as openai_completions
 from typer.core import TyperGroup, TyperOption
 from typer.main import get_command
 
-from albireo_jax.cli.app import app as command_line
+from albireo_jax.cli.commands import app as command_line
 from albireo_jax.core.types import SamplingParams
-from albireo_jax.serving import metrics
 from albireo_jax.serving.app import create_app
-from albireo_jax.serving.foreign_fields import FOREIGN
-from albireo_jax.serving.list_limits import LIST_LIMITS
-from albireo_jax.serving.schemas import CompletionBody
-from albireo_jax.serving.schemas_chat import ChatBody
-from albireo_jax.serving.wire import Wire
+from albireo_jax.serving.routes import prometheus
+from albireo_jax.serving.schemas.chat_bodies import ChatBody
+from albireo_jax.serving.schemas.completion_bodies import CompletionBody
+from albireo_jax.serving.schemas.foreign_fields import FOREIGN
+from albireo_jax.serving.schemas.list_limits import LIST_LIMITS
+from albireo_jax.serving.schemas.strict_model import StrictModel
 
 _MARKER = re.compile(r"^<!-- reference: (\w+)(?: (.*?))? -->$", re.MULTILINE)
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-BODIES: dict[str, type[Wire]] = {COMPLETIONS: CompletionBody, CHAT: ChatBody}
+BODIES: dict[str, type[StrictModel]] = {COMPLETIONS: CompletionBody, CHAT: ChatBody}
 
 OPENAI_FIELDS: dict[str, frozenset[str]] = {
     COMPLETIONS: frozenset((*openai_completions.CompletionCreateParamsBase.__annotations__, "stream")),
@@ -184,7 +184,7 @@ def _fields(_: str) -> Iterator[str]:
         )
 
 
-def fate(name: str, body: type[Wire]) -> str:
+def fate(name: str, body: type[StrictModel]) -> str:
     """The fate of a field in a body: honoured, refused (with the name to use), or ignored."""
     if name in _known(body):
         return "**honoured**"
@@ -194,7 +194,7 @@ def fate(name: str, body: type[Wire]) -> str:
     return "ignored"
 
 
-def _known(body: type[Wire]) -> set[str]:
+def _known(body: type[StrictModel]) -> set[str]:
     return {field.alias or name for name, field in body.model_fields.items()}
 
 
@@ -237,7 +237,7 @@ def _routes(_: str) -> Iterator[str]:
 def metric_names() -> dict[str, str]:
     """The name and the description of every metric, read from the source of the collector."""
     found: dict[str, str] = {}
-    for node in ast.walk(ast.parse(Path(inspect.getfile(metrics)).read_text())):
+    for node in ast.walk(ast.parse(Path(inspect.getfile(prometheus)).read_text())):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or len(node.args) < 2:
             continue
         texts = [arg.value for arg in node.args[:2] if isinstance(arg, ast.Constant)]
