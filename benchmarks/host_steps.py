@@ -2,44 +2,43 @@
 
 The aim: medians of 0.15, 0.3 and 1.0 ms a step at 32, 128 and 512 rows. `albireo bench host` prints the same.
 
-    python benchmarks/host_steps.py
+    python -m benchmarks.host_steps
 """
 
-import argparse
-import os
-from pathlib import Path
+from albireo_jax.measure.host_work import HostBench, bench_host, plan_packer
+from albireo_jax.measure.records import Series, series_by_metric
+from benchmarks.lib.recording import Recording, script_parser
 
-from albireo_jax.measure.host_work import bench_host, plan_packer
-from albireo_jax.measure.records import Record, cpu_device, write_record
-from albireo_jax.measure.throughput import host_series
-
-ROOT = Path(__file__).resolve().parents[1]
+NOTE = "Null executor, two steps in flight, prompts of 128 to 143 tokens; one sample per decode step."
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rows", type=int, nargs="+", default=[32, 128, 512])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
-    return parser.parse_args()
+def series_of(result: HostBench) -> list[Series]:
+    """Plan, pack and commit of every measured step, in seconds."""
+    return [
+        series
+        for sample in result.samples
+        for series in series_by_metric(
+            "albireo",
+            f"{sample.rows} rows",
+            {
+                ("plan", "s"): sample.plan_s,
+                ("pack", "s"): sample.pack_s,
+                ("commit", "s"): sample.commit_s,
+                ("plan + pack + commit", "s"): sample.step_s,
+            },
+        )
+    ]
 
 
 def main() -> None:
-    options = arguments()
-    load_before = os.getloadavg()[0]
-    result = bench_host(options.rows, pack=plan_packer(max(options.rows)), steps=options.steps)
+    parser = script_parser(__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[32, 128, 512])
+    parser.add_argument("--steps", type=int, default=300)
+    recording = Recording.begin(parser)
+    rows = recording.options.rows
+    result = bench_host(rows, pack=plan_packer(max(rows)), steps=recording.options.steps)
     print(result.render())
-    record = Record(
-        name="host",
-        device=cpu_device(),
-        settings={"rows": options.rows, "steps": options.steps, "depth": 2},
-        series=host_series(result),
-        note="Null executor, two steps in flight, prompts of 128 to 143 tokens; one sample per decode step.",
-        load_before=load_before,
-    )
-    print(write_record(record, options.output))
+    recording.write("host", series_of(result), note=NOTE, settings={"depth": 2})
 
 
 if __name__ == "__main__":

@@ -6,33 +6,33 @@ other, each on both cores where it can, so their times add up; what is left of t
 and the host. Beside it: the time of one pass over the weights, and of one over the cached tokens, at the
 bandwidth measured in the same run, which no step can beat.
 
-    python benchmarks/peers/make_bench_model.py MODELS
-    python benchmarks/profile_step.py MODELS/llama60m-float32 --dtype float32 --rows 16 32
+    python -m benchmarks.peers.make_bench_model MODELS
+    python -m benchmarks.profile_step MODELS/llama60m-float32 --dtype float32 --rows 16 32
 """
 
-import argparse
-import os
 import random
 import re
 import statistics
-import tempfile
 import time
-from collections import Counter
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.profiler import ProfileData
 
 from albireo_jax import LLM, SamplingParams
-from albireo_jax.measure.records import Record, Series, cpu_device, write_record
+from albireo_jax.measure.records import Series, series_by_metric
 from albireo_jax.runtime.batch import Bucket
+from benchmarks.lib.hlo import parse
+from benchmarks.lib.recording import Recording, script_parser
+from benchmarks.lib.xla_trace import traced_events
 
-ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("inputs", "projections", "attention", "mlp", "logits", "sample")
 CONTROL = ("while", "conditional", "call", "tuple", "get-tuple-element", "parameter", "bitcast", "constant")
-INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (?:\(.*?\)|\S+) ([\w\-]+)\(.*?$", re.MULTILINE)
 OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -43,32 +43,17 @@ class Operation(NamedTuple):
     kind: str
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rows", type=int, nargs="+", default=[16])
-    parser.add_argument("--input-len", type=int, default=128)
-    parser.add_argument("--output-len", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
-    return parser.parse_args()
-
-
 def operations(text: str) -> dict[str, Operation]:
     """The instructions of a compiled program by name."""
     found: dict[str, Operation] = {}
-    for match in INSTRUCTION.finditer(text):
-        name, opcode = match.groups()
-        if opcode in CONTROL:
+    for one in parse(text).instructions():
+        if one.opcode in CONTROL:
             continue
-        scope = OP_NAME.search(match.group(0))
+        scope = OP_NAME.search(one.text)
         parts = scope.group(1).split("/") if scope else []
         stage = next((part for part in parts if part in STAGES), "other")
-        kind = "matrix product" if opcode == "dot" or "ynn" in name or "dot" in name else "other loop"
-        found[name] = Operation(stage, kind)
+        is_product = one.opcode == "dot" or "ynn" in one.name or "dot" in one.name
+        found[one.name] = Operation(stage, "matrix product" if is_product else "other loop")
     return found
 
 
@@ -85,27 +70,24 @@ def bandwidth() -> float:
     return array.nbytes / best_s
 
 
-def traced_ms(folder: Path, known: dict[str, Operation], steps: int) -> Counter[Operation]:
-    """Milliseconds per decode step of all known operations.
+def traced_ms(run: Callable[[], object], known: dict[str, Operation], steps: int) -> dict[Operation, float]:
+    """Milliseconds per decode step of all known operations while `run` takes so many steps.
 
     Other programs (steps with prompts) may use the same names a few times: an operation counts with its
     median, as often as it ran per step.
     """
-    (file,) = folder.rglob("*.xplane.pb")
     times_ms: dict[str, list[float]] = {}
-    for plane in ProfileData.from_file(str(file)).planes:
-        for line in plane.lines:
-            for event in line.events:
-                if event.name in known:
-                    times_ms.setdefault(event.name, []).append(event.duration_ns / 1e6)
-    sums: Counter[Operation] = Counter()
+    for event in traced_events(run):
+        if event.name in known:
+            times_ms.setdefault(event.name, []).append(event.duration_ns / 1e6)
+    sums: defaultdict[Operation, float] = defaultdict(float)
     for name, each_ms in times_ms.items():
         if len(each_ms) > steps // 2:
             sums[known[name]] += statistics.median(each_ms) * len(each_ms) / steps
     return sums
 
 
-def profile(llm: LLM, rows: int, options: argparse.Namespace) -> dict[str, list[float]]:
+def profile(llm: LLM, rows: int, options: Namespace) -> dict[str, list[float]]:
     """Samples of milliseconds per decode step, by stage and kind, and of the whole step."""
     draw = random.Random(rows)
     known = operations(llm.engine.executor.compiled(Bucket(rows, rows)).as_text() or "")
@@ -123,17 +105,14 @@ def profile(llm: LLM, rows: int, options: argparse.Namespace) -> dict[str, list[
     run(2)
     for _ in range(options.repeats):
         step_ms = (run(options.output_len) - run(1)) / steps * 1e3
-        with tempfile.TemporaryDirectory() as folder:
-            with jax.profiler.trace(folder):
-                run(options.output_len)
-            sums = traced_ms(Path(folder), known, steps)
+        sums = traced_ms(partial(run, options.output_len), known, steps)
         samples.setdefault("step", []).append(step_ms)
         for operation, ms in sums.items():
             samples.setdefault(f"{operation.stage}: {operation.kind}", []).append(ms)
     return samples
 
 
-def floors_ms(llm: LLM, rows: int, options: argparse.Namespace) -> dict[str, float]:
+def floors_ms(llm: LLM, rows: int, options: Namespace) -> dict[str, float]:
     """Milliseconds to read the weights once, and the cached tokens of all rows once, at full bandwidth."""
     memory = llm.engine.memory
     tokens = rows * (options.input_len + options.output_len / 2)
@@ -145,7 +124,7 @@ def floors_ms(llm: LLM, rows: int, options: argparse.Namespace) -> dict[str, flo
     }
 
 
-def measure(rows: int, options: argparse.Namespace) -> list[Series]:
+def measure(rows: int, options: Namespace) -> list[Series]:
     with LLM(
         options.model,
         dtype=options.dtype,
@@ -159,37 +138,28 @@ def measure(rows: int, options: argparse.Namespace) -> list[Series]:
     print(f"{options.dtype}, {rows} rows: {step_ms:.1f} ms a decode step")
     for name, each_ms in sorted(samples.items(), key=lambda item: -statistics.median(item[1])):
         print(f"  {name:32} {statistics.median(each_ms):8.2f} ms")
+    case = f"{options.dtype} {rows} rows"
     return [
-        Series(
-            subject=name,
-            case=f"{options.dtype} {rows} rows",
-            metric="time per step",
-            unit="ms",
-            samples=tuple(each),
-        )
+        series
         for name, each in samples.items()
+        for series in series_by_metric(name, case, {("time per step", "ms"): each})
     ]
 
 
 def main() -> None:
-    options = arguments()
-    load_before = os.getloadavg()[0]
+    parser = script_parser(__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rows", type=int, nargs="+", default=[16])
+    parser.add_argument("--input-len", type=int, default=128)
+    parser.add_argument("--output-len", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=3)
+    recording = Recording.begin(parser)
+    options = recording.options
     series = [one for rows in options.rows for one in measure(rows, options)]
-    record = Record(
-        name=f"profile-{options.dtype}",
-        device=cpu_device(),
-        settings={
-            "model": Path(options.model).name,
-            "dtype": options.dtype,
-            "rows": options.rows,
-            "input_len": options.input_len,
-            "output_len": options.output_len,
-        },
-        series=series,
-        note="Operations are traced, which slows the step; `step` is measured without a trace.",
-        load_before=load_before,
-    )
-    print(write_record(record, options.output))
+    note = "Operations are traced, which slows the step; `step` is measured without a trace."
+    name = Path(options.model).name
+    recording.write(f"profile-{options.dtype}", series, note=note, settings={"model": name})
 
 
 if __name__ == "__main__":

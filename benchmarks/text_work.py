@@ -4,11 +4,9 @@ Measures `Detokenizer.push` per row (without and with the stop strings), and bes
 tokenizers package, which decodes but knows no stop strings. SmolLM2's tokenizer, the words of a text file.
 The aim: 128 rows with stop strings in 1 ms.
 
-    python benchmarks/text_work.py --record
+    python -m benchmarks.text_work
 """
 
-import argparse
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,26 +16,14 @@ from tokenizers.decoders import DecodeStream
 
 from albireo_jax.core.model_files import find_model
 from albireo_jax.core.types import SamplingParams
-from albireo_jax.measure.records import Record, Series, cpu_device, write_record
+from albireo_jax.measure.records import Series, series_by_metric
 from albireo_jax.text.detokenizer import Detokenizer
 from albireo_jax.text.gguf_tokenizer import load_gguf_tokenizer
 from albireo_jax.text.tokenizer import Tokenizer
+from benchmarks.lib.recording import Recording, script_parser
 
-ROOT = Path(__file__).resolve().parents[1]
 STOPS = ("\n\nUser:", "</answer>")
 PROMPT_LEN = 32
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rows", type=int, nargs="+", default=[32, 128, 512])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--text", type=Path, default=ROOT / "README.md")
-    parser.add_argument("--record", action="store_true", help="write a JSON record")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
-    return parser.parse_args()
 
 
 def row_tokens(token_ids: list[int], rows: int, steps: int) -> list[list[int]]:
@@ -75,8 +61,12 @@ def decode_stream_steps(
 
 
 def main() -> None:
-    options = arguments()
-    load = os.getloadavg()[0]
+    parser = script_parser(__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[32, 128, 512])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--text", type=Path, default=Path(__file__).resolve().parents[1] / "README.md")
+    recording = Recording.begin(parser)
+    options = recording.options
     parts = load_gguf_tokenizer(find_model("smollm2").path)
     tokenizer = Tokenizer(parts)
     token_ids = tokenizer.encode(options.text.read_text(encoding="utf-8"))
@@ -89,14 +79,11 @@ def main() -> None:
             "tokenizers' DecodeStream": decode_stream_steps(parts.backend, tokens, options.steps),
         }
         for subject, samples in measured.items():
-            one = Series(subject=subject, case=f"{rows} rows", metric="step", unit="ms", samples=samples)
+            (one,) = series_by_metric(subject, f"{rows} rows", {("step", "ms"): samples})
             each = one.median / rows * 1e3
             print(f"{one.case:>9}  {subject:26} {one.median:.3f} ms a step, {each:.2f} µs a row")
             series.append(one)
-    if options.record:
-        settings = {"rows": options.rows, "steps": options.steps, "stop": STOPS, "prompt_len": PROMPT_LEN}
-        record = Record(name="text", device=cpu_device(), settings=settings, series=series, load_before=load)
-        print(write_record(record, options.output))
+    recording.write("text", series, settings={"stop": STOPS, "prompt_len": PROMPT_LEN})
 
 
 if __name__ == "__main__":

@@ -10,18 +10,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 _START_TIMEOUT_S = 600.0
+_OK = 200
 
 
 def main() -> None:
     """Serve, ask, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--prompt", default="Give me three short tips for learning to play the guitar.")
     parser.add_argument("--max-tokens", type=int, default=120)
     options = parser.parse_args()
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 @contextmanager
-def _server() -> Iterator[str]:
+def _server() -> Generator[str]:
     """URL of a running server, stopped at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -62,7 +63,7 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is not None:
             raise SystemExit(f"the server ended with code {process.returncode} before it was ready")
         try:
-            if httpx.get(f"{url}/health").status_code == httpx.codes.OK:
+            if httpx.get(f"{url}/health").status_code == _OK:
                 return
         except httpx.TransportError:
             time.sleep(0.2)
@@ -81,7 +82,7 @@ def _answer(client: httpx.Client, prompt: str, *, max_tokens: int) -> Iterator[s
         "stream": True,
     }
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        if response.status_code != httpx.codes.OK:
+        if response.status_code != _OK:
             raise SystemExit(f"{response.status_code}: {response.read().decode()}")
         for line in response.iter_lines():
             data = line.removeprefix("data: ")

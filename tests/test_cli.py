@@ -34,13 +34,14 @@ class Outcome:
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("", "serve generate bench report sweep --version"),
+        ("", "serve generate bench calibrate report sweep --version"),
         ("serve", f"{ENGINE_FLAGS} {SERVE_FLAGS} MODEL smollm2"),
         ("generate", f"{ENGINE_FLAGS} --prompt --chat --seed --stop MODEL"),
         ("bench", "throughput latency host"),
         ("bench throughput", f"{ENGINE_FLAGS} requests input-len output-len MODEL"),
         ("bench latency", f"{ENGINE_FLAGS} requests input-len output-len MODEL"),
         ("bench host", "rows steps"),
+        ("calibrate", "--tp --shard-shaped --depths --repeats --output CONFIG"),
         ("report", f"{ENGINE_FLAGS} requests input-len output-len trace scale out from MODEL"),
         ("sweep", f"{SWEEP_FLAGS} MODEL smollm2"),
     ],

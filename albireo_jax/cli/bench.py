@@ -31,10 +31,10 @@ def throughput(
     albireo bench throughput smollm2 --requests 16
     albireo bench throughput smollm2 --requests 16 --depth 1     without overlap
     """
-    from albireo_jax.measure.throughput import Workload, bench_throughput, render_throughput
+    from albireo_jax.measure.throughput import BenchWorkload, bench_throughput, render_throughput
 
     with launched(engine.engine_config(model), measure_sampling=True) as running:
-        workload = Workload(
+        workload = BenchWorkload(
             num_prompts=requests,
             input_len=input_len,
             output_len=output_len,
@@ -63,10 +63,10 @@ def latency(
     albireo bench latency smollm2
     albireo bench latency smollm2 --input-len 1024
     """
-    from albireo_jax.measure.throughput import Workload, bench_latency, render_latency
+    from albireo_jax.measure.throughput import BenchWorkload, bench_latency, render_latency
 
     with launched(engine.engine_config(model), measure_sampling=True) as running:
-        workload = Workload(
+        workload = BenchWorkload(
             num_prompts=requests,
             input_len=input_len,
             output_len=output_len,

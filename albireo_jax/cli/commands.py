@@ -13,6 +13,7 @@ import typer
 
 from albireo_jax.cli import options as flags
 from albireo_jax.cli.bench import bench
+from albireo_jax.cli.calibrate import calibrate
 from albireo_jax.cli.launching import launched, needs_extra
 from albireo_jax.cli.options import EngineFlags, with_engine_flags
 from albireo_jax.cli.plan import plan
@@ -29,6 +30,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 app.add_typer(bench, name="bench")
+app.command()(calibrate)
 app.command()(plan)
 app.command()(report)
 app.command()(sweep)
@@ -84,6 +86,7 @@ def albireo(
     albireo generate smollm2 --chat -p "Hello"   one answer on the terminal
     albireo bench throughput smollm2             how fast it is, and where the time goes
     albireo report smollm2 --out report          that as a page, and what more devices would bring
+    albireo calibrate CONFIG --output FILE.json  how long steps take here, for `albireo plan`
     albireo sweep MODEL --gpus 8                 at which tensor-parallel degree GPUs serve most
 
     albireo COMMAND --help explains a command and its flags.

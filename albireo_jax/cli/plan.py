@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from albireo_jax.cli.number_lists import comma_separated
 from albireo_jax.cli.options import with_flags
 from albireo_jax.core.config import MEMORY_SHARE, Dtype, KvDtype, ModelConfig, Quantization, SamplingMode
 from albireo_jax.core.hf_config import model_config_from_hf, read_hf_config
@@ -77,7 +78,7 @@ class PlanFlags:
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help="Step and host times that scripts/calibrate_cost.py measured. Default: a roofline.",
+            help="Step and host times that `albireo calibrate` measured. Default: a roofline.",
             show_default=False,
         ),
     ] = None
@@ -165,8 +166,8 @@ def _question(name: str, asked: PlanFlags) -> "tuple[Question, StepModels]":
         kv_dtype=asked.kv_cache_dtype,
         page_size=asked.page_size,
         memory_share=asked.memory_share,
-        rows=_numbers("rows", asked.rows),
-        step_tokens=_numbers("step-tokens", asked.step_tokens),
+        rows=comma_separated("rows", asked.rows),
+        step_tokens=comma_separated("step-tokens", asked.step_tokens),
         requests_per_replica=asked.requests,
     )
     return _measured(question, asked) if asked.calibration else (question, _assumed(question, asked))
@@ -180,7 +181,7 @@ def _measured(question: "Question", asked: PlanFlags) -> "tuple[Question, StepMo
 
     path = asked.calibration
     if path is None or not path.is_file():
-        raise ValueError(f"there is no calibration {path}; scripts/calibrate_cost.py makes one")
+        raise ValueError(f"there is no calibration {path}; `albireo calibrate` makes one")
     if asked.quantization is not None:
         raise ValueError(f"quantization {asked.quantization} cannot be planned from steps of float weights")
     calibration = read_calibration(path)
@@ -254,16 +255,6 @@ def _short_name(name: str) -> str:
     if path.name == "config.json":
         return path.resolve().parent.name
     return path.stem.removesuffix("_config") if path.suffix else path.name
-
-
-def _numbers(flag: str, text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise ValueError(f"--{flag} takes numbers and commas, such as 64,128; got {text!r}") from None
-    if min(numbers) < 1:
-        raise ValueError(f"--{flag} must be at least 1, got {min(numbers)}")
-    return numbers
 
 
 def _with_progress(make: "Callable[[Callable[[str], None]], Answer]") -> "Answer":

@@ -14,7 +14,7 @@ from albireo_jax.core.config import Dtype
 from albireo_jax.core.model_files import find_model
 
 if TYPE_CHECKING:
-    from albireo_jax.measure.loads import Load
+    from albireo_jax.measure.loads import OfferedLoad
     from albireo_jax.sweep.sweep_settings import SweepSettings
 
 _FAILED = 1
@@ -101,7 +101,7 @@ class SweepFlags:
     warmups: Annotated[int, typer.Option(metavar="N", help="Runs of each variant that do not count.")] = 1
     seed: Annotated[int, typer.Option(metavar="N", help="Of prompts, arrivals and sampling.")] = 0
 
-    def load(self) -> "Load":
+    def load(self) -> "OfferedLoad":
         """What is offered to the cluster; raises ValueError for flags that contradict each other."""
         from albireo_jax.measure.loads import FixedBatch, PoissonLoad, TraceLoad
 

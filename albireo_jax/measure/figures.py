@@ -90,7 +90,7 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class BarSegment:
     """One value for each category; None where there is none. `hatched` tells apart what has the same colour.
 
     `color` is by default the next of `COLORS`.
@@ -103,7 +103,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
+class LaneSegment:
     """Something that went on from `begin` to `end`; spans of one `kind` share a colour, the first one's.
 
     That is by default the next of `COLORS`.
@@ -120,7 +120,7 @@ class Lane:
     """A row of a timing diagram: what one actor did, without overlap."""
 
     name: str
-    spans: Sequence[Span]
+    spans: Sequence[LaneSegment]
 
 
 def line_figure(
@@ -171,7 +171,7 @@ def line_figure(
 
 def stacked_bars(
     categories: Sequence[str],
-    parts: Sequence[Part],
+    parts: Sequence[BarSegment],
     *,
     y_label: str,
     x_label: str = "",
@@ -197,7 +197,7 @@ def stacked_bars(
 
 def grouped_bars(
     categories: Sequence[str],
-    groups: Sequence[Part],
+    groups: Sequence[BarSegment],
     *,
     y_label: str,
     x_label: str = "",
@@ -223,7 +223,7 @@ def lane_figure(lanes: Sequence[Lane], *, x_label: str, title: str = "") -> Figu
     with _styled():
         figure, axes = _canvas(title=title, x_label=x_label, y_label="")
         figure.set_figheight(0.9 + 0.45 * len(lanes))
-        firsts: dict[str, Span] = {}
+        firsts: dict[str, LaneSegment] = {}
         for span in (span for lane in lanes for span in lane.spans):
             firsts.setdefault(span.kind, span)
         colors = {kind: span.color or color for (kind, span), color in zip(firsts.items(), cycle(COLORS))}
@@ -296,7 +296,7 @@ def _category_ticks(axes: Axes, categories: Sequence[str]) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def _fill(part: Part, color: str) -> dict[str, Any]:
+def _fill(part: BarSegment, color: str) -> dict[str, Any]:
     face = part.color or color
     if part.hatched:
         return {"facecolor": f"{face}55", "edgecolor": face, "hatch": "////", "linewidth": 0.6}

@@ -76,16 +76,16 @@ class TraceLoad:
         return f"{first} requests of {self.path.name}, lengths x {self.scale:g}, rate x {self.rate_scale:g}"
 
 
-Load = FixedBatch | PoissonLoad | TraceLoad
+OfferedLoad = FixedBatch | PoissonLoad | TraceLoad
 """What is offered to a cluster."""
 
 
-def comes_at_once(load: Load) -> bool:
+def comes_at_once(load: OfferedLoad) -> bool:
     """Whether all requests are there from the start, so that throughput tells how fast the cluster is."""
     return isinstance(load, FixedBatch)
 
 
-def cluster_arrivals(load: Load, *, gpus: int, seed: int) -> list[Arrival]:
+def cluster_arrivals(load: OfferedLoad, *, gpus: int, seed: int) -> list[Arrival]:
     """All requests that a cluster of `gpus` gets, in order of arrival, the first at 0 seconds or later.
 
     Raises ValueError for a trace that cannot be read or is empty.

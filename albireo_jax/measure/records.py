@@ -67,6 +67,36 @@ class Series:
         return statistics.median(self.samples)
 
 
+class SampleTable:
+    """Samples by subject, case, metric and unit, in the order in which each of these first came."""
+
+    def __init__(self) -> None:
+        self._samples: dict[tuple[str, str, str, str], list[float]] = {}
+
+    def add(self, subject: str, case: str, figures: Mapping[tuple[str, str], float]) -> None:
+        """One more sample of each metric and unit of a subject in a case."""
+        for (metric, unit), value in figures.items():
+            self._samples.setdefault((subject, case, metric, unit), []).append(value)
+
+    def series(self) -> list[Series]:
+        """A series for each metric of each subject and case."""
+        return [
+            Series(subject=subject, case=case, metric=metric, unit=unit, samples=tuple(samples))
+            for (subject, case, metric, unit), samples in self._samples.items()
+        ]
+
+
+def series_by_metric(
+    subject: str, case: str, samples: Mapping[tuple[str, str], Iterable[float]]
+) -> list[Series]:
+    """The series of a subject in a case by metric and unit; a metric without samples has none."""
+    return [
+        Series(subject=subject, case=case, metric=metric, unit=unit, samples=known)
+        for (metric, unit), values in samples.items()
+        if (known := tuple(map(float, values)))
+    ]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One benchmark run, ready to be written; `settings` are the sizes it was run at.

@@ -14,12 +14,10 @@ from itertools import pairwise
 from albireo_jax.core.types import SamplingParams
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.timeline import TaskTable, Timeline, render
-from albireo_jax.measure.host_work import HostBench
-from albireo_jax.measure.records import Series
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
+class BenchWorkload:
     """`num_prompts` random prompts of `input_len` ids below `vocab_size`, each continued by `output_len` ids.
 
     The end-of-sequence is ignored, so that every run does the same work. `temperature` 0 is greedy.
@@ -84,7 +82,7 @@ class RunTimes:
 class BenchResult:
     """The counted runs of a workload and where their time went."""
 
-    workload: Workload
+    workload: BenchWorkload
     runs: tuple[RunTimes, ...]
     task_table: TaskTable
 
@@ -115,14 +113,14 @@ class BenchResult:
 
 
 def bench_throughput(
-    frontend: Frontend, timeline: Timeline, workload: Workload, *, repeats: int = 3, warmups: int = 1
+    frontend: Frontend, timeline: Timeline, workload: BenchWorkload, *, repeats: int = 3, warmups: int = 1
 ) -> BenchResult:
     """All prompts at once, `repeats` times after `warmups` runs that do not count."""
     return _bench(frontend, timeline, workload, runs=range(-warmups, repeats))
 
 
 def bench_latency(
-    frontend: Frontend, timeline: Timeline, workload: Workload, *, repeats: int = 10, warmups: int = 2
+    frontend: Frontend, timeline: Timeline, workload: BenchWorkload, *, repeats: int = 10, warmups: int = 2
 ) -> BenchResult:
     """The same with many short runs, usually of one prompt: read the times, not the throughput."""
     return _bench(frontend, timeline, workload, runs=range(-warmups, repeats))
@@ -162,43 +160,13 @@ def render_latency(result: BenchResult) -> str:
     return "\n".join((*lines, "", render(result.task_table)))
 
 
-def bench_series(subject: str, result: BenchResult) -> list[Series]:
-    """The result for a record: throughput of each run, and its median times."""
-    runs = result.runs
-    samples = {
-        ("output", "tokens/s"): result.output_tokens_per_s,
-        ("time to first token", "s"): tuple(statistics.median(run.first_s) for run in runs),
-        ("between tokens", "s"): tuple(statistics.median(run.gaps_s) for run in runs if run.gaps_s),
-        ("end to end", "s"): tuple(run.total_s for run in runs),
-    }
-    return [
-        Series(subject=subject, case=result.workload.case, metric=metric, unit=unit, samples=values)
-        for (metric, unit), values in samples.items()
-        if values
-    ]
-
-
-def host_series(result: HostBench) -> list[Series]:
-    """Plan, pack and commit of every measured step for a record, in seconds."""
-    return [
-        Series(subject="albireo", case=f"{sample.rows} rows", metric=metric, unit="s", samples=tuple(seconds))
-        for sample in result.samples
-        for metric, seconds in (
-            ("plan", sample.plan_s),
-            ("pack", sample.pack_s),
-            ("commit", sample.commit_s),
-            ("plan + pack + commit", sample.step_s),
-        )
-    ]
-
-
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least `share` of all values do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, -(-len(ordered) * round(share * 1000) // 1000) - 1)]
 
 
-def _bench(frontend: Frontend, timeline: Timeline, workload: Workload, *, runs: range) -> BenchResult:
+def _bench(frontend: Frontend, timeline: Timeline, workload: BenchWorkload, *, runs: range) -> BenchResult:
     """Runs below 0 are warm-ups."""
     counted: list[RunTimes] = []
     for run in runs:

@@ -12,21 +12,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from albireo_jax.core.dataclass_json import restore
 from albireo_jax.engine.energy import EnergyReading
 from albireo_jax.engine.timeline import TaskTable
-from albireo_jax.measure.dataclass_json import restore
 from albireo_jax.measure.kv_contention import KvUse
 from albireo_jax.measure.records import Device
 from albireo_jax.measure.throughput import percentile
 from albireo_jax.report.perfetto_trace import LaneSpan
-from albireo_jax.report.wasted_tokens import Work
+from albireo_jax.report.wasted_tokens import TokenWork
 from albireo_jax.sim.outcome import RequestTimes
 
 _DERIVED = "derived"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class ReportedEngine:
     """The engine that was measured, on `device`, by which `software` and when."""
 
     model: str
@@ -79,14 +79,14 @@ class Report:
     that there is nothing to divide.
     """
 
-    subject: Subject
+    subject: ReportedEngine
     load: str
     wall_s: float
     prompt_tokens: int
     requests: tuple[RequestTimes, ...]
     table: TaskTable
     kv: KvUse
-    work: Work
+    work: TokenWork
     energy: EnergyReading
     excerpt: tuple[LaneSpan, ...] = ()
 

@@ -16,7 +16,7 @@ from albireo_jax.launch import Prepared
 from albireo_jax.measure.kv_contention import ContentionMeter
 from albireo_jax.measure.load_generator import offer
 from albireo_jax.measure.records import Device, cpu_device, current_commit, versions
-from albireo_jax.report.amdahl import Report, Subject
+from albireo_jax.report.amdahl import Report, ReportedEngine
 from albireo_jax.report.perfetto_trace import LaneSpan, lane_spans
 from albireo_jax.report.report_load import ReportLoad
 from albireo_jax.report.wasted_tokens import WorkMeter
@@ -62,7 +62,7 @@ class MeteredLoop:
         requests: Sequence[Request],
         outcome: Outcome,
         *,
-        subject: Subject,
+        subject: ReportedEngine,
         load: str,
         energy: EnergyReading,
     ) -> ReportedRun:
@@ -113,14 +113,14 @@ def run_report(engine: Prepared, load: ReportLoad, arrivals: Sequence[Arrival], 
     return counted.reported(requests, outcome, subject=subject, load=load.label, energy=energy)
 
 
-def subject_of(engine: Prepared, *, model: str) -> Subject:
+def subject_of(engine: Prepared, *, model: str) -> ReportedEngine:
     """What a report says of an engine, as of now."""
     config = engine.config
     commit = current_commit(Path(__file__).resolve().parents[2])
     software = [f"{name} {version}" for name, version in versions(("albireo-jax", "jax")).items()]
     if commit is not None:
         software.append(f"commit {commit.revision[:10]}{' with changes' if commit.dirty else ''}")
-    return Subject(
+    return ReportedEngine(
         model=model,
         tp=config.parallel.tp,
         depth=config.scheduler.depth,

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from albireo_jax.engine.timeline import TaskTable, render
 from albireo_jax.measure.figures import (
     COLORS,
+    BarSegment,
     Lane,
+    LaneSegment,
     Line,
-    Part,
-    Span,
     lane_figure,
     line_figure,
     stacked_bars,
@@ -83,12 +83,12 @@ def write_report(report: Report, folder: Path, *, spans: Sequence[LaneSpan] = ()
     return [folder / name for name in texts]
 
 
-def time_bars(tables: Sequence[TaskTable]) -> list[Part]:
+def time_bars(tables: Sequence[TaskTable]) -> list[BarSegment]:
     """For each table a bar of milliseconds per step: the device's tasks and what was exposed beside them."""
     columns = [parts(table) for table in tables]
     per_step_ms = [1e3 / table.steps for table in tables]
     bars = [
-        Part(
+        BarSegment(
             name=same[0].name,
             values=[part.seconds * each for part, each in zip(same, per_step_ms, strict=True)],
             color=_TASK_COLORS[same[0].name[:2]],
@@ -155,16 +155,16 @@ def _time_section(report: Report) -> Section:
 def _time_figure(table: TaskTable) -> Figure:
     per_step_ms = 1e3 / table.steps
     totals = {task.name: task.total_s for task in table.tasks}
-    bars: list[Part] = []
+    bars: list[BarSegment] = []
     for part in parts(table):
         name = part.name.removesuffix(_EXPOSED)
         shown_s = (part.seconds, totals.get(name, 0.0))
         values = [seconds * per_step_ms for seconds in shown_s]
-        bars.append(Part(name=name, values=values, color=_TASK_COLORS[name[:2]]))
+        bars.append(BarSegment(name=name, values=values, color=_TASK_COLORS[name[:2]]))
     return stacked_bars(("as it ran", "one after the other"), _seen(bars), y_label="ms per step")
 
 
-def _seen(bars: Sequence[Part]) -> list[Part]:
+def _seen(bars: Sequence[BarSegment]) -> list[BarSegment]:
     """Those that have a height anywhere."""
     return [bar for bar in bars if any(bar.values)]
 
@@ -211,7 +211,7 @@ def _lanes(report: Report) -> Figure:
         Lane(
             name=lane,
             spans=[
-                Span(
+                LaneSegment(
                     begin=1e3 * (span.begin_s - began_s),
                     end=1e3 * (span.end_s - began_s),
                     kind=span.name,

@@ -15,7 +15,7 @@ from albireo_jax.core.plan import Executor, Int32s, StepHandle, StepPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class TokenWork:
     """Tokens that the device computed, padding not counted, and those of them that were of no use.
 
     computed = recomputed + dropped + each token that was needed and not found in the cache, once.
@@ -43,7 +43,7 @@ class WorkMeter:
         self._steps.append((plan.request_ids, plan.starts, plan.steps if len(plan.steps) else plan.counts))
         return self._executor.dispatch(plan)
 
-    def work(self, needed: Mapping[str, int]) -> Work:
+    def work(self, needed: Mapping[str, int]) -> TokenWork:
         """What was computed so far; of each request, by its id, the first `needed` positions were of use."""
         reached = dict.fromkeys(needed, 0)
         computed = recomputed = 0
@@ -55,4 +55,4 @@ class WorkMeter:
                 recomputed += max(0, min(known, end) - start)
                 reached[request_id] = max(known, end)
         dropped = sum(max(0, end - needed[request_id]) for request_id, end in reached.items())
-        return Work(computed=computed, recomputed=recomputed, dropped=dropped)
+        return TokenWork(computed=computed, recomputed=recomputed, dropped=dropped)

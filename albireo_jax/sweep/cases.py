@@ -22,7 +22,7 @@ from albireo_jax.sweep.sweep_settings import SweepSettings, Variant, engine_samp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class SweepCase:
     """What one group of workers measures: some variants at one degree, on the engine that these sizes make.
 
     `measured_replicas` of `num_replicas` run. `num_pages` None fills the memory of the device.
@@ -105,7 +105,7 @@ class SweepPlan:
     dtype: Dtype
     arrivals: tuple[Arrival, ...]
     rule: MemoryRule
-    cases: tuple[Case, ...]
+    cases: tuple[SweepCase, ...]
 
 
 def plan_sweep(
@@ -154,11 +154,11 @@ def plan_sweep(
     )
 
 
-def _cases(settings: SweepSettings, pages: "_Pages", *, max_model_len: int) -> tuple[Case, ...]:
+def _cases(settings: SweepSettings, pages: "_Pages", *, max_model_len: int) -> tuple[SweepCase, ...]:
     virtual = settings.virtual_devices > 0
     groups = [settings.variants] if settings.interleaved else [(one,) for one in settings.variants]
     return tuple(
-        Case(
+        SweepCase(
             tp=tp,
             variants=variants,
             num_replicas=settings.gpus // tp,

@@ -11,14 +11,14 @@ _QUERY = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
+class InstalledGpu:
     """A GPU as its driver names it."""
 
     name: str
     memory_bytes: int
 
 
-def gpus_here() -> list[Gpu]:
+def gpus_here() -> list[InstalledGpu]:
     """All GPUs, in the driver's order; none where there is no driver."""
     if shutil.which(_QUERY[0]) is None:
         return []
@@ -26,13 +26,13 @@ def gpus_here() -> list[Gpu]:
     return parse_gpus(done.stdout) if done.returncode == 0 else []
 
 
-def parse_gpus(text: str) -> list[Gpu]:
+def parse_gpus(text: str) -> list[InstalledGpu]:
     """GPUs from lines of `name, MiB`."""
     rows = (line.rsplit(",", 1) for line in text.splitlines() if "," in line)
-    return [Gpu(name=name.strip(), memory_bytes=int(memory) * 2**20) for name, memory in rows]
+    return [InstalledGpu(name=name.strip(), memory_bytes=int(memory) * 2**20) for name, memory in rows]
 
 
-def gpu_device(gpus: Sequence[Gpu]) -> Device:
+def gpu_device(gpus: Sequence[InstalledGpu]) -> Device:
     """GPUs as the device of a record; its memory is that of one."""
     return Device(
         kind="gpu",

@@ -11,25 +11,24 @@ libraries print included, goes to standard error. A worker ends at once when its
 for a sweep that was killed.
 """
 
-import json
 import os
 import queue
-import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, TextIO
+from typing import Any
 
 from albireo_jax.core.config import Dtype, SamplingMode
-from albireo_jax.measure.dataclass_json import restore
+from albireo_jax.core.dataclass_json import restore
 from albireo_jax.measure.loads import deal, sampled_requests
+from albireo_jax.measure.worker_channel import WorkerChannel
 from albireo_jax.sim.workload import Arrival
-from albireo_jax.sweep.cases import Case
+from albireo_jax.sweep.cases import SweepCase
 from albireo_jax.sweep.sweep_settings import Variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class ReplicaJob:
     """What a worker is: replica number `replica` of a case, on `gpus` of the machine (none: virtual devices).
 
     `arrivals` are those of the whole cluster; the worker takes its share, so that the prompts are the same at
@@ -38,7 +37,7 @@ class Job:
 
     model: str
     dtype: Dtype
-    case: Case
+    case: SweepCase
     replica: int
     gpus: tuple[int, ...]
     arrivals: tuple[Arrival, ...]
@@ -46,7 +45,7 @@ class Job:
     top_p: float
 
 
-def serve(job: Job, commands: "queue.Queue[str]", answers: TextIO) -> None:
+def serve(job: ReplicaJob, commands: "queue.Queue[dict[str, Any]]", channel: WorkerChannel) -> None:
     """Prepare the engines of `job`, say so, and answer commands for ever."""
     # Imported here, since it imports JAX: whoever makes a job needs none.
     from albireo_jax.launch import Prepared, prepare
@@ -58,9 +57,9 @@ def serve(job: Job, commands: "queue.Queue[str]", answers: TextIO) -> None:
         return prepare(case.engine_config(job.model, sampling, dtype=job.dtype), measure_sampling=True)
 
     engines = VariantEngines(case.variants, prepared, tp=case.tp)
-    _answer(answers, asdict(engines.sizes))
+    channel.send(asdict(engines.sizes))
     while True:
-        command = json.loads(commands.get())
+        command = commands.get()
         requests = sampled_requests(
             job.arrivals,
             vocab_size=engines.sizes.vocab_size,
@@ -69,29 +68,24 @@ def serve(job: Job, commands: "queue.Queue[str]", answers: TextIO) -> None:
             top_p=job.top_p,
         )
         share = deal(requests, case.num_replicas)[job.replica]
-        _answer(answers, asdict(engines.run(Variant(command["variant"]), share)))
+        channel.send(asdict(engines.run(Variant(command["variant"]), share)))
 
 
 def main() -> None:
     """Serve the job on standard input."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    job = restore(Job, json.loads(sys.stdin.readline()))
-    commands: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=_read, args=(commands,), daemon=True).start()
-    serve(job, commands, answers)
+    channel = WorkerChannel()
+    lines = channel.questions()
+    job = restore(ReplicaJob, next(lines))
+    commands: queue.Queue[dict[str, Any]] = queue.Queue()
+    threading.Thread(target=_read, args=(lines, commands), daemon=True).start()
+    serve(job, commands, channel)
 
 
-def _read(commands: "queue.Queue[str]") -> None:
-    """Pass on lines until there are no more, which ends the process whatever it does."""
-    for line in sys.stdin:
-        commands.put(line)
+def _read(lines: Iterator[dict[str, Any]], commands: "queue.Queue[dict[str, Any]]") -> None:
+    """Pass on commands until there are no more, which ends the process whatever it does."""
+    for command in lines:
+        commands.put(command)
     os._exit(0)
-
-
-def _answer(answers: TextIO, content: Mapping[str, Any]) -> None:
-    answers.write(json.dumps(content) + "\n")
-    answers.flush()
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 ::
 
-    ReplicaRun   a worker's answer: one variant, one repeat, one replica
-    ClusterRun   the replicas of a variant and repeat together, times those that were not measured
-    CaseResult   all cluster runs of a case: what a file of the output folder holds
-    Figures      medians and spreads of a variant at a degree, over its repeats
-    Summary      all figures with t_e, the rule 4M/C and the settings: what a page or a table shows
-    Sweep        the case results, and the summary that follows from them
+    ReplicaRun       a worker's answer: one variant, one repeat, one replica
+    ClusterRun       the replicas of a variant and repeat together, times those that were not measured
+    CaseResult       all cluster runs of a case: what a file of the output folder holds
+    VariantFigures   medians and spreads of a variant at a degree, over its repeats
+    Summary          all figures with t_e, the rule 4M/C and the settings: what a page or a table shows
+    Sweep            the case results, and the summary that follows from them
 """
 
 import statistics
@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from albireo_jax.core.dataclass_json import restore
 from albireo_jax.core.model_files import find_model
 from albireo_jax.engine.timeline import TaskTable, TaskTime
-from albireo_jax.measure.dataclass_json import restore
 from albireo_jax.measure.kv_contention import KvUse
 from albireo_jax.measure.loads import comes_at_once
 from albireo_jax.measure.records import Device
 from albireo_jax.measure.throughput import percentile
-from albireo_jax.sweep.cases import Case, SweepPlan
+from albireo_jax.sweep.cases import SweepCase, SweepPlan
 from albireo_jax.sweep.sweep_settings import Variant
 
 
@@ -72,7 +72,9 @@ class ClusterRun:
         return (task.exposed_s if exposed else task.total_s) / max(self.table.steps, 1)
 
 
-def cluster_run(case: Case, variant: Variant, repeat: int, *, replicas: Sequence[ReplicaRun]) -> ClusterRun:
+def cluster_run(
+    case: SweepCase, variant: Variant, repeat: int, *, replicas: Sequence[ReplicaRun]
+) -> ClusterRun:
     """The measured replicas of a case together, standing for all of the cluster's."""
     rates = tuple(run.num_tokens / run.seconds for run in replicas)
     ttft_s = [seconds for run in replicas for seconds in run.ttft_s]
@@ -100,7 +102,7 @@ def cluster_run(case: Case, variant: Variant, repeat: int, *, replicas: Sequence
 class CaseResult:
     """The counted runs of a case, in the order measured; `settings_hash` tells of what settings."""
 
-    case: Case
+    case: SweepCase
     settings_hash: str
     date: str
     revision: str | None
@@ -132,7 +134,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
+class VariantFigures:
     """A variant at a degree over its repeats; None is what was not, or cannot be, measured.
 
     `gain` is over the synchronous variant at the same degree, from the throughputs of the same repeats.
@@ -170,7 +172,7 @@ class Figures:
 class Failure:
     """A case without a result, and why: the end of what its worker said."""
 
-    case: Case
+    case: SweepCase
     error: str
 
 
@@ -198,7 +200,7 @@ class Summary:
     rule_value: float | None
     rule_tp: int | None
     t_e: dict[str, int]
-    figures: tuple[Figures, ...]
+    figures: tuple[VariantFigures, ...]
     failures: dict[str, str]
 
 
@@ -234,23 +236,23 @@ class Sweep:
             failures={failure.case.name: failure.error for failure in self.failures},
         )
 
-    def figures(self) -> list[Figures]:
+    def figures(self) -> list[VariantFigures]:
         """One for each degree and variant that was measured."""
         by_key = {
             (result.case.tp, variant): (result, [run for run in result.runs if run.variant is variant])
             for result in self.results
             for variant in result.case.variants
         }
-        found: list[Figures] = []
+        found: list[VariantFigures] = []
         for (tp, _), (result, runs) in by_key.items():
             base = by_key.get((tp, Variant.SYNCHRONOUS), (result, []))[1]
             found.append(_figures(result.case, runs, base=base))
         return found
 
 
-def best_degrees(figures: Sequence[Figures]) -> dict[str, int]:
+def best_degrees(figures: Sequence[VariantFigures]) -> dict[str, int]:
     """t_e: the degree of the highest median throughput, for each variant; the first of equals."""
-    best: dict[str, Figures] = {}
+    best: dict[str, VariantFigures] = {}
     for one in figures:
         known = best.get(one.variant.value)
         if known is None or one.output_tokens_per_s.median > known.output_tokens_per_s.median:
@@ -258,7 +260,7 @@ def best_degrees(figures: Sequence[Figures]) -> dict[str, int]:
     return {variant: one.tp for variant, one in best.items()}
 
 
-def _figures(case: Case, runs: Sequence[ClusterRun], *, base: Sequence[ClusterRun]) -> Figures:
+def _figures(case: SweepCase, runs: Sequence[ClusterRun], *, base: Sequence[ClusterRun]) -> VariantFigures:
     def median(value: Callable[[ClusterRun], float]) -> float:
         return statistics.median(map(value, runs))
 
@@ -275,7 +277,7 @@ def _figures(case: Case, runs: Sequence[ClusterRun], *, base: Sequence[ClusterRu
     gains = [
         run.output_tokens_per_s / other.output_tokens_per_s for run, other in zip(runs, base, strict=False)
     ]
-    return Figures(
+    return VariantFigures(
         tp=case.tp,
         variant=runs[0].variant,
         how=case.how,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from albireo_jax.measure.figures import COLORS, Line, Mark, Part, line_figure, stacked_bars, svg
+from albireo_jax.measure.figures import COLORS, BarSegment, Line, Mark, line_figure, stacked_bars, svg
 from albireo_jax.measure.html_page import Section, render_page
-from albireo_jax.sweep.results import Figures, Spread, Summary, Sweep
+from albireo_jax.sweep.results import Spread, Summary, Sweep, VariantFigures
 from albireo_jax.sweep.sweep_run import write_whole
 from albireo_jax.sweep.sweep_settings import Variant
 from albireo_jax.sweep.sweep_tables import (
@@ -134,7 +134,7 @@ def _lead(summary: Summary) -> str:
     )
 
 
-def _lines(summary: Summary, value: Callable[[Figures], Spread | None]) -> list[Line]:
+def _lines(summary: Summary, value: Callable[[VariantFigures], Spread | None]) -> list[Line]:
     lines: list[Line] = []
     for variant in Variant:
         points = [(one.tp, value(one)) for one in summary.figures if one.variant is variant]
@@ -153,7 +153,7 @@ def _lines(summary: Summary, value: Callable[[Figures], Spread | None]) -> list[
 
 
 def _over_degrees(
-    summary: Summary, value: Callable[[Figures], Spread | None], *, y_label: str, title: str
+    summary: Summary, value: Callable[[VariantFigures], Spread | None], *, y_label: str, title: str
 ) -> Figure:
     return line_figure(
         _lines(summary, value),
@@ -201,7 +201,7 @@ def _best_marks(summary: Summary) -> list[Mark]:
 
 
 def _per_gpu_figure(summary: Summary) -> Figure:
-    def per_gpu(one: Figures) -> Spread:
+    def per_gpu(one: VariantFigures) -> Spread:
         spread = one.output_tokens_per_s
         return Spread(
             median=one.per_gpu_tokens_per_s, low=spread.low / summary.gpus, high=spread.high / summary.gpus
@@ -211,16 +211,16 @@ def _per_gpu_figure(summary: Summary) -> Figure:
 
 
 def _step_figure(summary: Summary) -> Figure:
-    def milliseconds(value: Callable[[Figures], float]) -> list[float]:
+    def milliseconds(value: Callable[[VariantFigures], float]) -> list[float]:
         return [value(one) * 1e3 for one in summary.figures]
 
-    def task(name: str, one: Figures) -> float:
+    def task(name: str, one: VariantFigures) -> float:
         device = name.startswith(("T3", "T4"))
         return one.spent_s[name] if device else one.exposed_s[name]
 
     order = sorted(summary.figures[0].spent_s, key=lambda name: not name.startswith(("T3", "T4")))
     parts = [
-        Part(
+        BarSegment(
             name=name if name.startswith(("T3", "T4")) else f"{name},\nexposed",
             values=milliseconds(partial(task, name)),
             color=color,
@@ -228,7 +228,9 @@ def _step_figure(summary: Summary) -> Figure:
         )
         for name, color in zip(order, COLORS, strict=False)
     ]
-    parts.append(Part(name="between tasks", values=milliseconds(lambda one: one.between_s), color=COLORS[-1]))
+    parts.append(
+        BarSegment(name="between tasks", values=milliseconds(lambda one: one.between_s), color=COLORS[-1])
+    )
     return stacked_bars(
         [f"{one.variant.short}\nt={one.tp}" for one in summary.figures],
         parts,

@@ -23,10 +23,12 @@ from pathlib import Path
 from albireo_jax.core.model_files import find_model
 from albireo_jax.measure.loads import cluster_arrivals, digest
 from albireo_jax.measure.records import PACKAGES, Device, cpu_device, current_commit, versions
+from albireo_jax.measure.worker_process import WorkerEndedError
 from albireo_jax.models.registry import model_config
-from albireo_jax.sweep.cases import Case, SweepPlan, plan_sweep
+from albireo_jax.sweep.cases import SweepCase, SweepPlan, plan_sweep
 from albireo_jax.sweep.devices import gpu_device, gpus_here
-from albireo_jax.sweep.replica_worker import Job
+from albireo_jax.sweep.replica_processes import ReplicaProcess, replica_processes
+from albireo_jax.sweep.replica_worker import ReplicaJob
 from albireo_jax.sweep.results import (
     CaseResult,
     ClusterRun,
@@ -36,7 +38,6 @@ from albireo_jax.sweep.results import (
     cluster_run,
 )
 from albireo_jax.sweep.sweep_settings import SweepSettings, Variant
-from albireo_jax.sweep.worker_processes import Worker, WorkerError, workers
 
 Tell = Callable[[str], None]
 """Takes a line of progress."""
@@ -84,7 +85,7 @@ def run_sweep(plan: SweepPlan, folder: Path, *, tell: Tell) -> Sweep:
         tell(f"{title}: preparing")
         try:
             result = _measure(plan, case, settings_hash=wanted, tell=tell)
-        except WorkerError as error:
+        except WorkerEndedError as error:
             tell(f"{title}: failed: {error}")
             failures.append(Failure(case=case, error=str(error)))
             continue
@@ -99,7 +100,7 @@ def run_sweep(plan: SweepPlan, folder: Path, *, tell: Tell) -> Sweep:
     )
 
 
-def settings_hash(plan: SweepPlan, case: Case, *, device: Device) -> str:
+def settings_hash(plan: SweepPlan, case: SweepCase, *, device: Device) -> str:
     """What tells whether a file holds this case: all that could change its figures, but the code itself."""
     settings = plan.settings
     content = {
@@ -134,9 +135,9 @@ def write_whole(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _measure(plan: SweepPlan, case: Case, *, settings_hash: str, tell: Tell) -> CaseResult:
+def _measure(plan: SweepPlan, case: SweepCase, *, settings_hash: str, tell: Tell) -> CaseResult:
     settings = plan.settings
-    with workers(_jobs(plan, case)) as started:
+    with replica_processes(_jobs(plan, case)) as started:
         sizes, *_ = [worker.ready() for worker in started]
         for warmup in range(settings.warmups):
             for variant in case.variants:
@@ -165,10 +166,10 @@ def _measure(plan: SweepPlan, case: Case, *, settings_hash: str, tell: Tell) -> 
     )
 
 
-def _jobs(plan: SweepPlan, case: Case) -> list[Job]:
+def _jobs(plan: SweepPlan, case: SweepCase) -> list[ReplicaJob]:
     settings = plan.settings
     return [
-        Job(
+        ReplicaJob(
             model=settings.model,
             dtype=plan.dtype,
             case=case,
@@ -182,7 +183,7 @@ def _jobs(plan: SweepPlan, case: Case) -> list[Job]:
     ]
 
 
-def _run(started: Sequence[Worker], variant: Variant, *, seed: int) -> list[ReplicaRun]:
+def _run(started: Sequence[ReplicaProcess], variant: Variant, *, seed: int) -> list[ReplicaRun]:
     """All replicas at once."""
     for worker in started:
         worker.begin(variant, seed=seed)

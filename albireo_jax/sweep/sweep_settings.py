@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from albireo_jax.core.config import TP_DEGREES, CacheConfig, Dtype, SamplingMode
 from albireo_jax.core.types import SamplingParams
-from albireo_jax.measure.loads import Load
+from albireo_jax.measure.loads import OfferedLoad
 
 
 class Variant(StrEnum):
@@ -51,7 +51,7 @@ class SweepSettings:
     model: str
     gpus: int
     degrees: tuple[int, ...]
-    load: Load
+    load: OfferedLoad
     one_replica: bool
     interleaved: bool
     variants: tuple[Variant, ...] = tuple(Variant)

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from albireo_jax.measure.html_page import Table
-from albireo_jax.measure.records import Record, Series, write_record
-from albireo_jax.sweep.results import ClusterRun, Figures, Summary, Sweep
+from albireo_jax.measure.records import Record, Series, series_by_metric, write_record
+from albireo_jax.sweep.results import ClusterRun, Summary, Sweep, VariantFigures
 from albireo_jax.sweep.sweep_settings import Variant
 
 T_E = "◀\N{NO-BREAK SPACE}t_e"
@@ -27,7 +27,7 @@ _MIN_WIDTH = 150
 def throughput_table(summary: Summary) -> Table:
     """Tokens per second of the cluster, medians with the spread of the repeats; a row per degree."""
 
-    def cell(one: Figures) -> str:
+    def cell(one: VariantFigures) -> str:
         mark = f" {T_E}" if summary.t_e[one.variant.value] == one.tp else ""
         spread = one.output_tokens_per_s
         return f"{_number(spread.median)} {_whole(f'({_number(spread.low)} … {_number(spread.high)})')}{mark}"
@@ -42,7 +42,7 @@ def throughput_table(summary: Summary) -> Table:
 def gain_table(summary: Summary) -> Table:
     """Tokens per second per GPU of each variant, and gains over the first; a row per degree."""
 
-    def gain(one: Figures | None) -> str:
+    def gain(one: VariantFigures | None) -> str:
         if one is None or one.gain is None:
             return _NOTHING
         spread = _whole(f"({one.gain.low:.2f} … {one.gain.high:.2f})")
@@ -83,7 +83,7 @@ def step_table(summary: Summary) -> Table:
     """Microseconds per step of each task, spent and (for the host's) exposed."""
     names = list(summary.figures[0].spent_s) if summary.figures else []
 
-    def cell(one: Figures, name: str) -> str:
+    def cell(one: VariantFigures, name: str) -> str:
         spent = f"{one.spent_s[name] * 1e6:,.0f}"
         if name.startswith(("T3", "T4")):
             return spent
@@ -250,21 +250,21 @@ def _series(variant: Variant, case: str, runs: Sequence[ClusterRun]) -> list[Ser
             columns[f"{task.name} exposed per step", "s"] = [
                 run.task_s(task.name, exposed=True) for run in runs
             ]
-    return [
-        Series(subject=variant.value, case=case, metric=metric, unit=unit, samples=tuple(known))
-        for (metric, unit), samples in columns.items()
-        if len(known := [sample for sample in samples if sample is not None]) == len(runs)
-    ]
+    known = {
+        metric: [sample for sample in samples if sample is not None] for metric, samples in columns.items()
+    }
+    complete = {metric: samples for metric, samples in known.items() if len(samples) == len(runs)}
+    return series_by_metric(variant.value, case, complete)
 
 
-def _by_degree(summary: Summary) -> list[tuple[int, list[Figures | None]]]:
+def _by_degree(summary: Summary) -> list[tuple[int, list[VariantFigures | None]]]:
     """The figures of each degree, one per variant or None."""
     by_key = {(one.tp, one.variant): one for one in summary.figures}
     degrees = dict.fromkeys(one.tp for one in summary.figures)
     return [(tp, [by_key.get((tp, variant)) for variant in Variant]) for tp in degrees]
 
 
-def _how(ones: Sequence[Figures | None]) -> str:
+def _how(ones: Sequence[VariantFigures | None]) -> str:
     return next(one.how for one in ones if one is not None)
 
 

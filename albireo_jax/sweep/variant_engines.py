@@ -20,7 +20,7 @@ from albireo_jax.sweep.sweep_settings import Variant, engine_sampling, engine_sa
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSizes:
+class ReplicaSizes:
     """What the memory of a device came to."""
 
     num_pages: int
@@ -40,10 +40,10 @@ class VariantEngines:
         self._engines = {sampling: prepare(sampling) for sampling in engine_samplings(variants, tp=tp)}
 
     @property
-    def sizes(self) -> EngineSizes:
+    def sizes(self) -> ReplicaSizes:
         """Those of each engine."""
         engine = next(iter(self._engines.values()))
-        return EngineSizes(
+        return ReplicaSizes(
             num_pages=engine.memory.num_pages,
             page_bytes=engine.memory.page_bytes,
             weight_bytes=engine.memory.weight_bytes,

@@ -1,13 +1,10 @@
 """When kernels ran on a GPU, from a profiler's trace, and how long none did."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-from jax.profiler import ProfileData, ProfileOptions
+from benchmarks.lib.xla_trace import traced_events
 
 _DEVICE, _STREAM, _NO_KERNELS = "/device:GPU", "Stream", ("Memcpy", "Memset")
 
@@ -22,14 +19,14 @@ class Span(NamedTuple):
 
 def kernel_spans(run: Callable[[], object]) -> list[Span]:
     """Kernels that ran on GPUs during `run`, from a trace of it; none where there is no GPU."""
-    options = ProfileOptions()
-    options.python_tracer_level = 0
-    options.host_tracer_level = 0
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder, profiler_options=options):
-            run()
-        files = Path(folder).rglob("*.xplane.pb")
-        return [span for file in files for span in _spans(ProfileData.from_file(str(file)))]
+    # Other lines than streams sum up what the streams did.
+    return [
+        Span(event.begin_ns, event.begin_ns + event.duration_ns, event.name)
+        for event in traced_events(run, host=False)
+        if event.plane.startswith(_DEVICE)
+        and event.line.startswith(_STREAM)
+        and not event.name.startswith(_NO_KERNELS)
+    ]
 
 
 def idle_share(spans: Sequence[Span]) -> float:
@@ -54,15 +51,3 @@ def seconds_by_name(spans: Iterable[Span]) -> dict[str, float]:
     for span in spans:
         total_ns[span.name] += span.end_ns - span.begin_ns  # type: ignore[operator]
     return {name: nanoseconds / 1e9 for name, nanoseconds in total_ns.most_common()}
-
-
-def _spans(trace: Any) -> Iterable[Span]:
-    for plane in trace.planes:
-        if not plane.name.startswith(_DEVICE):
-            continue
-        for line in plane.lines:
-            if not line.name.startswith(_STREAM):
-                continue  # other lines sum up what the streams did
-            for event in line.events:
-                if not event.name.startswith(_NO_KERNELS):
-                    yield Span(event.start_ns, event.start_ns + event.duration_ns, event.name)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from albireo_jax.measure.dataclass_json import restore
+from albireo_jax.core.dataclass_json import restore
 
 _PARENT_DIED = 1  # PR_SET_PDEATHSIG
 

@@ -16,12 +16,12 @@ from albireo_jax.core.config import Dtype, ModelConfig
 from albireo_jax.core.hf_config import model_config_to_hf
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import Request
+from albireo_jax.measure.worker_process import WorkerEndedError
 from benchmarks.gpu_check.check import LARGE_QWEN, SMALL_QWEN, Check, Sizes
 from benchmarks.gpu_check.check_parts import LLAMA_CPP, PEERS, TRANSFORMERS, VLLM
 from benchmarks.gpu_check.trace_part import at_once, trace_requests
-from benchmarks.lib.compare import Worker, WorkerCommand, WorkerError, vllm_environment
+from benchmarks.lib.compare import PeerCommand, PeerWorker, vllm_environment
 
-_WORKERS = Path(__file__).resolve().parents[1] / "peers" / "workers"
 _REQUESTS: Mapping[str, int] = {SMALL_QWEN: 64, LARGE_QWEN: 32}
 _TAKES_S: Mapping[str, float] = {SMALL_QWEN: 0.0, LARGE_QWEN: 60.0}
 """Seconds until the first figure of a model, for the second one's decision."""
@@ -79,7 +79,7 @@ def _compare(check: Check, model: str, peers: Sequence[str], *, data: Path) -> N
             continue
         try:
             theirs = _tokens_per_second(check, name, shape, requests)
-        except WorkerError as error:
+        except WorkerEndedError as error:
             check.figures.leave_out(what, str(error))
             continue
         check.figures.add(model, case.format(name), metric="output", unit="tokens/s", samples=[theirs])
@@ -88,47 +88,46 @@ def _compare(check: Check, model: str, peers: Sequence[str], *, data: Path) -> N
 
 
 def _tokens_per_second(check: Check, name: str, shape: ModelConfig, requests: Sequence[Request]) -> float:
-    """The engine's rate, warmed up; raises WorkerError if it fails, or gives another number of tokens."""
+    """The engine's rate, warmed up; WorkerEndedError if it fails, or gives another number of tokens."""
     with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "config.json"
-        config.write_text(json.dumps(model_config_to_hf(shape)))
-        with Worker(_command(check, name, requests, config=config)) as worker:
+        (Path(folder) / "config.json").write_text(json.dumps(model_config_to_hf(shape)))
+        with PeerWorker(_command(check, name, requests, folder=Path(folder))) as worker:
             if name != _OURS:
                 check.figures.add_peer(name, _versions(worker.hello))
             worker.ask(_question(requests[:_WARM_UP]))
             answer = worker.ask(_question(requests))
     wanted = sum(request.max_tokens for request in requests)
     if answer["tokens"] != wanted:
-        raise WorkerError(f"it gave {answer['tokens']} of {wanted} tokens")
+        raise WorkerEndedError(f"it gave {answer['tokens']} of {wanted} tokens")
     return wanted / float(str(answer["seconds"]))
 
 
-def _command(check: Check, name: str, requests: Sequence[Request], *, config: Path) -> WorkerCommand:
+def _command(check: Check, name: str, requests: Sequence[Request], *, folder: Path) -> PeerCommand:
     """How to start the worker of an engine, which is told how much memory these requests take at most."""
     program = check.peers.get(name, sys.executable)
     python, worker, more = {
         _OURS: (
             sys.executable,
-            "albireo_batch_worker.py",
+            "albireo_worker",
             ["--carried", str(check.carried), *(["--small"] if check.small else [])],
         ),
-        TRANSFORMERS: (program, "transformers_batch_worker.py", []),
-        VLLM: (program, "vllm_batch_worker.py", []),
-        LLAMA_CPP: (sys.executable, "llama_cpp_batch_worker.py", ["--server", program]),
+        TRANSFORMERS: (program, "transformers_worker", []),
+        VLLM: (program, "vllm_worker", []),
+        LLAMA_CPP: (sys.executable, "llama_cpp_worker", ["--server", program]),
     }[name]
     ends = [len(request.prompt_token_ids) + request.max_tokens for request in requests]
     dtype, device = (Dtype.FLOAT32, "cpu") if check.on_cpu else (Dtype.BFLOAT16, "cuda")
     environment = {"HF_HUB_OFFLINE": "1"}
     if name == VLLM and check.on_cpu:
         environment |= vllm_environment(None)
-    return WorkerCommand(
+    return PeerCommand(
         name=name,
         command=[
-            *(python, str(_WORKERS / worker), "--config", str(config)),
+            *(python, "-m", f"benchmarks.peers.workers.{worker}", "--random", "--model", str(folder)),
             *("--dtype", dtype.value, "--device", device, "--max-model-len", str(max(ends))),
             *("--max-requests", str(len(requests)), "--max-tokens", str(sum(ends)), *more),
         ],
-        log=config.with_name("log"),
+        log=folder / "log",
         environment=environment,
     )
 

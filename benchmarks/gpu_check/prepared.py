@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from albireo_jax.measure.dataclass_json import restore
+from albireo_jax.core.dataclass_json import restore
 from benchmarks.gpu_check.machine import ROOT, Source, source_here
 
 FACTS, WHEELS, DATA = "prepared.json", "wheels", "data"

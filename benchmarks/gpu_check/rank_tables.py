@@ -12,8 +12,8 @@ from pathlib import Path
 from albireo_jax.core.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from albireo_jax.core.shards import shard_shaped
 from albireo_jax.launch import prepare_random
-from albireo_jax.measure.calibrate import measure_shard
 from albireo_jax.measure.records import versions
+from albireo_jax.measure.step_terms import measure_shard
 from albireo_jax.runtime.batch import Bucket
 from albireo_jax.sim.planning.calibration import Calibration, LoopTerms, Shard, StepTable, write_calibration
 from benchmarks.gpu_check.check import Check

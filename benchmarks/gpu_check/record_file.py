@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from albireo_jax.measure.dataclass_json import restore
+from albireo_jax.core.dataclass_json import restore
 from albireo_jax.measure.records import Series, record_text, series_content
 
 WAITING, RUNNING, DONE, SKIPPED, FAILED, CUT_OFF = (

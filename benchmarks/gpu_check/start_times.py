@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from albireo_jax.core.config import EngineConfig
-from albireo_jax.measure.dataclass_json import restore
+from albireo_jax.core.dataclass_json import restore
 from benchmarks.gpu_check.check import LARGE, Check, new_check
 from benchmarks.gpu_check.check_engines import shared_engine, start_engine, step_buckets
 from benchmarks.gpu_check.part_figures import PartFigures

@@ -10,13 +10,14 @@ Bytes and flops are those of `sim.cost.RankWork`: weights read once, each row's 
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from albireo_jax.core.plan import TOKEN_ON_DEVICE, Executor, SlotParams, StepHandle, StepPlan
 from albireo_jax.launch import Prepared
 from albireo_jax.sim.cost import RankWork, StepWork
+from benchmarks.lib.plain_plans import plain_plan
 
 _DEPTH = 2
 _REPEATS = 3
@@ -88,17 +89,14 @@ def admission(pages: Sequence[tuple[int, ...]], drawn: Drawn = GREEDY) -> StepPl
         )
         for slot, own in enumerate(pages)
     )
-    return _plan(0, starts=[0], counts=[1], token_id=0, new_slots=slots)
+    return plain_plan([0], [1], new_slots=slots)
 
 
 def decode_plans(case: DecodeCase, *, steps: int) -> list[StepPlan]:
     """Decode steps of rows that were admitted, one after the other."""
     return [
-        _plan(
-            1 + step,
-            starts=[case.context + step] * case.rows,
-            counts=[1] * case.rows,
-            token_id=TOKEN_ON_DEVICE,
+        plain_plan(
+            [case.context + step] * case.rows, [1] * case.rows, token_ids=TOKEN_ON_DEVICE, step=1 + step
         )
         for step in range(steps)
     ]
@@ -108,7 +106,7 @@ def prompt_plans(tokens: int, *, chunk: int) -> list[StepPlan]:
     """Steps that compute a whole prompt of the first slot, `chunk` random tokens each."""
     drawn = np.random.default_rng(0).integers(1, 256, tokens).astype(np.int32)
     return [
-        replace(_plan(1, starts=[start], counts=[len(ids)], token_id=0), token_ids=ids)
+        plain_plan([start], [len(ids)], token_ids=ids, step=1)
         for start, ids in zip(
             range(0, tokens, chunk), np.split(drawn, range(chunk, tokens, chunk)), strict=True
         )
@@ -170,29 +168,3 @@ def work_of(ready: Prepared, plan: StepPlan) -> StepWork:
     """Bytes and flops of a step of this engine."""
     kv_dtype = ready.config.cache.kv_dtype
     return RankWork(ready.model_config, tp=1, dtype=ready.dtype, kv_dtype=kv_dtype).of(plan)
-
-
-def _plan(
-    step: int,
-    *,
-    starts: Sequence[int],
-    counts: Sequence[int],
-    token_id: int,
-    new_slots: tuple[SlotParams, ...] = (),
-) -> StepPlan:
-    """Rows in the first slots, each of which samples; nothing moves between pages."""
-    rows, none = len(starts), np.zeros(0, np.int32)
-    return StepPlan(
-        step=step,
-        request_ids=tuple(map(str, range(rows))),
-        epochs=np.zeros(rows, np.int32),
-        slots=np.arange(rows, dtype=np.int32),
-        starts=np.array(starts, np.int32),
-        counts=np.array(counts, np.int32),
-        samples=np.ones(rows, np.bool_),
-        token_ids=np.full(sum(counts), token_id, np.int32),
-        update_slots=none,
-        update_columns=none,
-        update_pages=none,
-        new_slots=new_slots,
-    )

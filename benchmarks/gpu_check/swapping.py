@@ -1,6 +1,6 @@
 """The cost of KV copies in the engine's steps, for conversations with all their pages and a third of them.
 
-The conversations and the kinds of memory are those of `lib.swap_runs`; the engine has random weights.
+The conversations and the kinds of memory are those of `benchmarks.swap`; the engine has random weights.
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ from albireo_jax.runtime.batch import Bucket
 from benchmarks.gpu_check.check import SMALL_QWEN, Check, Sizes
 from benchmarks.gpu_check.check_engines import free
 from benchmarks.gpu_check.loops import answers_of
-from benchmarks.lib.swap_runs import (
+from benchmarks.swap import (
     PAGE_SIZE,
     Memory,
     Pages,

@@ -22,7 +22,7 @@ from albireo_jax.sweep.variant_engines import VariantEngines
 from benchmarks.gpu_check.check import LARGE, LEAST_ROWS, SMALL_QWEN, Check, Sizes
 from benchmarks.gpu_check.check_engines import shared_engine
 from benchmarks.gpu_check.kernel_spans import idle_share, kernel_spans
-from benchmarks.lib.simulator_checks import trace_load
+from benchmarks.validate_simulator import trace_load
 
 _TRACE = "traces/azure_conv_2023_first300.csv"
 _VARIANTS = (Variant.SYNCHRONOUS, Variant.OVERLAPPED)

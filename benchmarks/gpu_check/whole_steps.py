@@ -25,6 +25,7 @@ from albireo_jax.runtime.step import ForwardOutput, StepProgram, jit_forward
 from benchmarks.gpu_check.check import Check
 from benchmarks.gpu_check.numerics import program_on
 from benchmarks.gpu_programs.compiled_programs import weights_of
+from benchmarks.lib.plain_plans import plain_plan
 
 _SHAPE = partial(
     ModelConfig,
@@ -141,19 +142,5 @@ def _cache(program: StepProgram, kv_dtype: KvDtype) -> CacheState:
 
 
 def _plan(starts: tuple[int, ...], counts: tuple[int, ...]) -> StepPlan:
-    rows, none = len(counts), np.zeros(0, np.int32)
     tokens = np.random.default_rng(sum(starts)).integers(0, 1000, sum(counts))
-    return StepPlan(
-        step=0,
-        request_ids=tuple(map(str, range(rows))),
-        epochs=np.zeros(rows, np.int32),
-        slots=np.arange(rows, dtype=np.int32),
-        starts=np.array(starts, np.int32),
-        counts=np.array(counts, np.int32),
-        samples=np.ones(rows, np.bool_),
-        token_ids=tokens.astype(np.int32),
-        update_slots=none,
-        update_columns=none,
-        update_pages=none,
-        new_slots=(),
-    )
+    return plain_plan(starts, counts, token_ids=tokens.astype(np.int32))

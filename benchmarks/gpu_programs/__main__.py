@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 from albireo_jax.core.config import KvDtype, Quantization
-from albireo_jax.measure.records import Device, Record, Series, write_record
+from albireo_jax.measure.records import Device, Record, Series, series_by_metric, write_record
 from albireo_jax.ops.cuda.kernels import Kernel
 from albireo_jax.runtime.batch import Bucket
 from albireo_jax.runtime.decode_loop import DecodeLoop
@@ -301,10 +301,8 @@ def series_of(result: Result) -> list[Series]:
         for kind, count in found.lone_launches.items():
             numbers[(f"outside command buffers: {kind}", "launches")] = count
     case = case_name(job.case)
-    return [
-        Series(subject=program_name(job.name), case=case, metric=metric, unit=unit, samples=(float(number),))
-        for (metric, unit), number in numbers.items()
-    ]
+    samples = {metric: [number] for metric, number in numbers.items()}
+    return series_by_metric(program_name(job.name), case, samples)
 
 
 def kernel_row(result: KernelResult) -> str:
@@ -330,16 +328,8 @@ def kernel_series(result: KernelResult) -> list[Series]:
     }
     if result.loop_instructions is not None:
         numbers[("loop over 64 cached tokens", "instructions")] = result.loop_instructions
-    return [
-        Series(
-            subject=f"kernel of {result.role}",
-            case=result.case,
-            metric=metric,
-            unit=unit,
-            samples=(float(number),),
-        )
-        for (metric, unit), number in numbers.items()
-    ]
+    samples = {metric: [number] for metric, number in numbers.items()}
+    return series_by_metric(f"kernel of {result.role}", result.case, samples)
 
 
 def write(results: list[Result], seen: list[KernelResult], options: argparse.Namespace, *, left: int) -> Path:

@@ -7,9 +7,9 @@ operands.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
-from benchmarks.lib.hlo import Instruction, Program
+from benchmarks.lib.hlo import Instruction, Program, inner_instructions, outside_fusions
 
 _LIBRARY_CALL = re.compile(r'custom_call_target="__(cublas|cudnn)\$')
 _SAYS_NOTHING = re.compile(r", (metadata|frontend_attributes)=\{[^}]*\}")
@@ -21,13 +21,8 @@ _TYPE = re.compile(r"^(?:ROOT )?%?[\w.\-]+ = (.*?) [a-z][a-z0-9\-]*\(")
 
 def product_bodies(program: Program) -> Counter[str]:
     """The texts of a program's matrix products, and how many products have each."""
-    fused = {name for one in program.instructions() if one.opcode == "fusion" for name in one.called}
     return Counter(
-        _body(one, {each.name: each for each in instructions}, program)
-        for computation, instructions in program.computations.items()
-        if computation not in fused
-        for one in instructions
-        if _is_product(one, program)
+        _body(one, by_name, program) for one, by_name in outside_fusions(program) if _is_product(one, program)
     )
 
 
@@ -35,16 +30,8 @@ def _is_product(one: Instruction, program: Program) -> bool:
     if one.opcode == "custom-call":
         return _LIBRARY_CALL.search(one.text) is not None
     return one.opcode == "dot" or (
-        one.opcode == "fusion" and any(inner.opcode == "dot" for inner in _inner(one, program))
+        one.opcode == "fusion" and any(inner.opcode == "dot" for inner in inner_instructions(one, program))
     )
-
-
-def _inner(one: Instruction, program: Program) -> Iterator[Instruction]:
-    """The instructions of all that one calls."""
-    for name in one.called:
-        for inner in program.computations[name]:
-            yield inner
-            yield from _inner(inner, program)
 
 
 def _body(one: Instruction, by_name: Mapping[str, Instruction], program: Program) -> str:
@@ -52,7 +39,7 @@ def _body(one: Instruction, by_name: Mapping[str, Instruction], program: Program
     operands = [_type(by_name[name]) for name in one.operands if name in by_name]
     if one.opcode != "fusion":
         return _numbered([*operands, _PLACE.sub("", _SAYS_NOTHING.sub("", one.text))])
-    lines = [_BACKEND.sub("", _SAYS_NOTHING.sub("", each.text)) for each in _inner(one, program)]
+    lines = [_BACKEND.sub("", _SAYS_NOTHING.sub("", each.text)) for each in inner_instructions(one, program)]
     return _numbered([*operands, _type(one), *lines])
 
 

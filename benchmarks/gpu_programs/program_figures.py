@@ -2,16 +2,17 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
 from albireo_jax.nn.shapes import weight_shapes
+from albireo_jax.ops.cuda.kernels import Entry
+from albireo_jax.sampling.sample_cuda import DRAW_READS
 from benchmarks.gpu_programs.compiled_programs import NUM_PAGES, PAGE_SIZE, Case, CompiledProgram
 from benchmarks.gpu_programs.matrix_products import product_bodies
-from benchmarks.gpu_programs.program_reads import launch_count, read_bytes
-from benchmarks.lib.hlo import Instruction, Program, outside_fusions, parse
+from benchmarks.lib.hlo import Instruction, Program, inner_instructions, outside_fusions, parse
 from benchmarks.lib.hlo_collectives import collectives
 
 _LAUNCH = re.compile(r"^( *)\d+: (k[A-Z]\w*)")
@@ -19,6 +20,8 @@ _KERNEL_TARGET = 'custom_call_target="__gpu$xla.gpu.ptx"'
 _FP8_PRODUCT = 'custom_call_target="__cublas$lt$matmul$f8"'
 _IN_PLACE = "output_to_operand_aliasing"
 _COLLECTIVES = ("kAll", "kAsync", "kReduceScatter", "kCollective", "kPartitionId")
+_NO_LAUNCHES = ("kCommandBuffer", "kWhile", "kConditional", "kSequential")
+_NO_READS = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call")
 _FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional")
 
 
@@ -93,6 +96,25 @@ def figures(case: Case, compiled: CompiledProgram) -> Figures:
     )
 
 
+def launch_count(launches: str) -> int:
+    """Launches in the text of a program's sequence of them, inside of command buffers and outside."""
+    kinds = (match.group(2) for match in map(_LAUNCH.match, launches.splitlines()) if match)
+    return sum(kind not in _NO_LAUNCHES for kind in kinds)
+
+
+def read_bytes(program: Program) -> int:
+    """Bytes of what all launches read, each operand once, but for those that a kernel of ours reads again."""
+    total = 0
+    for one, by_name in outside_fusions(program):
+        if one.opcode in _NO_READS:
+            continue
+        times = list(DRAW_READS.values()) if f'"{Entry.DRAW}"' in one.text else []
+        for nth, name in enumerate(one.operands):
+            size = sum(array.bytes for array in by_name[name].result) if name in by_name else 0
+            total += size * (times[nth] if nth < len(times) else 1)
+    return total
+
+
 class LaunchOrder(NamedTuple):
     """Command buffers of a program, launches outside of any by kind, and most of them in a row.
 
@@ -161,7 +183,7 @@ def _pool_copies(case: Case, program: Program) -> int:
     return sum(
         any(array.elements == pool for array in one.result)
         and not (_KERNEL_TARGET in one.text and _IN_PLACE in one.text)
-        and not any(inner.opcode in in_place for inner in (one, *_inner(one, program)))
+        and not any(inner.opcode in in_place for inner in (one, *_fused(one, program)))
         for one, _ in _outside_fusions(program)
     )
 
@@ -189,18 +211,14 @@ def _source(one: Instruction, by_name: Mapping[str, Instruction]) -> Instruction
 
 def _multiplies(one: Instruction, program: Program) -> bool:
     return one.opcode in ("dot", "custom-call") or any(
-        inner.opcode == "dot" for inner in _inner(one, program)
+        inner.opcode == "dot" for inner in _fused(one, program)
     )
 
 
-def _inner(one: Instruction, program: Program) -> Sequence[Instruction]:
+def _fused(one: Instruction, program: Program) -> Iterator[Instruction]:
     """Instructions of what a fusion calls, and of what these call."""
-    found: list[Instruction] = []
     if one.opcode == "fusion":
-        for name in one.called:
-            for inner in program.computations[name]:
-                found += [inner, *_inner(inner, program)]
-    return found
+        yield from inner_instructions(one, program)
 
 
 def _share(name: str, whole: tuple[int, ...], tp: int) -> tuple[int, ...]:

@@ -2,44 +2,40 @@
 
 ::
 
-    this process          worker "albireo"       worker "vllm"        (a script in scripts/peers, each with
-      ask  --question-->   awake, answers         suspended            the interpreter of its own venv)
+    this process          worker "albireo"       worker "vllm"        (a module of benchmarks.peers.workers,
+      ask  --question-->   awake, answers         suspended            each with the Python of its own venv)
       ask  -------------------------------------> awake, answers
                            suspended
 
-Engines that wait may spin on a core (thread pools, shared-memory queues), so all but the one that is
-asked are suspended. Repeats are the outermost loop and the order of the engines turns with them, so a
-machine that slows down slows all of them.
+Engines that wait may spin on a core (thread pools, shared-memory queues), so all but the one that is asked
+are suspended. Repeats are the outermost loop and the order of the engines turns with them, so a machine that
+slows down slows all of them.
 """
 
-import json
-import statistics
 import subprocess
 import time
 import urllib.request
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
-from albireo_jax.core.errors import AlbireoError
-from albireo_jax.measure.records import Series, usable_cores
+from albireo_jax.measure.records import SampleTable, Series, usable_cores
+from albireo_jax.measure.worker_process import WorkerEndedError, WorkerProcess, with_environment
+from benchmarks.lib.recording import script_parser
 
 _LOG_TAIL = 2_000
 _SUSPEND_S = 10.0
 _STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
 
 
-class WorkerError(AlbireoError):
-    """A worker process ended or answered nothing; the end of its log is in the message."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerCommand:
+class PeerCommand:
     """How to start a process: `command` with `environment` added to ours; it prints to the file `log`."""
 
     name: str
@@ -49,7 +45,10 @@ class WorkerCommand:
 
 
 class ProcessTree:
-    """A process started by us with all its descendants: suspended, resumed and ended together."""
+    """A process started by us with all its descendants: suspended, resumed and ended together.
+
+    They are ended at the end of a `with` block.
+    """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -63,7 +62,7 @@ class ProcessTree:
         deadline_s = time.monotonic() + _SUSPEND_S
         while any(process.status() not in _STOPPED for process in members):
             if time.monotonic() > deadline_s:
-                raise WorkerError(f"process {self._process.pid} or a child does not stop")
+                raise WorkerEndedError(f"process {self._process.pid} or a child does not stop")
             time.sleep(0.001)
 
     def resume(self) -> None:
@@ -90,9 +89,14 @@ class ProcessTree:
         for process in alive:
             _unless_gone(process.kill)
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _members(self) -> list[psutil.Process]:
         try:
@@ -101,83 +105,68 @@ class ProcessTree:
             return []
 
 
-class Worker:
+class PeerWorker(ProcessTree):
     """A process that answers questions, one JSON object a line; suspended except while it is asked.
 
     The first line that it writes, once it has loaded, is `hello`: an object with its versions.
     """
 
-    def __init__(self, command: WorkerCommand) -> None:
+    def __init__(self, command: PeerCommand) -> None:
         self.name = command.name
-        self._command = command
-        self._process = _start(command, pipes=True)
-        self._tree = ProcessTree(self._process)
+        command.log.parent.mkdir(parents=True, exist_ok=True)
+        self._worker = WorkerProcess(
+            command.name, command.command, environment=command.environment, log=command.log
+        )
+        super().__init__(self._worker.process)
         self.hello = self._answer()
-        self._tree.suspend()
+        self.suspend()
 
-    def ask(self, question: Mapping[str, object]) -> dict[str, object]:
-        """The worker's answer, all cores its own meanwhile. Raises WorkerError if it ends instead."""
-        assert self._process.stdin is not None
-        with self._tree.awake():
-            self._process.stdin.write(json.dumps(question) + "\n")
-            self._process.stdin.flush()
+    def ask(self, question: Mapping[str, object]) -> dict[str, Any]:
+        """The worker's answer, all cores its own meanwhile. Raises WorkerEndedError if it ends instead."""
+        with self.awake():
+            self._worker.send(question)
             return self._answer()
 
     def close(self) -> None:
         """End the process and its descendants."""
-        self._tree.close()
+        super().close()
+        self._worker.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _answer(self) -> dict[str, object]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._tree.close()
-            raise WorkerError(_last_words(self._command))
-        return json.loads(line)
+    def _answer(self) -> dict[str, Any]:
+        try:
+            return self._worker.receive()
+        except WorkerEndedError:
+            self.close()
+            raise
 
 
-class Server:
+class PeerServer(ProcessTree):
     """A process that serves HTTP; suspended except inside `awake`.
 
-    Made when `health_url` answers 200; raises WorkerError if the process ends first, or needs longer than
-    `timeout_s`.
+    Made when `health_url` answers 200; raises WorkerEndedError if the process ends first, or needs longer
+    than `timeout_s`.
     """
 
-    def __init__(self, command: WorkerCommand, *, health_url: str, timeout_s: float = 600.0) -> None:
+    def __init__(self, command: PeerCommand, *, health_url: str, timeout_s: float = 600.0) -> None:
         self.name = command.name
-        self._process = _start(command, pipes=False)
-        self._tree = ProcessTree(self._process)
+        command.log.parent.mkdir(parents=True, exist_ok=True)
+        with command.log.open("w") as log:
+            process = subprocess.Popen(
+                with_environment(command.command, command.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                text=True,
+            )
+        super().__init__(process)
         deadline_s = time.monotonic() + timeout_s
         while not _answers(health_url):
-            if self._process.poll() is not None or time.monotonic() > deadline_s:
-                self._tree.close()
-                raise WorkerError(_last_words(command))
+            if process.poll() is not None or time.monotonic() > deadline_s:
+                self.close()
+                tail = command.log.read_text(errors="replace")[-_LOG_TAIL:]
+                raise WorkerEndedError(f"{command.name} ended; its log {command.log} ends with:\n{tail}")
             time.sleep(0.5)
-        self._tree.suspend()
-
-    def awake(self) -> AbstractContextManager[None]:
-        """The server runs inside this `with` block."""
-        return self._tree.awake()
-
-    def close(self) -> None:
-        """End the process and its descendants."""
-        self._tree.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        self.suspend()
 
 
 Measure = Callable[[str, str, int], Mapping[str, float]]
@@ -188,18 +177,15 @@ def measure_in_turns(
     subjects: Sequence[str], cases: Iterable[str], *, repeats: int, units: Mapping[str, str], measure: Measure
 ) -> list[Series]:
     """`repeats` samples of every subject in every case, the order of subjects turned by one each time."""
-    samples: dict[tuple[str, str, str], list[float]] = {}
+    table = SampleTable()
     cases = list(cases)
     for repeat in range(repeats):
         first = repeat % len(subjects)
         for case in cases:
             for subject in (*subjects[first:], *subjects[:first]):
-                for metric, value in measure(subject, case, repeat).items():
-                    samples.setdefault((subject, case, metric), []).append(value)
-    return [
-        Series(subject=subject, case=case, metric=metric, unit=units[metric], samples=tuple(values))
-        for (subject, case, metric), values in sorted(samples.items())
-    ]
+                figures = measure(subject, case, repeat)
+                table.add(subject, case, {(metric, units[metric]): v for metric, v in figures.items()})
+    return sorted(table.series(), key=lambda one: (one.subject, one.case, one.metric))
 
 
 def comparison_table(series: Sequence[Series], *, metric: str, ours: str) -> str:
@@ -220,14 +206,25 @@ def comparison_table(series: Sequence[Series], *, metric: str, ours: str) -> str
     return "\n".join(lines)
 
 
-def paired_ratios(series: Sequence[Series], *, metric: str, ours: str, peer: str) -> dict[str, float]:
-    """Median over the repeats of ours / peer, by case: each repeat is compared with its own neighbour."""
-    by_key = {(one.case, one.subject): one.samples for one in series if one.metric == metric}
-    return {
-        case: statistics.median(a / b for a, b in zip(samples, by_key[case, peer], strict=True))
-        for (case, subject), samples in by_key.items()
-        if subject == ours and (case, peer) in by_key
-    }
+def peer_parser(doc: str | None) -> ArgumentParser:
+    """A script's parser with the options of comparisons that generate text."""
+    made = script_parser(doc)
+    made.add_argument("--models", type=Path, required=True, help="folder of make_bench_model")
+    made.add_argument("--size", default="llama60m")
+    made.add_argument("--peer-python", action="append", default=[], metavar="NAME=PATH")
+    made.add_argument("--vllm-preload", metavar="A.so:B.so", help="libraries for vLLM to load first")
+    made.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    made.add_argument("--input-len", type=int, default=128)
+    made.add_argument("--output-len", type=int, default=128)
+    made.add_argument("--repeats", type=int, default=5)
+    return made
+
+
+def peer_settings(options: Namespace) -> dict[str, object]:
+    """What a record says of these options otherwise than they are: nothing of folders."""
+    libraries = (options.vllm_preload or "").split(":")
+    names = [Path(library).name for library in libraries if library]
+    return {"models": None, "peer_python": None, "vllm_preload": names}
 
 
 def parse_peers(options: Iterable[str], *, known: Sequence[str]) -> dict[str, str]:
@@ -253,11 +250,6 @@ def vllm_environment(preload: str | None) -> dict[str, str]:
     return environment | ({"LD_PRELOAD": preload} if preload else {})
 
 
-def preload_names(preload: str | None) -> list[str]:
-    """The libraries of a `preload` without their folders, for a record."""
-    return [Path(library).name for library in (preload or "").split(":") if library]
-
-
 def packages_of(python: str, packages: Sequence[str]) -> dict[str, str]:
     """Versions of `packages` in the environment of the interpreter `python`."""
     program = "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]))"
@@ -268,24 +260,6 @@ def packages_of(python: str, packages: Sequence[str]) -> dict[str, str]:
 def _natural(case: str) -> list[tuple[int, str]]:
     """Sorts `16 requests` behind `2 requests`."""
     return [(int(word), "") if word.isdigit() else (-1, word) for word in case.split()]
-
-
-def _start(command: WorkerCommand, *, pipes: bool) -> subprocess.Popen[str]:
-    command.log.parent.mkdir(parents=True, exist_ok=True)
-    environment = [f"{key}={value}" for key, value in command.environment.items()]
-    with command.log.open("w") as log:
-        return subprocess.Popen(
-            ["env", *environment, *command.command],
-            stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
-            stdout=subprocess.PIPE if pipes else log,
-            stderr=log,
-            text=True,
-        )
-
-
-def _last_words(command: WorkerCommand) -> str:
-    tail = command.log.read_text(errors="replace")[-_LOG_TAIL:]
-    return f"{command.name} ended; its log {command.log} ends with:\n{tail}"
 
 
 def _answers(url: str) -> bool:

@@ -116,3 +116,11 @@ def outside_fusions(program: Program) -> Iterator[tuple[Instruction, dict[str, I
         by_name = {one.name: one for one in instructions}
         for one in instructions:
             yield one, by_name
+
+
+def inner_instructions(one: Instruction, program: Program) -> Iterator[Instruction]:
+    """The instructions of what one calls, and of what these call."""
+    for name in one.called:
+        for inner in program.computations[name]:
+            yield inner
+            yield from inner_instructions(inner, program)

@@ -1,6 +1,6 @@
 """Makes the random-weight Llama that benchmarks run on, as Hugging Face folders in float32 and bfloat16.
 
-    python benchmarks/peers/make_bench_model.py FOLDER  ->  FOLDER/llama60m-float32, FOLDER/llama60m-bfloat16
+    python -m benchmarks.peers.make_bench_model FOLDER  ->  FOLDER/llama60m-float32, FOLDER/llama60m-bfloat16
 
 60 million parameters (hidden 512, 8 layers, 8 heads of 64, intermediate 1536, vocabulary 32,000, untied);
 both folders hold the same weights. The tokenizer is byte-pair encoding trained on the sources of Python's
@@ -10,8 +10,9 @@ standard library, so that random ids decode to text of ordinary length. No downl
 import argparse
 import json
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -62,7 +63,7 @@ def main() -> None:
         print(f"{folder}: {sum(tensor.size for tensor in tensors.values()) / 1e6:.1f} M parameters")
 
 
-def model_config(size: str) -> dict:
+def model_config(size: str) -> dict[str, Any]:
     """config.json of a Llama of the named size."""
     shape = SIZES[size]
     return {
@@ -88,7 +89,7 @@ def model_config(size: str) -> dict:
     }
 
 
-def random_weights(config: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def random_weights(config: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
     """All tensors under their Hugging Face names, normal with WEIGHT_STD; norms are 1."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     heads = config["num_attention_heads"] * HEAD_DIM
@@ -132,7 +133,7 @@ def library_sources() -> Iterator[str]:
             yield path.read_text(errors="ignore")[:20_000]
 
 
-def tokenizer_config() -> dict:
+def tokenizer_config() -> dict[str, Any]:
     """tokenizer_config.json: special tokens and the chat template."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -145,7 +146,7 @@ def tokenizer_config() -> dict:
     }
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -5,32 +5,31 @@ and then bfloat16. Every case takes fresh random prompts, the same for all engin
 ignored, and is run twice: for one token, which is the prompts' cost, and for all of them. Output tokens/s is
 all tokens over the second time; decode tokens/s the others over the difference of both.
 
-    python benchmarks/peers/make_bench_model.py MODELS
-    python benchmarks/peers/offline.py --models MODELS --peer-python transformers=VENV/bin/python \
+    python -m benchmarks.peers.make_bench_model MODELS
+    python -m benchmarks.peers.offline --models MODELS --peer-python transformers=VENV/bin/python \
         --peer-python vllm=VENV/bin/python
 """
 
-import argparse
-import os
 import random
 import sys
 import tempfile
+from argparse import ArgumentParser, Namespace
 from contextlib import ExitStack
 from pathlib import Path
 
-from albireo_jax.measure.records import Record, Series, cpu_device, write_record
+from albireo_jax.measure.records import Series
 from benchmarks.lib.compare import (
-    Worker,
-    WorkerCommand,
+    PeerCommand,
+    PeerWorker,
     comparison_table,
     measure_in_turns,
     parse_peers,
-    preload_names,
+    peer_parser,
+    peer_settings,
     vllm_environment,
 )
+from benchmarks.lib.recording import Recording
 
-ROOT = Path(__file__).resolve().parents[2]
-WORKERS = ROOT / "benchmarks" / "peers" / "workers"
 PEERS = ("transformers", "vllm")
 UNITS = {"decode": "tokens/s", "output": "tokens/s", "prompt": "s", "agreement": "share"}
 NOTE = (
@@ -40,35 +39,22 @@ NOTE = (
 )
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", type=Path, required=True, help="folder of make_bench_model.py")
-    parser.add_argument("--size", default="llama60m")
-    parser.add_argument("--peer-python", action="append", default=[], metavar="NAME=PATH")
-    parser.add_argument("--vllm-preload", metavar="A.so:B.so", help="libraries for vLLM to load first")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--requests", type=int, nargs="+", default=[1, 16, 32])
-    parser.add_argument("--input-len", type=int, default=128)
-    parser.add_argument("--output-len", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
-    return parser.parse_args()
+def parser() -> ArgumentParser:
+    made = peer_parser(__doc__)
+    made.add_argument("--requests", type=int, nargs="+", default=[1, 16, 32])
+    made.add_argument("--seed", type=int, default=0)
+    return made
 
 
-def commands(
-    options: argparse.Namespace, peers: dict[str, str], dtype: str, logs: Path
-) -> list[WorkerCommand]:
+def commands(options: Namespace, peers: dict[str, str], dtype: str, logs: Path) -> list[PeerCommand]:
     """How to start every engine that is there, for one dtype."""
     shared = ["--model", str(options.models / f"{options.size}-{dtype}"), "--dtype", dtype]
     shared += ["--max-model-len", str(options.input_len + options.output_len + 16)]
     environments = {"vllm": vllm_environment(options.vllm_preload)}
     return [
-        WorkerCommand(
+        PeerCommand(
             name=name,
-            command=[python, str(WORKERS / f"{name}_worker.py"), *shared],
+            command=[python, "-m", f"benchmarks.peers.workers.{name}_worker", *shared],
             log=logs / f"{name}-{dtype}.log",
             environment=environments.get(name, {"HF_HUB_OFFLINE": "1"}),
         )
@@ -76,10 +62,10 @@ def commands(
     ]
 
 
-class Comparison:
+class EnginesOfOneDtype:
     """The engines of one dtype, what they are asked, and what they answered."""
 
-    def __init__(self, workers: list[Worker], dtype: str, options: argparse.Namespace):
+    def __init__(self, workers: list[PeerWorker], dtype: str, options: Namespace) -> None:
         self._workers = {worker.name: worker for worker in workers}
         self._options = options
         self._cases = {f"{dtype} {count} requests": count for count in options.requests}
@@ -111,7 +97,7 @@ class Comparison:
     def _generate(
         self, name: str, prompts: list[list[int]], max_tokens: int
     ) -> tuple[float, list[list[int]]]:
-        answer = self._workers[name].ask({"prompts": prompts, "max_tokens": max_tokens})
+        answer = self._workers[name].ask({"prompts": prompts, "max_tokens": [max_tokens] * len(prompts)})
         lengths = {len(ids) for ids in answer["token_ids"]}
         if lengths != {max_tokens} or len(answer["token_ids"]) != len(prompts):
             raise SystemExit(f"{name} gave {len(answer['token_ids'])} answers of {lengths} tokens")
@@ -151,8 +137,8 @@ def agreement(ours: list[list[int]], theirs: list[list[int]]) -> float:
 
 
 def main() -> None:
-    options = arguments()
-    load_before = os.getloadavg()[0]
+    recording = Recording.begin(parser())
+    options = recording.options
     peers = parse_peers(options.peer_python, known=PEERS)
     for name in PEERS:
         if name not in peers:
@@ -160,31 +146,18 @@ def main() -> None:
     logs = Path(tempfile.mkdtemp(prefix="bench-peers-"))
     print(f"logs of the engines: {logs}")
     series: list[Series] = []
-    versions = {}
+    versions: dict[str, dict[str, str]] = {}
     for dtype in options.dtypes:
         with ExitStack() as stack:
             workers = [
-                stack.enter_context(Worker(command)) for command in commands(options, peers, dtype, logs)
+                stack.enter_context(PeerWorker(command)) for command in commands(options, peers, dtype, logs)
             ]
             versions |= {worker.name: worker.hello["versions"] for worker in workers}
-            series += Comparison(workers, dtype, options).measure()
+            series += EnginesOfOneDtype(workers, dtype, options).measure()
     for metric in ("decode", "output", "agreement"):
         print(comparison_table(series, metric=metric, ours="albireo"), end="\n\n")
-    record = Record(
-        name="peers-offline",
-        device=cpu_device(),
-        settings={
-            "model": options.size,
-            "input_len": options.input_len,
-            "output_len": options.output_len,
-            "vllm_preload": preload_names(options.vllm_preload),
-        },
-        series=series,
-        note=NOTE,
-        load_before=load_before,
-        peer_versions=versions,
-    )
-    print(write_record(record, options.output))
+    settings = peer_settings(options)
+    recording.write("peers-offline", series, note=NOTE, settings=settings, peer_versions=versions)
 
 
 if __name__ == "__main__":

@@ -3,33 +3,33 @@
 Both servers are loaded and take turns (the other is suspended), float32 and then bfloat16. The client shares
 the cores with the server that is measured, so figures are only comparable within a record.
 
-    python benchmarks/peers/make_bench_model.py MODELS
-    python benchmarks/peers/over_http.py --models MODELS --peer-python vllm=VENV/bin/python
+    python -m benchmarks.peers.make_bench_model MODELS
+    python -m benchmarks.peers.over_http --models MODELS --peer-python vllm=VENV/bin/python
 """
 
-import argparse
 import json
-import os
 import socket
 import subprocess
 import sys
 import tempfile
+from argparse import ArgumentParser, Namespace
 from contextlib import ExitStack
 from pathlib import Path
 
-from albireo_jax.measure.records import Record, Series, cpu_device, write_record
+from albireo_jax.measure.records import Series
 from benchmarks.lib.compare import (
-    Server,
-    WorkerCommand,
+    PeerCommand,
+    PeerServer,
     comparison_table,
     measure_in_turns,
     packages_of,
     parse_peers,
-    preload_names,
+    peer_parser,
+    peer_settings,
     vllm_environment,
 )
+from benchmarks.lib.recording import Recording
 
-ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 SERVED_NAME = "bench"
 UNITS = {
@@ -40,27 +40,14 @@ UNITS = {
 }
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", type=Path, required=True, help="folder of make_bench_model.py")
-    parser.add_argument("--size", default="llama60m")
-    parser.add_argument("--peer-python", action="append", default=[], metavar="vllm=PATH")
-    parser.add_argument("--vllm-preload", metavar="A.so:B.so", help="libraries for vLLM to load first")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 32])
-    parser.add_argument("--rounds", type=int, default=4, help="requests per client: concurrency times this")
-    parser.add_argument("--input-len", type=int, default=128)
-    parser.add_argument("--output-len", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
-    return parser.parse_args()
+def parser() -> ArgumentParser:
+    made = peer_parser(__doc__)
+    made.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 32])
+    made.add_argument("--rounds", type=int, default=4, help="requests per client: concurrency times this")
+    return made
 
 
-def server_command(
-    name: str, python: str, port: int, *, dtype: str, options: argparse.Namespace
-) -> list[str]:
+def server_command(name: str, python: str, port: int, *, dtype: str, options: Namespace) -> list[str]:
     """`albireo serve` or `vllm serve`, with the same model, name, length limit and dtype."""
     launchers = {"albireo": [python, "-m", "albireo_jax.cli"], "vllm": [str(Path(python).with_name("vllm"))]}
     max_model_len = options.input_len + options.output_len + 32  # decoded and encoded again, prompts grow
@@ -70,9 +57,7 @@ def server_command(
     return command if name == "albireo" else [*command, "--no-enable-prefix-caching"]
 
 
-def client_command(
-    vllm: str, url: str, concurrency: int, *, dtype: str, options: argparse.Namespace
-) -> list[str]:
+def client_command(vllm: str, url: str, concurrency: int, *, dtype: str, options: Namespace) -> list[str]:
     """`vllm bench serve` against `url`, its result written to result.json where it runs."""
     command = [str(Path(vllm).with_name("vllm")), "bench", "serve", "--backend", "openai"]
     command += ["--base-url", url, "--endpoint", "/v1/completions", "--model", SERVED_NAME]
@@ -84,7 +69,7 @@ def client_command(
     return command
 
 
-def load(server: Server, command: list[str]) -> dict[str, float]:
+def load(server: PeerServer, command: list[str]) -> dict[str, float]:
     """The client's figures; ends the program if a request failed or was answered short."""
     with tempfile.TemporaryDirectory() as folder, server.awake():
         client = ["env", "HF_HUB_OFFLINE=1", *command]
@@ -101,25 +86,24 @@ def load(server: Server, command: list[str]) -> dict[str, float]:
     return {metric: result[metric] for metric in UNITS}
 
 
-def measure_all(
-    dtype: str, pythons: dict[str, str], options: argparse.Namespace, *, logs: Path
-) -> list[Series]:
+def measure_all(dtype: str, pythons: dict[str, str], options: Namespace, *, logs: Path) -> list[Series]:
     """All concurrencies of one dtype against both servers in turns."""
     cases = {f"{dtype} {count} clients": count for count in options.concurrency}
     memory = {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB
     environments = {"vllm": {**vllm_environment(options.vllm_preload), **memory}}
     with ExitStack() as stack:
-        servers, urls = {}, {}
+        servers: dict[str, PeerServer] = {}
+        urls: dict[str, str] = {}
         for name, python in pythons.items():
             port = free_port()
             urls[name] = f"http://{HOST}:{port}"
-            command = WorkerCommand(
+            command = PeerCommand(
                 name=name,
                 command=server_command(name, python, port, dtype=dtype, options=options),
                 log=logs / f"{name}-{dtype}.log",
                 environment=environments.get(name, {}),
             )
-            servers[name] = stack.enter_context(Server(command, health_url=f"{urls[name]}/health"))
+            servers[name] = stack.enter_context(PeerServer(command, health_url=f"{urls[name]}/health"))
 
         def measure(subject: str, case: str, repeat: int) -> dict[str, float]:
             command = client_command(
@@ -142,8 +126,8 @@ def free_port() -> int:
 
 
 def main() -> None:
-    options = arguments()
-    load_before = os.getloadavg()[0]
+    recording = Recording.begin(parser())
+    options = recording.options
     peers = parse_peers(options.peer_python, known=["vllm"])
     if "vllm" not in peers:
         raise SystemExit("the client comes with vLLM: give --peer-python vllm=PATH")
@@ -155,21 +139,13 @@ def main() -> None:
         series += measure_all(dtype, pythons, options, logs=logs)
     for metric in UNITS:
         print(comparison_table(series, metric=metric, ours="albireo"), end="\n\n")
-    record = Record(
-        name="peers-http",
-        device=cpu_device(),
-        settings={
-            key: str(value)
-            for key, value in vars(options).items()
-            if key not in ("models", "output", "peer_python", "vllm_preload")
-        }
-        | {"vllm_preload": preload_names(options.vllm_preload)},
-        series=series,
+    recording.write(
+        "peers-http",
+        series,
         note="One client, `vllm bench serve`, on the same cores as the server; streamed completions, greedy.",
-        load_before=load_before,
+        settings=peer_settings(options),
         peer_versions={"vllm": packages_of(peers["vllm"], ["vllm-cpu", "torch"])},
     )
-    print(write_record(record, options.output))
 
 
 if __name__ == "__main__":

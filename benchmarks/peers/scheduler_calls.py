@@ -6,30 +6,30 @@ needed), so that both are also compared on one Python. vLLM's variants are those
 its steps in flight (`async`, the default on accelerators) and one after the other (`sync`, its choice on
 CPUs), without prefix caching, which ours does not have either, and `async` with it.
 
-    python benchmarks/peers/scheduler_calls.py --peer-python vllm=VENV/bin/python --model FOLDER
+    python -m benchmarks.peers.scheduler_calls --peer-python vllm=VENV/bin/python --model FOLDER
 """
 
-import argparse
-import os
 import statistics
 import sys
 import tempfile
+from argparse import ArgumentParser, Namespace
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from albireo_jax.measure.records import Record, Series, cpu_device, write_record
+from albireo_jax.measure.records import Series
 from benchmarks.lib.compare import (
-    Worker,
-    WorkerCommand,
+    PeerCommand,
+    PeerWorker,
     comparison_table,
     measure_in_turns,
     parse_peers,
 )
+from benchmarks.lib.recording import Recording, script_parser
 
-ROOT = Path(__file__).resolve().parents[2]
-PEERS = ROOT / "benchmarks" / "peers" / "workers"
+WORKERS = "benchmarks.peers.workers"
 UNITS = {"plan": "µs", "commit": "µs", "plan + commit": "µs"}
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "vllm sync": {"worker": "vllm", "depth": 1, "block_size": 16, "prefix_caching": False},
     "vllm async": {"worker": "vllm", "depth": 2, "block_size": 16, "prefix_caching": False},
     "vllm async, prefix caching": {"worker": "vllm", "depth": 2, "block_size": 16, "prefix_caching": True},
@@ -38,42 +38,37 @@ VARIANTS = {
 }
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--peer-python", action="append", default=[], metavar="vllm=PATH")
-    parser.add_argument("--model", required=True, help="model folder, for vLLM's configuration only")
-    parser.add_argument("--rows", type=int, nargs="+", default=[32, 128, 512])
-    parser.add_argument("--steps", type=int, default=300, help="decode steps timed per repeat")
-    parser.add_argument("--warmup", type=int, default=50)
-    parser.add_argument("--prompt-len", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
-    return parser.parse_args()
+def parser() -> ArgumentParser:
+    made = script_parser(__doc__)
+    made.add_argument("--peer-python", action="append", default=[], metavar="vllm=PATH")
+    made.add_argument("--model", required=True, help="model folder, for vLLM's configuration only")
+    made.add_argument("--rows", type=int, nargs="+", default=[32, 128, 512])
+    made.add_argument("--steps", type=int, default=300, help="decode steps timed per repeat")
+    made.add_argument("--warmup", type=int, default=50)
+    made.add_argument("--prompt-len", type=int, default=128)
+    made.add_argument("--repeats", type=int, default=5)
+    return made
 
 
-def commands(peers: dict[str, str], model: str, logs: Path) -> list[WorkerCommand]:
+def commands(peers: dict[str, str], model: str, logs: Path) -> list[PeerCommand]:
     """Our worker, and in vLLM's environment, if there is one, vLLM's and ours again."""
-    ours = str(PEERS / "albireo_scheduler_worker.py")
-    found = [WorkerCommand(name="albireo", command=[sys.executable, ours], log=logs / "albireo.log")]
+    ours = ["-m", f"{WORKERS}.albireo_scheduler_worker"]
+    found = [PeerCommand(name="albireo", command=[sys.executable, *ours], log=logs / "albireo.log")]
     if "vllm" in peers:
-        theirs = [peers["vllm"], str(PEERS / "vllm_scheduler_worker.py"), "--model", model]
+        theirs = [peers["vllm"], "-m", f"{WORKERS}.vllm_scheduler_worker", "--model", model]
+        offline = {"HF_HUB_OFFLINE": "1"}
         found += [
-            WorkerCommand(
-                name="vllm", command=theirs, log=logs / "vllm.log", environment={"HF_HUB_OFFLINE": "1"}
-            ),
-            WorkerCommand(
+            PeerCommand(name="vllm", command=theirs, log=logs / "vllm.log", environment=offline),
+            PeerCommand(
                 name="albireo in vllm's Python",
-                command=[peers["vllm"], ours],
+                command=[peers["vllm"], *ours],
                 log=logs / "albireo-in-vllm.log",
-                environment={"PYTHONPATH": str(ROOT)},
             ),
         ]
     return found
 
 
-def measure_all(workers: dict[str, Worker], options: argparse.Namespace) -> list[Series]:
+def measure_all(workers: dict[str, PeerWorker], options: Namespace) -> list[Series]:
     """Medians over the steps, in microseconds, of every variant whose worker is there."""
     common = {"steps": options.steps, "warmup": options.warmup, "prompt_len": options.prompt_len}
 
@@ -97,32 +92,25 @@ def measure_all(workers: dict[str, Worker], options: argparse.Namespace) -> list
 
 
 def main() -> None:
-    options = arguments()
-    load_before = os.getloadavg()[0]
+    recording = Recording.begin(parser())
+    options = recording.options
     peers = parse_peers(options.peer_python, known=["vllm"])
     if "vllm" not in peers:
         print("vllm is skipped: no --peer-python vllm=PATH")
     logs = Path(tempfile.mkdtemp(prefix="bench-scheduler-"))
     with ExitStack() as stack:
-        started = [stack.enter_context(Worker(command)) for command in commands(peers, options.model, logs)]
-        workers = {worker.name: worker for worker in started}
-        series = measure_all(workers, options)
+        started = [
+            stack.enter_context(PeerWorker(command)) for command in commands(peers, options.model, logs)
+        ]
+        series = measure_all({worker.name: worker for worker in started}, options)
     print(comparison_table(series, metric="plan + commit", ours="albireo"))
-    record = Record(
-        name="scheduler-peer",
-        device=cpu_device(),
-        settings={
-            "steps": options.steps,
-            "warmup": options.warmup,
-            "prompt_len": options.prompt_len,
-            "variants": VARIANTS,
-        },
-        series=series,
+    recording.write(
+        "scheduler-peer",
+        series,
         note="A sample is the median over the steps of one repeat. No device, statistics off.",
-        load_before=load_before,
+        settings={"model": None, "peer_python": None, "variants": VARIANTS},
         peer_versions={worker.name: worker.hello["versions"] for worker in started},
     )
-    print(write_record(record, options.output))
 
 
 if __name__ == "__main__":

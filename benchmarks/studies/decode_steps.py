@@ -5,22 +5,24 @@ One engine of each model is compiled, and each repeat runs k = 1, 2, 4, 8 at dep
 them first each time. The clock starts when the last request has its first token. In the second kind of run
 each request ends at a stop id, at a token drawn between the first and the last.
 
-    python benchmarks/peers/make_bench_model.py MODELS
-    python benchmarks/studies/decode_steps.py ../shared/data/models/stories260k MODELS/llama60m-float32
-    python benchmarks/studies/decode_steps.py ../shared/data/models/stories260k --small     a quick try
+    python -m benchmarks.peers.make_bench_model MODELS
+    python -m benchmarks.studies.decode_steps stories260k MODELS/llama60m-float32
+    python -m benchmarks.studies.decode_steps stories260k --small     a quick try
 """
 
-import argparse
-import os
 import random
 import statistics
 import sys
 import time
+from argparse import ArgumentParser, Namespace
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from albireo_jax.core.config import Dtype, EngineConfig, SchedulerConfig
 from albireo_jax.core.plan import Executor, SampledTokens, StepHandle, StepPlan
@@ -28,10 +30,10 @@ from albireo_jax.core.types import Request, RequestOutput
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import ALL_STEPS, Timeline
 from albireo_jax.launch import Prepared, prepare
-from albireo_jax.measure.records import Record, Series, cpu_device, write_record
+from albireo_jax.measure.records import SampleTable, Series
 from albireo_jax.sched.scheduler import Scheduler
+from benchmarks.lib.recording import Recording, script_parser
 
-ROOT = Path(__file__).resolve().parents[2]
 NOTE = (
     "Decode steps only. Programs of k > 1 are one compiled loop for up to max(k) steps. A burst is what one "
     "dispatch brings a request; unused: row-steps of the device, computed or as padding, that gave no token "
@@ -39,7 +41,7 @@ NOTE = (
 )
 
 
-class Way(NamedTuple):
+class DecodeWay(NamedTuple):
     """How an engine runs: k steps in one dispatch, so many dispatches in flight."""
 
     steps: int
@@ -51,7 +53,7 @@ class Way(NamedTuple):
         return f"k={self.steps} depth {self.depth}"
 
 
-class Case(NamedTuple):
+class DecodeStepsCase(NamedTuple):
     """What runs: a model, so many requests at once, and whether they end at stops or at their length."""
 
     model: str
@@ -65,11 +67,11 @@ class Case(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class DecodeRun:
     """One run: decoded tokens and seconds, seconds between the bursts, and row-steps without a token."""
 
-    case: Case
-    way: Way
+    case: DecodeStepsCase
+    way: DecodeWay
     tokens: int
     seconds: float
     burst_s: float
@@ -81,28 +83,22 @@ class Run:
         return self.tokens / self.seconds
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("models", nargs="+", help="Hugging Face folders")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--depths", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--input-len", type=int, default=32)
-    parser.add_argument("--output-len", type=int, default=97)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--small", action="store_true", help="few rows, tokens and repeats")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
-    options = parser.parse_args()
-    if options.small:
-        options.rows, options.output_len, options.repeats = [1, 4], 17, 1
-    return options
+def parser() -> ArgumentParser:
+    made = script_parser(__doc__)
+    made.add_argument("models", nargs="+", help="Hugging Face folders")
+    made.add_argument("--dtype", default="float32")
+    made.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
+    made.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8])
+    made.add_argument("--depths", type=int, nargs="+", default=[1, 2])
+    made.add_argument("--temperature", type=float, default=0.0)
+    made.add_argument("--input-len", type=int, default=32)
+    made.add_argument("--output-len", type=int, default=97)
+    made.add_argument("--repeats", type=int, default=5)
+    made.add_argument("--small", action="store_true", help="few rows, tokens and repeats")
+    return made
 
 
-def prepared(model: str, options: argparse.Namespace) -> Prepared:
+def prepared(model: str, options: Namespace) -> Prepared:
     """An engine that can take each way."""
     rows = max(options.rows)
     config = EngineConfig(
@@ -117,7 +113,7 @@ def prepared(model: str, options: argparse.Namespace) -> Prepared:
     return prepare(config)
 
 
-class Meter:
+class RowStepMeter:
     """An executor that counts the row-steps that the one behind it took, used or not."""
 
     def __init__(self, executor: Executor) -> None:
@@ -132,7 +128,7 @@ class Meter:
 class MeteredHandle(NamedTuple):
     """A dispatched plan whose row-steps are counted when its result is there."""
 
-    meter: Meter
+    meter: RowStepMeter
     plan: StepPlan
     handle: StepHandle
 
@@ -145,35 +141,37 @@ class MeteredHandle(NamedTuple):
         return sampled
 
 
-class Outputs(NamedTuple):
+class CommitOutputs(NamedTuple):
     """What one commit brought, and when."""
 
     moment_s: float
     outputs: list[RequestOutput]
 
 
-def run(ready: Prepared, way: Way, requests: Sequence[Request], *, executor: Executor) -> list[Outputs]:
+def run(
+    ready: Prepared, way: DecodeWay, requests: Sequence[Request], *, executor: Executor
+) -> list[CommitOutputs]:
     """All outputs of requests that begin together."""
     config = replace(ready.config.scheduler, decode_steps=way.steps, depth=way.depth)
     scheduler = Scheduler(config, ready.limits, shares_prefixes=False)
     loop = EngineLoop(scheduler, executor, depth=way.depth, timeline=Timeline(capacity=ALL_STEPS))
     for request in requests:
         scheduler.add(request)
-    found: list[Outputs] = []
+    found: list[CommitOutputs] = []
     while loop.has_work:
         outputs = loop.step()
-        found.append(Outputs(time.perf_counter(), outputs))
+        found.append(CommitOutputs(time.perf_counter(), outputs))
     return [each for each in found if each.outputs]
 
 
-def requests_of(case: Case, ready: Prepared, options: argparse.Namespace) -> list[Request]:
+def requests_of(case: DecodeStepsCase, ready: Prepared, options: Namespace) -> list[Request]:
     """The requests of a case; those that stop do so at a token that they are known to say."""
     draw = random.Random(case.rows)
     vocabulary = range(3, ready.limits.vocab_size)
     requests = [
         Request(
             request_id=f"r{index}",
-            prompt_token_ids=tuple(draw.choices(vocabulary, k=options.input_len)),
+            prompt_token_ids=np.array(draw.choices(vocabulary, k=options.input_len), np.int32),
             max_tokens=options.output_len,
             temperature=options.temperature,
             seed=index,
@@ -183,21 +181,23 @@ def requests_of(case: Case, ready: Prepared, options: argparse.Namespace) -> lis
     if not case.stops:
         return requests
     said: dict[str, list[int]] = {request.request_id: [] for request in requests}
-    for _, outputs in run(ready, Way(1, 1), requests, executor=ready.executor):
+    for _, outputs in run(ready, DecodeWay(1, 1), requests, executor=ready.executor):
         for output in outputs:
             said[output.request_id] += [] if output.token_id is None else [output.token_id]
     return [replace(request, stop_ids=(draw.choice(said[request.request_id][1:]),)) for request in requests]
 
 
-def measure(case: Case, way: Way, ready: Prepared, *, requests: Sequence[Request]) -> Run:
+def measure(
+    case: DecodeStepsCase, way: DecodeWay, ready: Prepared, *, requests: Sequence[Request]
+) -> DecodeRun:
     """One run, from when the last request has its first token."""
-    meter = Meter(ready.executor)
+    meter = RowStepMeter(ready.executor)
     found = run(ready, way, requests, executor=meter)
     first_at = {
         output.request_id: at for at, each in reversed([*enumerate(found)]) for output in each.outputs
     }
     decoded = found[max(first_at.values()) :]
-    return Run(
+    return DecodeRun(
         case=case,
         way=way,
         tokens=sum(len(outputs) for _, outputs in decoded[1:]),
@@ -207,12 +207,14 @@ def measure(case: Case, way: Way, ready: Prepared, *, requests: Sequence[Request
     )
 
 
-def runs_of(model: str, options: argparse.Namespace) -> list[Run]:
+def runs_of(model: str, options: Namespace) -> list[DecodeRun]:
     """All runs of a model but the first round of each case, which warms up."""
     ready = prepared(model, options)
-    ways = [Way(steps, depth) for depth in options.depths for steps in options.steps]
-    found: list[Run] = []
-    for case in (Case(Path(model).name, rows, stops) for rows in options.rows for stops in (False, True)):
+    ways = [DecodeWay(steps, depth) for depth in options.depths for steps in options.steps]
+    found: list[DecodeRun] = []
+    for case in (
+        DecodeStepsCase(Path(model).name, rows, stops) for rows in options.rows for stops in (False, True)
+    ):
         requests = requests_of(case, ready, options)
         for repeat in range(-1, options.repeats):
             first = repeat % len(ways)
@@ -222,26 +224,24 @@ def runs_of(model: str, options: argparse.Namespace) -> list[Run]:
     return found
 
 
-def series_of(runs: Sequence[Run]) -> list[Series]:
+def series_of(runs: Sequence[DecodeRun]) -> list[Series]:
     """Every repeat's figures, and the gains over k = 1 at the same depth."""
-    baseline: dict[tuple[Case, int], list[float]] = {}
+    baseline: dict[tuple[DecodeStepsCase, int], list[float]] = {}
     for each in runs:
         if each.way.steps == 1:
             baseline.setdefault((each.case, each.way.depth), []).append(each.tokens_per_s)
-    samples: dict[tuple[Way, Case, str, str], list[float]] = {}
+    table, repeats = SampleTable(), Counter[tuple[DecodeStepsCase, DecodeWay]]()
     for each in runs:
-        gains = samples.setdefault((each.way, each.case, "gain over k=1", "1"), [])
-        gains.append(each.tokens_per_s / baseline[each.case, each.way.depth][len(gains)])
-        for metric, unit, value in (
-            ("decoded", "tokens/s", each.tokens_per_s),
-            ("time between bursts", "s", each.burst_s),
-            ("unused", "row-steps", float(each.unused)),
-        ):
-            samples.setdefault((each.way, each.case, metric, unit), []).append(value)
-    return [
-        Series(subject=way.name, case=case.name, metric=metric, unit=unit, samples=tuple(values))
-        for (way, case, metric, unit), values in samples.items()
-    ]
+        repeat = repeats[each.case, each.way]
+        repeats[each.case, each.way] += 1
+        figures = {
+            ("gain over k=1", "1"): each.tokens_per_s / baseline[each.case, each.way.depth][repeat],
+            ("decoded", "tokens/s"): each.tokens_per_s,
+            ("time between bursts", "s"): each.burst_s,
+            ("unused", "row-steps"): each.unused,
+        }
+        table.add(each.way.name, each.case.name, figures)
+    return table.series()
 
 
 def text_table(series: Sequence[Series]) -> str:
@@ -259,23 +259,14 @@ def text_table(series: Sequence[Series]) -> str:
 
 
 def main() -> None:
-    options = arguments()
-    load_before = os.getloadavg()[0]
+    recording = Recording.begin(parser())
+    options = recording.options
+    if options.small:
+        options.rows, options.output_len, options.repeats = [1, 4], 17, 1
     series = series_of([each for model in options.models for each in runs_of(model, options)])
     print(text_table(series))
-    record = Record(
-        name="decode-steps",
-        device=cpu_device(),
-        settings={
-            name: [Path(model).name for model in value] if name == "models" else value
-            for name, value in vars(options).items()
-            if name != "output"
-        },
-        series=series,
-        note=NOTE,
-        load_before=load_before,
-    )
-    print(write_record(record, options.output))
+    names = [Path(model).name for model in options.models]
+    recording.write("decode-steps", series, note=NOTE, settings={"models": names})
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.lib.second_turns import (
+from benchmarks.chat_turns import (
     ChatEngines,
     ChatLengths,
-    Question,
+    ChatQuestion,
     SecondTurn,
     bench_turns,
     first_token_ratio,
@@ -21,7 +21,9 @@ from tests.labs.engine_lab import lab
 
 LENGTHS = ChatLengths(first_prompt=70, answer=20, conversation=250)
 QUESTIONS = [
-    Question(f"{nth} " + "How does one count sheep at night? " * (1 + nth % 3), "And by day? " * (1 + nth))
+    ChatQuestion(
+        f"{nth} " + "How does one count sheep at night? " * (1 + nth % 3), "And by day? " * (1 + nth)
+    )
     for nth in range(7)
 ]
 
@@ -79,4 +81,4 @@ def test_lengths_leave_room_for_a_second_turn() -> None:
 def test_questions_are_read(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps({"question_id": 1, "turns": ["a", "b"]}) + "\n")
-    assert read_questions(path) == [Question("a", "b")]
+    assert read_questions(path) == [ChatQuestion("a", "b")]

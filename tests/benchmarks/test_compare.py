@@ -9,22 +9,20 @@ import psutil
 import pytest
 
 from albireo_jax.measure.records import Series
+from albireo_jax.measure.worker_process import WorkerEndedError
 from benchmarks.lib.compare import (
-    Server,
-    Worker,
-    WorkerCommand,
-    WorkerError,
+    PeerCommand,
+    PeerServer,
+    PeerWorker,
     comparison_table,
     measure_in_turns,
-    paired_ratios,
     parse_peers,
 )
 
-PROTOCOL = Path(__file__).parents[2] / "benchmarks" / "peers" / "workers"
 ECHO = """
 import subprocess, sys
-from protocol import Channel
-channel = Channel()
+from albireo_jax.measure.worker_channel import WorkerChannel
+channel = WorkerChannel()
 print("an engine that prints where answers go")
 child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
 def answer(question):
@@ -36,42 +34,41 @@ channel.serve({"versions": {"echo": "1"}}, answer)
 
 
 @pytest.fixture
-def echo(tmp_path: Path) -> WorkerCommand:
+def echo(tmp_path: Path) -> PeerCommand:
     script = tmp_path / "echo.py"
     script.write_text(ECHO)
-    return WorkerCommand(
+    return PeerCommand(
         name="echo",
         command=[sys.executable, str(script)],
         log=tmp_path / "logs" / "echo.log",
-        environment={"PYTHONPATH": str(PROTOCOL)},
     )
 
 
-def test_worker_answers_and_what_it_prints_goes_to_its_log(echo: WorkerCommand):
-    with Worker(echo) as worker:
+def test_worker_answers_and_what_it_prints_goes_to_its_log(echo: PeerCommand):
+    with PeerWorker(echo) as worker:
         assert worker.hello == {"versions": {"echo": "1"}}
         assert [worker.ask({"numbers": [n, 2]})["sum"] for n in range(3)] == [2, 3, 4]
     assert "an engine that prints" in echo.log.read_text()
 
 
-def test_worker_sleeps_between_questions_and_dies_with_its_children(echo: WorkerCommand):
-    with Worker(echo) as worker:
+def test_worker_sleeps_between_questions_and_dies_with_its_children(echo: PeerCommand):
+    with PeerWorker(echo) as worker:
         child = psutil.Process(int(str(worker.ask({"numbers": []})["child"])))
         assert child.status() == child.parent().status() == psutil.STATUS_STOPPED
     assert not child.is_running()
 
 
-def test_worker_that_ends_tells_its_last_words(echo: WorkerCommand):
-    with Worker(echo) as worker, pytest.raises(WorkerError, match="out of memory"):
+def test_worker_that_ends_tells_its_last_words(echo: PeerCommand):
+    with PeerWorker(echo) as worker, pytest.raises(WorkerEndedError, match="out of memory"):
         worker.ask({"die": True})
 
 
 def test_server_that_ends_tells_its_last_words(tmp_path: Path):
-    command = WorkerCommand(
+    command = PeerCommand(
         name="server", command=[sys.executable, "-c", "raise SystemExit('no port')"], log=tmp_path / "log"
     )
-    with pytest.raises(WorkerError, match="no port"):
-        Server(command, health_url="http://127.0.0.1:9/health")
+    with pytest.raises(WorkerEndedError, match="no port"):
+        PeerServer(command, health_url="http://127.0.0.1:9/health")
 
 
 def test_server_answers_only_while_awake(tmp_path: Path):
@@ -80,9 +77,9 @@ def test_server_answers_only_while_awake(tmp_path: Path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     files = ["-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)]
-    command = WorkerCommand(name="files", command=[sys.executable, *files], log=tmp_path / "log")
+    command = PeerCommand(name="files", command=[sys.executable, *files], log=tmp_path / "log")
     url = f"http://127.0.0.1:{port}/health"
-    with Server(command, health_url=url, timeout_s=60) as server:
+    with PeerServer(command, health_url=url, timeout_s=60) as server:
         for _ in range(2):
             with server.awake(), urllib.request.urlopen(url, timeout=30) as response:
                 assert response.read() == b"ok"
@@ -115,7 +112,7 @@ def speeds(subject: str, case: str, *samples: float) -> Series:
     return Series(subject=subject, case=case, metric="speed", unit="x/s", samples=samples)
 
 
-def test_table_and_ratios():
+def test_the_table_has_ratios():
     series = [
         speeds("ours", "16 rows", 30.0, 10.0, 20.0),
         speeds("peer", "16 rows", 10.0, 5.0, 5.0),
@@ -126,7 +123,6 @@ def test_table_and_ratios():
     assert [line.split()[2] for line in lines[2:]] == ["ours", "alone", "ours", "peer"]
     assert lines[3].endswith("0.25")
     assert lines[5].endswith("4.00")
-    assert paired_ratios(series, metric="speed", ours="ours", peer="peer") == {"16 rows": 3.0}
     with pytest.raises(ValueError, match=r"no samples of 'speeed', there are \['speed'\]"):
         comparison_table(series, metric="speeed", ours="ours")
 

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from benchmarks.lib.hlo import ArrayType, parse
 from benchmarks.lib.hlo_collectives import collectives
 from benchmarks.lib.hlo_operations import operations
-from benchmarks.lib.run_counts import count_runs
+from benchmarks.route_costs import count_runs
 
 ELEMENTS = 100_000
 RANKS = 8

@@ -62,7 +62,7 @@ def test_second_turns(run: Script, data_dir: Path) -> None:
 def test_precision_of_keys_and_values(run: Script, data_dir: Path) -> None:
     model, text = data_dir / "models" / "stories260k", data_dir / "text" / "tinyshakespeare.txt"
     sizes = ("--windows", 2, "--length", 24, "--max-step-tokens", 32)
-    samples = run("kv_precision", model, text, "--kv-dtypes", "fp8", *sizes)
+    samples = run("precision", "kv", model, text, "--kinds", "fp8", *sizes)
     by_metric = {(subject, metric): taken for (subject, _, metric), taken in samples.items()}
     # Heads of 8: 16 bytes of bfloat16, or 8 and a scale of 2.
     assert by_metric["fp8", "page"][0] / by_metric["bfloat16", "page"][0] == 10 / 16

@@ -1,11 +1,9 @@
 """What other engines are given in the GPU check: a GGUF file that is the model, and requests that all run."""
 
-import importlib.util
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,14 +11,15 @@ import pytest
 from albireo_jax.core.config import Dtype, LinearRopeScaling
 from albireo_jax.core.hf_config import model_config_to_hf
 from albireo_jax.core.model_files import find_model
+from albireo_jax.measure.worker_process import WorkerEndedError
 from albireo_jax.models.registry import load_model, model_config
 from albireo_jax.nn.sharding import make_mesh
 from benchmarks.gpu_check.check import Check
 from benchmarks.gpu_check.part_settings import PartSettings
-from benchmarks.lib.compare import Worker, WorkerCommand, WorkerError
+from benchmarks.lib.compare import PeerCommand, PeerWorker
+from benchmarks.peers.workers import random_gguf
 
 ROOT = Path(__file__).parents[2]
-PEERS = ROOT / "benchmarks" / "peers" / "workers"
 SETTINGS = PartSettings(
     small=True, on_cpu=True, data=None, output="/nowhere", record="/nowhere", carried="/nowhere", peers={}
 )
@@ -55,18 +54,6 @@ ThreadingHTTPServer((options["--host"], int(options["--port"])), Handler).serve_
 """
 
 
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, PEERS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-random_gguf = load_script("random_gguf")
-
-
 @pytest.mark.parametrize(
     ("model", "dtype"),
     [
@@ -97,15 +84,15 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
         random_gguf.write_random_gguf(scaled, tmp_path / "x.gguf", dtype=Dtype.FLOAT32)
 
 
-def command(folder: Path, *, is_broken: bool) -> WorkerCommand:
+def command(folder: Path, *, is_broken: bool) -> PeerCommand:
     server, config = folder / "llama-server", folder / "config.json"
     server.write_text(SERVER.format(python=sys.executable, is_broken=is_broken))
     server.chmod(0o755)
     config.write_text(json.dumps(model_config_to_hf(CHECK.shape("qwen3-0.6b"))))
-    return WorkerCommand(
+    return PeerCommand(
         name="llama.cpp",
         command=[
-            *(sys.executable, str(PEERS / "llama_cpp_batch_worker.py"), "--config", str(config)),
+            *(sys.executable, "-m", "benchmarks.peers.workers.llama_cpp_worker", "--model", str(folder)),
             *("--dtype", "float32", "--device", "cpu", "--max-model-len", "32", "--max-requests", "3"),
             *("--max-tokens", "96", "--server", str(server)),
         ],
@@ -115,12 +102,12 @@ def command(folder: Path, *, is_broken: bool) -> WorkerCommand:
 
 
 def test_llama_cpp_is_asked_for_all_at_once(tmp_path: Path) -> None:
-    with Worker(command(tmp_path, is_broken=False)) as worker:
+    with PeerWorker(command(tmp_path, is_broken=False)) as worker:
         assert worker.hello == {"versions": {"llama.cpp": "7 (abc)"}}
         answer = worker.ask({"prompts": [[1, 2], [3], [4]], "max_tokens": [5, 7, 9]})
     assert answer["tokens"] == 21
 
 
 def test_a_server_that_ends_is_told(tmp_path: Path) -> None:
-    with pytest.raises(WorkerError, match="ended with status 1 before it was ready"):
-        Worker(command(tmp_path, is_broken=True))
+    with pytest.raises(WorkerEndedError, match="ended with status 1 before it was ready"):
+        PeerWorker(command(tmp_path, is_broken=True))

@@ -10,7 +10,7 @@ from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import Request
 from albireo_jax.sim.cost import linear_cost
 from albireo_jax.sim.workload import Arrival, make_requests
-from benchmarks.lib.prefix_replay import (
+from benchmarks.prefix import (
     PrefixHits,
     fit_context,
     ideal_hits,

@@ -12,7 +12,7 @@ import pytest
 
 from albireo_jax.sampling.candidates import MAX_CANDIDATES
 from albireo_jax.sampling.routes import Route
-from benchmarks.lib.route_costs import compile_route, peaked_batch, ranks_mesh, route_cost
+from benchmarks.route_costs import compile_route, peaked_batch, ranks_mesh, route_cost
 
 ROWS, VOCAB, RANKS = 128, 151_936, 8
 WORD = 4

@@ -15,11 +15,11 @@ from albireo_jax.sim.planning.plan_sizes import Excluded, Question
 from albireo_jax.sim.replica import Targets
 from albireo_jax.sim.step_model import VLLM_SAMPLER, roofline_model
 from albireo_jax.sim.workload import Arrival, poisson_arrivals
-from benchmarks.lib.kv_pressure import PressurePoint, pressure_points
-from benchmarks.lib.te_terms import (
-    Ablation,
-    Batch,
-    Terms,
+from albireo_jax.sweep.sweep_settings import Variant
+from benchmarks.studies.simulated_contention import PressurePoint, pressure_points
+from benchmarks.studies.simulated_te import (
+    OnceLoad,
+    StepTerms,
     TeSweep,
     decode_step,
     expected_tp,
@@ -30,7 +30,7 @@ from benchmarks.lib.te_terms import (
 
 STUDIES = Path(__file__).resolve().parents[2] / "benchmarks" / "studies"
 H100 = GPUS["h100"]
-BATCH = Batch(input_tokens=32, output_tokens=16)
+BATCH = OnceLoad(input_tokens=32, output_tokens=16)
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 4096,
@@ -57,21 +57,21 @@ MODEL = ModelConfig(
 )
 
 
-def sweep(terms: Terms, *, num_gpus: int = 4) -> TeSweep:
+def sweep(terms: StepTerms, *, num_gpus: int = 4) -> TeSweep:
     return te_sweep("Llama-2-7b-hf", MODEL, H100, num_gpus=num_gpus, terms=terms, batch=BATCH)
 
 
 @pytest.mark.parametrize(
     "terms",
     [
-        Terms(name="paper", host=VLLM_0_11_2, sampler=VLLM_SAMPLER),
-        Terms(name="own", host=OWN_HOST),
+        StepTerms(name="paper", host=VLLM_0_11_2, sampler=VLLM_SAMPLER),
+        StepTerms(name="own", host=OWN_HOST),
     ],
     ids=lambda terms: terms.name,
 )
-def test_each_mechanism_serves_more_where_there_is_something_to_gain(terms: Terms) -> None:
+def test_each_mechanism_serves_more_where_there_is_something_to_gain(terms: StepTerms) -> None:
     done = sweep(terms)
-    for points in zip(*(done.points[ablation] for ablation in Ablation), strict=True):
+    for points in zip(*(done.points[variant] for variant in Variant), strict=True):
         synchronous, overlapped, sharded = (point.tokens_per_s for point in points)
         assert synchronous < overlapped
         assert overlapped <= sharded * (1 + 1e-9)
@@ -80,39 +80,37 @@ def test_each_mechanism_serves_more_where_there_is_something_to_gain(terms: Term
 
 
 def test_a_host_that_takes_no_time_leaves_nothing_to_overlap() -> None:
-    done = sweep(Terms(name="no host", host=NO_HOST))
-    for before, after in zip(
-        done.points[Ablation.SYNCHRONOUS], done.points[Ablation.OVERLAPPED], strict=True
-    ):
+    done = sweep(StepTerms(name="no host", host=NO_HOST))
+    for before, after in zip(done.points[Variant.SYNCHRONOUS], done.points[Variant.OVERLAPPED], strict=True):
         assert after.tokens_per_s == pytest.approx(before.tokens_per_s)
         assert before.task_ms["exposed host"] == pytest.approx(0, abs=1e-9)
 
 
 def test_more_host_time_per_row_lowers_the_synchronous_t_e() -> None:
     own, paper = (
-        sweep(terms).best(Ablation.SYNCHRONOUS).tp
+        sweep(terms).best(Variant.SYNCHRONOUS).tp
         for terms in (
-            Terms(name="own", host=OWN_HOST),
-            Terms(name="paper", host=VLLM_0_11_2, sampler=VLLM_SAMPLER),
+            StepTerms(name="own", host=OWN_HOST),
+            StepTerms(name="paper", host=VLLM_0_11_2, sampler=VLLM_SAMPLER),
         )
     )
     assert paper < own
 
 
 def test_the_reason_names_the_parts_of_a_step() -> None:
-    done = sweep(Terms(name="own", host=OWN_HOST))
-    best = done.best(Ablation.SHARDED)
-    assert why(done, Ablation.SHARDED, best.tp) == ""
-    reason = why(done, Ablation.SHARDED, 1)
+    done = sweep(StepTerms(name="own", host=OWN_HOST))
+    best = done.best(Variant.SHARDED)
+    assert why(done, Variant.SHARDED, best.tp) == ""
+    reason = why(done, Variant.SHARDED, 1)
     assert reason.startswith("t=1 serves -")
     for part in ("T3 forward", "T4 sample", "exposed host"):
         assert part in reason
-    assert why(done, Ablation.SHARDED, 8) == "t=8 is not possible: 4 GPUs are no multiple of 8"
+    assert why(done, Variant.SHARDED, 8) == "t=8 is not possible: 4 GPUs are no multiple of 8"
 
 
 def test_a_slowed_forward_pass_takes_the_seconds_that_were_asked_for() -> None:
     factor = forward_factor(MODEL, H100, tp=2, rows=64, context=200, seconds=0.02)
-    slowed = Terms(name="slow", host=NO_HOST, forward_factor=factor)
+    slowed = StepTerms(name="slow", host=NO_HOST, forward_factor=factor)
     steps = slowed.steps(MODEL, H100, tp=2, mode=SamplingMode.SHARDED)
     assert steps.forward(decode_step(64, context=200)) == pytest.approx(0.02)
 
@@ -123,7 +121,7 @@ def test_a_slowed_forward_pass_takes_the_seconds_that_were_asked_for() -> None:
 )
 def test_the_paper_s_t_e_is_found_by_size(name: str, found: tuple[int, int] | None) -> None:
     expected = (None, None) if found is None else found
-    assert (expected_tp(name, Ablation.SYNCHRONOUS), expected_tp(name, Ablation.SHARDED)) == expected
+    assert (expected_tp(name, Variant.SYNCHRONOUS), expected_tp(name, Variant.SHARDED)) == expected
 
 
 def test_pages_are_shorter_at_a_small_t_and_a_high_rate() -> None:
@@ -185,7 +183,7 @@ def study(monkeypatch: pytest.MonkeyPatch, files: Path, name: str, *arguments: o
 def test_the_study_of_t_e(monkeypatch: pytest.MonkeyPatch, files: Path) -> None:
     lengths = ("--input-len", 16, "--output-len", 4, "--gpus", 2)
     models = ("--models", "Llama-2-7b-hf", "Qwen2.5-32B")
-    record = study(monkeypatch, files, "te_sweep_study", "--configs", files, *models, *lengths)
+    record = study(monkeypatch, files, "simulated_te", "--configs", files, *models, *lengths)
     assert set(record["settings"]["findings"]) == {"paper", "paper, its T3", "own"}
     assert len(list((files / "records").glob("*.svg"))) == 6
 
@@ -193,12 +191,14 @@ def test_the_study_of_t_e(monkeypatch: pytest.MonkeyPatch, files: Path) -> None:
 def test_the_study_of_contention(monkeypatch: pytest.MonkeyPatch, files: Path) -> None:
     load = ("--trace", files / "trace.csv", "--rates", 4, 40, "--gpus", 2, "--requests", 20)
     config = files / "someone--Qwen2.5-32B_config.json"
-    record = study(monkeypatch, files, "contention_study", "--config", config, *load)
+    record = study(monkeypatch, files, "simulated_contention", "--config", config, *load)
     assert {each["subject"] for each in record["series"]} == {"t=1, 2 replicas", "t=2, 1 replicas"}
     assert len(list((files / "records").glob("*.svg"))) == 3
 
 
 def test_the_table_of_plans(monkeypatch: pytest.MonkeyPatch, files: Path) -> None:
     load = ("--trace", files / "trace.csv", "--gpus", 2, "--requests", 20, "--rows", 8, "--step-tokens", 128)
-    record = study(monkeypatch, files, "plan_table", "--configs", files, "--models", "Llama-2-7b-hf", *load)
+    record = study(
+        monkeypatch, files, "simulated_plans", "--configs", files, "--models", "Llama-2-7b-hf", *load
+    )
     assert len(record["settings"]["plans"]) == 3

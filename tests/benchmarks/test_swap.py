@@ -4,7 +4,7 @@ import pytest
 
 from albireo_jax.core.config import Dtype, ModelConfig, SchedulerConfig
 from albireo_jax.sim.cost import H100_SXM, roofline_cost
-from benchmarks.lib.swap_runs import Memory, Pages, SimulatedDevice, Talks, simulate
+from benchmarks.swap import Memory, Pages, SimulatedDevice, Talks, simulate
 
 MODEL = ModelConfig(
     architecture="LlamaForCausalLM",

@@ -11,7 +11,7 @@ from albireo_jax.sim.host import HostTerms, TaskTerms
 from albireo_jax.sim.outcome import Outcome, RequestTimes
 from albireo_jax.sim.planning.calibration import BucketTerms, LoopTerms, SamplingTerms, Shard, StepTable
 from albireo_jax.sim.workload import Arrival
-from benchmarks.lib.simulator_checks import Comparison, batch_load, poisson_load, predict, trace_load
+from benchmarks.validate_simulator import PredictedLoad, batch_load, poisson_load, predict, trace_load
 
 LIMITS = EngineLimits(max_model_len=200, vocab_size=50, num_pages=100, page_size=8)
 TRACE = [
@@ -86,7 +86,7 @@ def _outcome(tokens_per_s: float, tpot_s: float, ttft_s: float) -> Outcome:
 
 
 def test_errors_are_of_medians_over_the_runs() -> None:
-    comparison = Comparison(
+    comparison = PredictedLoad(
         load="b",
         tp=2,
         depth=1,

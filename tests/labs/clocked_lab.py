@@ -8,7 +8,7 @@ from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import Executor, SampledTokens, StepHandle, StepPlan
 from albireo_jax.core.types import Request
 from albireo_jax.measure.records import Device
-from albireo_jax.report.amdahl import Subject
+from albireo_jax.report.amdahl import ReportedEngine
 from albireo_jax.report.measured_run import MeteredLoop
 from albireo_jax.sim.clocked import ClockedScheduler, ClockExecutor
 from albireo_jax.sim.host import HostTerms, TaskTerms
@@ -24,7 +24,7 @@ SLOW_HOST = HostTerms(
     process=TaskTerms(step_s=COMMIT_S),
     source="made for a test",
 )
-SUBJECT = Subject(
+SUBJECT = ReportedEngine(
     model="a model",
     tp=2,
     depth=2,

@@ -5,11 +5,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from albireo_jax.measure.figures import (
+    BarSegment,
     Lane,
+    LaneSegment,
     Line,
     Mark,
-    Part,
-    Span,
     grouped_bars,
     lane_figure,
     line_figure,
@@ -23,10 +23,10 @@ _LINES = [
     Line(name="overlapped & sharded", x=[1, 2, 4, 8], y=[13, 24, 28, None]),
     Line(name="bound", x=[1, 8], y=[10, 30], reference=True),
 ]
-_PARTS = [Part(name="T1", values=[1.0, 2.0]), Part(name="T2", values=[3.0, None], hatched=True)]
+_PARTS = [BarSegment(name="T1", values=[1.0, 2.0]), BarSegment(name="T2", values=[3.0, None], hatched=True)]
 _LANES = [
-    Lane(name="host", spans=[Span(begin=0, end=1, kind="T1"), Span(begin=4, end=5, kind="T5")]),
-    Lane(name="device", spans=[Span(begin=1, end=4, kind="T3")]),
+    Lane(name="host", spans=[LaneSegment(begin=0, end=1, kind="T1"), LaneSegment(begin=4, end=5, kind="T5")]),
+    Lane(name="device", spans=[LaneSegment(begin=1, end=4, kind="T3")]),
 ]
 
 

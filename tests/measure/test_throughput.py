@@ -2,23 +2,21 @@
 
 import dataclasses
 import math
+import statistics
 
 import pytest
 
-from albireo_jax.measure.host_work import bench_host
 from albireo_jax.measure.throughput import (
-    Workload,
+    BenchWorkload,
     bench_latency,
-    bench_series,
     bench_throughput,
-    host_series,
     percentile,
     render_latency,
     render_throughput,
 )
 from tests.labs.engine_lab import lab
 
-WORKLOAD = Workload(num_prompts=5, input_len=20, output_len=7, vocab_size=90)
+WORKLOAD = BenchWorkload(num_prompts=5, input_len=20, output_len=7, vocab_size=90)
 
 
 def test_throughput_counts_every_token_and_no_warm_up():
@@ -72,23 +70,13 @@ def test_workload_that_does_not_fit_is_refused():
         dataclasses.replace(WORKLOAD, num_prompts=0)
 
 
-def test_series_and_text_tell_the_same():
+def test_the_text_tells_the_median_of_the_runs():
     with lab() as engine:
         result = bench_throughput(engine.frontend, engine.timeline, WORKLOAD, repeats=3)
-    series = {one.metric: one for one in bench_series("albireo", result)}
-    output = series["output"]
-    assert output.samples == tuple(35 / run.total_s for run in result.runs)
-    assert f"{output.median:.1f}" in render_throughput(result)
+    rates = [35 / run.total_s for run in result.runs]
+    assert result.output_tokens_per_s == tuple(rates)
+    assert f"{statistics.median(rates):.1f}" in render_throughput(result)
     assert "5 requests 20 in 7 out" in render_throughput(result)
-
-
-def test_host_series_hold_every_step():
-    series = host_series(bench_host([2, 4], pack=lambda plan: plan.num_tokens, steps=10, warmup_steps=2))
-    assert {len(one.samples) for one in series} == {10}
-    by_key = {(one.case, one.metric): one.samples for one in series}
-    for case in ("2 rows", "4 rows"):
-        parts = [by_key[case, metric] for metric in ("plan", "pack", "commit")]
-        assert by_key[case, "plan + pack + commit"] == tuple(map(sum, zip(*parts, strict=True)))
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 50), (0.9, 90), (0.99, 99), (1.0, 100)])

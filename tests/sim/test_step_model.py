@@ -29,7 +29,7 @@ from albireo_jax.sim.step_model import (
     sampler_terms,
     sampling_cost,
 )
-from benchmarks.lib.te_terms import decode_step
+from benchmarks.studies.simulated_te import decode_step
 
 MODEL = ModelConfig(
     architecture="LlamaForCausalLM",

@@ -13,11 +13,12 @@ import pytest
 
 from albireo_jax.core.config import Dtype
 from albireo_jax.measure.loads import FixedBatch, cluster_arrivals
+from albireo_jax.measure.worker_process import WorkerEndedError
 from albireo_jax.sweep.cases import SweepPlan
-from albireo_jax.sweep.replica_worker import Job
+from albireo_jax.sweep.replica_processes import ReplicaProcess
+from albireo_jax.sweep.replica_worker import ReplicaJob
 from albireo_jax.sweep.sweep_run import check_sweep, run_sweep
 from albireo_jax.sweep.sweep_settings import SweepSettings, Variant
-from albireo_jax.sweep.worker_processes import Worker, WorkerError
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SIZES = ("--batch-per-gpu", 2, "--input-len", 8, "--output-len", 6, "--max-step-tokens", 16, "--repeats", 2)
@@ -139,9 +140,9 @@ def test_replicas_run_side_by_side(model: Path, tmp_path: Path) -> None:
     assert result.case.how.startswith("all 2 replicas measured side by side, summed; 2 virtual devices")
 
 
-def job(model: Path) -> Job:
+def job(model: Path) -> ReplicaJob:
     plan = tiny_plan(model)
-    return Job(
+    return ReplicaJob(
         model=str(model),
         dtype=Dtype.FLOAT32,
         case=plan.cases[0],
@@ -155,33 +156,7 @@ def job(model: Path) -> Job:
 
 def test_a_worker_that_cannot_prepare_says_why(model: Path, tmp_path: Path) -> None:
     broken = replace(job(model), model=str(tmp_path / "gone"))
-    worker = Worker(broken)
-    with pytest.raises(WorkerError, match=r"replica 0 ended with code 1: (?s:.*)no model .*gone"):
+    worker = ReplicaProcess(broken)
+    with pytest.raises(WorkerEndedError, match=r"replica 0 ended with code 1: (?s:.*)no model .*gone"):
         worker.ready()
     worker.close()
-
-
-@pytest.mark.slow
-def test_the_study_of_load_leaves_a_record_and_its_plot(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        SCRIPTS.parent / "benchmarks" / "studies" / "load_study.py",
-        "--small",
-        "--output",
-        tmp_path,
-    ]
-    subprocess.run(command, capture_output=True, text=True, check=True)
-    (record,) = tmp_path.glob("load-tp2-*-as-2-*.json")
-    assert record.with_suffix(".svg").read_text().startswith("<?xml")
-    content = json.loads(record.read_text())
-    assert "2 of them share" in content["note"]
-    samples = {
-        (series["subject"], series["case"], series["metric"]): series["samples"]
-        for series in content["series"]
-    }
-    for concurrency in (1, 2, 4):
-        rates = [samples[variant.value, f"{concurrency} at once", "output"] for variant in Variant]
-        for variant, found in zip(tuple(Variant)[1:], rates[1:], strict=True):
-            gains = samples[variant.value, f"{concurrency} at once", "gain over synchronous"]
-            expected = [rate / synchronous for rate, synchronous in zip(found, rates[0], strict=True)]
-            assert gains == pytest.approx(expected, rel=1e-4)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from albireo_jax.core.config import ModelConfig, SamplingMode
 from albireo_jax.measure.loads import (
     FixedBatch,
-    Load,
+    OfferedLoad,
     PoissonLoad,
     TraceLoad,
     cluster_arrivals,
@@ -191,7 +191,7 @@ def changed(**fields: object) -> Callable[[], object]:
     return lambda: plan(replace(SETTINGS, **fields))
 
 
-def load(kind: type[Load], **fields: object) -> Callable[[], object]:
+def load(kind: type[OfferedLoad], **fields: object) -> Callable[[], object]:
     return lambda: kind(**fields)
 
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from albireo_jax.core.config import Dtype, ModelConfig, SchedulerConfig
+from albireo_jax.core.dataclass_json import restore
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import Request
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import TaskTable, TaskTime, Timeline
-from albireo_jax.measure.dataclass_json import restore
 from albireo_jax.measure.kv_contention import ContentionMeter, KvUse
 from albireo_jax.measure.loads import FixedBatch, cluster_arrivals
 from albireo_jax.measure.records import Device
@@ -22,7 +22,7 @@ from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sim.lanes import Clock
 from albireo_jax.sim.simulated_executor import SimExecutor
 from albireo_jax.sim.workload import replay
-from albireo_jax.sweep.cases import Case, SweepPlan, plan_sweep
+from albireo_jax.sweep.cases import SweepCase, SweepPlan, plan_sweep
 from albireo_jax.sweep.devices import gpu_device, parse_gpus
 from albireo_jax.sweep.results import (
     CaseResult,
@@ -107,7 +107,7 @@ def made_plan() -> SweepPlan:
     return plan_sweep(settings, MODEL, arrivals, device_memory_bytes=None)
 
 
-def made_result(case: Case, *, hash_: str = "abc") -> CaseResult:
+def made_result(case: SweepCase, *, hash_: str = "abc") -> CaseResult:
     place = (1, 2, 4, 8).index(case.tp)
     runs = tuple(
         cluster_run(

@@ -5,20 +5,21 @@ of a query and a cached token that it sees: one rate for rows that compute one t
 The host's tasks take a fixed time, so much a row, and so much a token (`sim.host`). Both are fitted for a
 depth of the loop, because host and device disturb each other differently where they overlap.
 
-`scripts/calibrate_cost.py` measures an engine and writes the file that `read_calibration` reads. Nothing
+`albireo calibrate` measures an engine and writes the file that `read_calibration` reads. Nothing
 here needs a device.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from albireo_jax.core.dataclass_json import restore
 from albireo_jax.core.plan import StepPlan
-from albireo_jax.sim.host import HostTerms, TaskTerms
+from albireo_jax.sim.host import HostTerms
 
 FORMAT = 1
 """Of the file; another number is refused."""
@@ -186,33 +187,4 @@ def read_calibration(path: Path) -> Calibration:
     content = json.loads(path.read_text())
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ValueError(f"{path} is no calibration of format {FORMAT}")
-    shards = tuple(map(_shard, content.pop("shards")))
-    return Calibration(**content, shards=shards)
-
-
-def _shard(content: Mapping[str, Any]) -> Shard:
-    sampling = {name: tuple(values) for name, values in content["sampling"].items()}
-    return Shard(
-        tp=content["tp"],
-        is_shard_shaped=content["is_shard_shaped"],
-        loops=tuple(map(_loop, content["loops"])),
-        sampling=SamplingTerms(**sampling),
-    )
-
-
-def _loop(content: Mapping[str, Any]) -> LoopTerms:
-    steps, host = content["steps"], content["host"]
-    tasks = {name: TaskTerms(**host[name]) for name in ("schedule", "prepare", "process")}
-    return LoopTerms(
-        depth=content["depth"],
-        steps=StepTable(
-            buckets=_buckets(steps["buckets"]),
-            row_pair_s=steps["row_pair_s"],
-            chunk_pair_s=steps["chunk_pair_s"],
-        ),
-        host=HostTerms(**tasks, source=host["source"]),
-    )
-
-
-def _buckets(contents: Sequence[Mapping[str, Any]]) -> tuple[BucketTerms, ...]:
-    return tuple(BucketTerms(**content) for content in contents)
+    return restore(Calibration, content)

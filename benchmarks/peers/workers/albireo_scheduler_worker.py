@@ -1,17 +1,19 @@
-"""Times plan and commit of our scheduler in steady decode, without a device, for bench_scheduler_peer.py."""
+"""Times plan and commit of our scheduler in steady decode, without a device, for `scheduler_calls`."""
 
 import gc
 from collections import deque
 from time import perf_counter
+from typing import Any
 
 import numpy as np
-from protocol import Channel, installed
 
 from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import SampledTokens, StepPlan
 from albireo_jax.core.types import Request
+from albireo_jax.measure.worker_channel import WorkerChannel
 from albireo_jax.sched.scheduler import Scheduler
+from benchmarks.peers.workers.worker_options import hello
 
 PAGE_SIZE = 16
 MAX_MODEL_LEN = 4096
@@ -29,7 +31,7 @@ def loaded_scheduler(rows: int, prompt_len: int, depth: int) -> Scheduler:
     scheduler = Scheduler(SchedulerConfig(max_rows=rows, max_step_tokens=8192, depth=depth), limits)
     rng = np.random.default_rng(0)
     for row in range(rows):
-        prompt = tuple(rng.integers(0, VOCAB_SIZE, prompt_len).tolist())
+        prompt = rng.integers(0, VOCAB_SIZE, prompt_len).astype(np.int32)
         scheduler.add(
             Request(
                 request_id=f"request-{row}", prompt_token_ids=prompt, max_tokens=MAX_MODEL_LEN - prompt_len
@@ -43,18 +45,20 @@ def sampled(plan: StepPlan) -> SampledTokens:
     return SampledTokens(ids=np.full(plan.num_rows, 7, np.int32), finished_s=0.0)
 
 
-def measure(question: dict) -> dict:
+def measure(question: dict[str, Any]) -> dict[str, list[float]]:
     """Seconds of every plan and commit of `steps` decode steps, `depth` of them in flight, after warm-up."""
     rows, depth = question["rows"], question["depth"]
     scheduler = loaded_scheduler(rows, question["prompt_len"], depth)
     in_flight: deque[StepPlan] = deque()
-    plan_s, commit_s = [], []
+    plan_s: list[float] = []
+    commit_s: list[float] = []
     gc.collect()
     gc.freeze()
     while len(commit_s) < question["steps"]:
         begin = perf_counter()
         plan = scheduler.plan()
         planned = perf_counter()
+        assert plan is not None, "all requests decode"
         in_flight.append(plan)
         if len(in_flight) < depth:
             continue
@@ -70,10 +74,5 @@ def measure(question: dict) -> dict:
     return {"plan_s": plan_s, "commit_s": commit_s}
 
 
-def main() -> None:
-    channel = Channel()
-    channel.serve({"versions": installed("albireo-jax", "numpy")}, measure)
-
-
 if __name__ == "__main__":
-    main()
+    WorkerChannel().serve(hello("albireo-jax", "numpy"), measure)

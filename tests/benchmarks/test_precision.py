@@ -5,7 +5,7 @@ import math
 import pytest
 
 from albireo_jax.core.types import SamplingParams
-from benchmarks.lib.perplexity import WindowLoss, cut_windows, perplexity, window_losses
+from benchmarks.precision import WindowLoss, cut_windows, perplexity, window_losses
 from tests.labs.engine_lab import lab
 
 

@@ -1,13 +1,13 @@
 """Generates with llama.cpp's server: random weights of a shape, answers of many lengths.
 
-The model is a GGUF file, written here from a configuration. A question has `prompts` and, for each, its
-`max_tokens`; all are sent at once, as token ids, and none ends before its length. Requests share one pool of
-keys and values, as large as they need together. Needs our own package, to write the file.
+The model is a GGUF file, written here from a configuration. Requests share one pool of keys and values, as
+large as they need together.
 """
 
-from protocol import Channel, random_model_arguments
+from albireo_jax.measure.worker_channel import WorkerChannel
+from benchmarks.peers.workers.worker_options import worker_parser
 
-CHANNEL = Channel()  # before the server starts: its log goes to stderr
+CHANNEL = WorkerChannel()  # before the server starts: its log goes to stderr
 
 import json  # noqa: E402
 import socket  # noqa: E402
@@ -19,11 +19,11 @@ from argparse import Namespace  # noqa: E402
 from concurrent.futures import ThreadPoolExecutor  # noqa: E402
 from pathlib import Path  # noqa: E402
 from time import perf_counter, sleep  # noqa: E402
-
-from random_gguf import write_random_gguf  # noqa: E402
+from typing import Any  # noqa: E402
 
 from albireo_jax.core.config import Dtype  # noqa: E402
-from albireo_jax.core.hf_config import model_config_from_hf  # noqa: E402
+from albireo_jax.core.hf_config import read_hf_config  # noqa: E402
+from benchmarks.peers.workers.random_gguf import write_random_gguf  # noqa: E402
 
 MARGIN_TOKENS = 64  # that the server may keep of a request beyond its last token
 STEP_TOKENS = 2048
@@ -48,7 +48,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_until_ready(server: subprocess.Popen, url: str) -> None:
+def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> None:
     """Return once the server has loaded the model; raises RuntimeError if it ends instead."""
     while server.poll() is None:
         try:
@@ -81,16 +81,15 @@ def version_of(server: Path) -> str:
 
 
 def main() -> None:
-    parser = random_model_arguments(__doc__)
+    parser = worker_parser(__doc__)
     parser.add_argument("--server", type=Path, required=True, help="the program llama-server")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.max_requests) as clients:
         model, port = Path(folder) / "random.gguf", free_port()
-        config = model_config_from_hf(json.loads(options.config.read_text()))
-        write_random_gguf(config, model, dtype=Dtype(options.dtype))
+        write_random_gguf(read_hf_config(options.model), model, dtype=Dtype(options.dtype))
         url = f"http://127.0.0.1:{port}"
 
-        def answer(question: dict) -> dict:
+        def answer(question: dict[str, Any]) -> dict[str, object]:
             begin = perf_counter()
             counts = clients.map(
                 complete, [url] * len(question["prompts"]), question["prompts"], question["max_tokens"]
