@@ -22,7 +22,7 @@ from albireo_jax.core.types import Request
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
 from albireo_jax.launch import prepare_random, use_virtual_devices
-from albireo_jax.measure.load_generator import offer
+from albireo_jax.measure.load_generator import run_load
 from albireo_jax.measure.records import Series, cpu_device, series_by_metric
 from albireo_jax.measure.step_terms import measure_shard
 from albireo_jax.sched.scheduler import Scheduler
@@ -110,7 +110,7 @@ def measure(executor: Executor, load: NamedLoad, *, config: SchedulerConfig, lim
     """The load on a real engine, by a scheduler of its own, so that nothing of earlier loads is cached."""
     scheduler = Scheduler(config, limits, shares_prefixes=load.shares_prefixes)
     loop = EngineLoop(scheduler, executor, depth=config.depth, timeline=Timeline())
-    return offer(loop, limits, load.requests)
+    return run_load(loop, limits, load.requests)
 
 
 def trace_load(

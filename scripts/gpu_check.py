@@ -35,7 +35,7 @@ from types import FrameType
 
 from albireo_jax.measure.records import Record, record_content, record_file_name
 from benchmarks.gpu_check import carried, prepared
-from benchmarks.gpu_check.check_parts import PEERS, RUNS, TRANSFORMERS, Run, chosen
+from benchmarks.gpu_check.check_parts import PEERS, RUNS, TRANSFORMERS, CheckRun, chosen
 from benchmarks.gpu_check.machine import (
     ROOT,
     commit_of,
@@ -101,7 +101,7 @@ def _add_run_options(made: argparse.ArgumentParser) -> None:
     )
 
 
-def _parts_text(run: Run) -> str:
+def _parts_text(run: CheckRun) -> str:
     return "parts: " + "; ".join(f"{part.name} ({part.title}, {part.limit_s:g} s)" for part in run.parts)
 
 
@@ -114,7 +114,7 @@ def named_peers(words: list[str]) -> dict[str, str]:
     return parse_peers(words, known=PEERS)
 
 
-def check(options: argparse.Namespace, run: Run) -> int:
+def check(options: argparse.Namespace, run: CheckRun) -> int:
     """Run the parts, print the table and keep the results."""
     with tempfile.TemporaryDirectory() as work:
         home, folder = _folders(options, run, Path(work))
@@ -140,7 +140,7 @@ def check(options: argparse.Namespace, run: Run) -> int:
     return 0 if is_good(notes, on_cpu=settings.on_cpu) else 1
 
 
-def _folders(options: argparse.Namespace, run: Run, work: Path) -> tuple[Path, Path]:
+def _folders(options: argparse.Namespace, run: CheckRun, work: Path) -> tuple[Path, Path]:
     """A home for the parts and the folder of what is handed on, with what an earlier run left in both.
 
     The home is the run's own, so that a start is cold unless something was handed on.
@@ -159,7 +159,7 @@ def _folders(options: argparse.Namespace, run: Run, work: Path) -> tuple[Path, P
     return home, folder
 
 
-def _settings(options: argparse.Namespace, run: Run, folder: Path) -> PartSettings:
+def _settings(options: argparse.Namespace, run: CheckRun, folder: Path) -> PartSettings:
     """What the parts are told; the record is there when it returns."""
     on_cpu = options.device == "cpu"
     data = options.data or options.prepared / prepared.DATA
@@ -180,7 +180,7 @@ def _carried_form(folder: Path) -> dict[str, object] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _new_record(options: argparse.Namespace, run: Run, folder: Path) -> Path:
+def _new_record(options: argparse.Namespace, run: CheckRun, folder: Path) -> Path:
     on_cpu = options.device == "cpu"
     now, source = datetime.now(UTC), prepared.read_source(options.prepared)
     device, commit = device_here(on_cpu=on_cpu), commit_of(source)

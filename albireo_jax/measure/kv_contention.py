@@ -2,7 +2,7 @@
 
 A meter stands between the loop and its executor. When a step was dispatched its plan is complete, so whoever
 still waits then was not let into it, and why can be told: the engine had no row left, the step had no tokens
-left, or else there were too few free pages. The time until the next look counts for that. It looks when the
+left, or else there were too few free pages. The time until the next poll counts for that. It polls when the
 loop is about to wait for a step, so that its microseconds pass while the device computes.
 """
 
@@ -31,7 +31,7 @@ class KvUse:
 
 
 class ContentionMeter:
-    """An executor that looks at the scheduler before each wait for a step of the one behind it."""
+    """An executor that polls the scheduler before each wait for a step of the one behind it."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class ContentionMeter:
     def dispatch(self, plan: StepPlan) -> StepHandle:
         """Queue the step behind the meter."""
         self._newest = plan
-        return _Watched(self, self._executor.dispatch(plan))
+        return _PolledHandle(self, self._executor.dispatch(plan))
 
     def use(self) -> KvUse:
         """What was seen so far; of a scheduler that is as old as the meter."""
@@ -73,7 +73,7 @@ class ContentionMeter:
             waited_for_pages_s=self._waited_s["pages"],
         )
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Note what there is, and that what was noted before has lasted until now."""
         now_s, stats = self._clock(), self._scheduler.stats()
         if self._seen_s is not None:
@@ -88,16 +88,16 @@ class ContentionMeter:
 
     def _why(self) -> str:
         plan = self._newest
-        assert plan is not None, "a look follows a dispatch"
+        assert plan is not None, "the scheduler is polled after a dispatch"
         if plan.num_rows >= self._max_rows:
             return "rows"
         return "tokens" if plan.num_tokens >= self._max_step_tokens else "pages"
 
 
-class _Watched(NamedTuple):
+class _PolledHandle(NamedTuple):
     meter: ContentionMeter
     handle: StepHandle
 
     def wait(self) -> SampledTokens:
-        self.meter.look()
+        self.meter.poll()
         return self.handle.wait()

@@ -12,7 +12,7 @@ from albireo_jax.sim.outcome import Outcome, outcome
 from albireo_jax.sim.workload import TimedOutput
 
 
-def offer(loop: EngineLoop, limits: EngineLimits, requests: Sequence[Request]) -> Outcome:
+def run_load(loop: EngineLoop, limits: EngineLimits, requests: Sequence[Request]) -> Outcome:
     """Run `requests`, in order of arrival, to their ends; seconds count from the start of the run.
 
     The loop runs on a service's thread, as in a server, but no text is made. Requests arrive `arrived_s`

@@ -27,7 +27,7 @@ from albireo_jax.core.types import Request
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import ALL_STEPS, StepRecord, Timeline
 from albireo_jax.launch import Prepared
-from albireo_jax.measure.load_generator import offer
+from albireo_jax.measure.load_generator import run_load
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sim.host import HostTerms, TaskTerms
 from albireo_jax.sim.planning.calibration import (
@@ -149,7 +149,7 @@ def time_steps(subject: MeasuredEngine, requests: Sequence[Request], *, depth: i
     config = replace(subject.config, depth=depth)
     scheduler = Scheduler(config, subject.limits, shares_prefixes=False)
     loop = EngineLoop(scheduler, noting, depth=depth, timeline=timeline)
-    offer(loop, subject.limits, requests)
+    run_load(loop, subject.limits, requests)
     return step_times(timeline.records(), noting.sizes)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from albireo_jax.core.dataclass_json import restore
+from albireo_jax.core.dataclass_json import dataclass_from_json
 from albireo_jax.engine.energy import EnergyReading
 from albireo_jax.engine.timeline import TaskTable
 from albireo_jax.measure.kv_contention import KvUse
@@ -160,7 +160,7 @@ def from_json(text: str) -> Report:
     found = json.loads(text)
     if not isinstance(found, dict):
         raise ValueError(f"not a report: {text!r:.80}")
-    return restore(Report, {key: value for key, value in found.items() if key != _DERIVED})
+    return dataclass_from_json(Report, {key: value for key, value in found.items() if key != _DERIVED})
 
 
 def read_report(path: Path) -> Report:

@@ -14,7 +14,7 @@ from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import ALL_STEPS, Timeline
 from albireo_jax.launch import Prepared
 from albireo_jax.measure.kv_contention import ContentionMeter
-from albireo_jax.measure.load_generator import offer
+from albireo_jax.measure.load_generator import run_load
 from albireo_jax.measure.records import Device, cpu_device, current_commit, versions
 from albireo_jax.report.amdahl import Report, ReportedEngine
 from albireo_jax.report.perfetto_trace import LaneSpan, lane_spans
@@ -90,7 +90,7 @@ class MeteredLoop:
 def run_report(engine: Prepared, load: ReportLoad, arrivals: Sequence[Arrival], *, model: str) -> ReportedRun:
     """Warm up, then offer the `arrivals` of `load`, each time on a cache that is empty.
 
-    `model` is what the report calls it. Raises as `offer` does, and ValueError for a run of less than two
+    `model` is what the report calls it. Raises as `run_load` does, and ValueError for a run of less than two
     steps.
     """
     config, limits = engine.config.scheduler, engine.limits
@@ -104,10 +104,10 @@ def run_report(engine: Prepared, load: ReportLoad, arrivals: Sequence[Arrival], 
     for request in requests:
         limits.check(request)
     warm_up = load.warm_up(arrivals[: config.max_rows], vocab_size=limits.vocab_size)
-    offer(metered().loop, limits, warm_up)
+    run_load(metered().loop, limits, warm_up)
     counted = metered()
     before = engine.energy.read()
-    outcome = offer(counted.loop, limits, requests)
+    outcome = run_load(counted.loop, limits, requests)
     energy = engine.energy.read().since(before)
     subject = subject_of(engine, model=model)
     return counted.reported(requests, outcome, subject=subject, load=load.label, energy=energy)

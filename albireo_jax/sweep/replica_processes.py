@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from albireo_jax.core.dataclass_json import restore
+from albireo_jax.core.dataclass_json import dataclass_from_json
 from albireo_jax.measure.worker_process import WorkerProcess
 from albireo_jax.sweep.replica_worker import ReplicaJob
 from albireo_jax.sweep.results import ReplicaRun
@@ -43,7 +43,7 @@ class ReplicaProcess:
 
     def end(self) -> ReplicaRun:
         """Wait for the run that was begun."""
-        return restore(ReplicaRun, self._worker.receive())
+        return dataclass_from_json(ReplicaRun, self._worker.receive())
 
     def close(self) -> None:
         """End the process, in the middle of a run if it is in one."""

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from albireo_jax.core.config import Dtype, SamplingMode
-from albireo_jax.core.dataclass_json import restore
+from albireo_jax.core.dataclass_json import dataclass_from_json
 from albireo_jax.measure.loads import deal, sampled_requests
 from albireo_jax.measure.worker_channel import WorkerChannel
 from albireo_jax.sim.workload import Arrival
@@ -75,7 +75,7 @@ def main() -> None:
     """Serve the job on standard input."""
     channel = WorkerChannel()
     lines = channel.questions()
-    job = restore(ReplicaJob, next(lines))
+    job = dataclass_from_json(ReplicaJob, next(lines))
     commands: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read, args=(lines, commands), daemon=True).start()
     serve(job, commands, channel)

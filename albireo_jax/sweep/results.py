@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from albireo_jax.core.dataclass_json import restore
+from albireo_jax.core.dataclass_json import dataclass_from_json
 from albireo_jax.core.model_files import find_model
 from albireo_jax.engine.timeline import TaskTable, TaskTime
 from albireo_jax.measure.kv_contention import KvUse
@@ -121,7 +121,7 @@ class CaseResult:
         """The result that `to_json` wrote; raises ValueError for what it did not write."""
         if not isinstance(content, dict):
             raise ValueError(f"expected a case, got {content!r:.80}")
-        return restore(cls, {name: value for name, value in content.items() if name != "how"})
+        return dataclass_from_json(cls, {name: value for name, value in content.items() if name != "how"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

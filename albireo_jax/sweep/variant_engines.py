@@ -13,7 +13,7 @@ from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import ALL_STEPS, Timeline
 from albireo_jax.launch import Prepared
 from albireo_jax.measure.kv_contention import ContentionMeter
-from albireo_jax.measure.load_generator import offer
+from albireo_jax.measure.load_generator import run_load
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sweep.results import ReplicaRun
 from albireo_jax.sweep.sweep_settings import Variant, engine_sampling, engine_samplings
@@ -69,7 +69,7 @@ class VariantEngines:
         )
         loop = EngineLoop(scheduler, meter, depth=variant.depth, timeline=timeline)
         before = engine.energy.read()
-        outcome = offer(loop, engine.limits, requests)
+        outcome = run_load(loop, engine.limits, requests)
         energy = engine.energy.read().since(before)
         return ReplicaRun(
             seconds=outcome.ended_s - outcome.began_s,

@@ -14,7 +14,7 @@ _BEGIN_SHARE = 0.85
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class CheckPart:
     """A part that can be run alone; it begins nothing new after most of `limit_s`, and is ended then.
 
     It is not begun with less than `least_s` left. `shown` are the metrics that the table has of it; the
@@ -29,7 +29,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class CheckRun:
     """Parts that one call runs one after the other, within `total_s` all told.
 
     The limits of all parts but the last fit together. The last one gets what the others left. A run that
@@ -39,7 +39,7 @@ class Run:
     name: str
     title: str
     total_s: float
-    parts: tuple[Part, ...]
+    parts: tuple[CheckPart, ...]
     is_carried_to: bool = True
 
 
@@ -84,41 +84,41 @@ def begin_until_s(limit_s: float) -> float:
     return _BEGIN_SHARE * limit_s
 
 
-RIGHT = Run(
+RIGHT = CheckRun(
     name="right",
     title="whether this device computes the right numbers, and which form of the step is quickest on it",
     total_s=210,
     is_carried_to=False,
     parts=(
-        Part(
+        CheckPart(
             name="device",
             title="the first launch of a kernel, bandwidth and matrix rate of this device",
             limit_s=20,
             least_s=8,
             shown=("first call", "copy bandwidth", "matrix rate"),
         ),
-        Part(
+        CheckPart(
             name="golden",
             title="golden tokens of real small models",
             limit_s=40,
             least_s=10,
             shown=("share of equal answers", "largest margin where answers part"),
         ),
-        Part(
+        CheckPart(
             name="attention",
             title="attention kernels against float32 on the CPU",
             limit_s=55,
             least_s=10,
             shown=("largest error",),
         ),
-        Part(
+        CheckPart(
             name="sampling",
             title="sampling, KV writes, kernels of layers and whole steps against the CPU",
             limit_s=42,
             least_s=10,
             shown=("share of equal tokens", "time", "share of equal bytes", "largest error"),
         ),
-        Part(
+        CheckPart(
             name="forms",
             title="forms of the step on two layers: compile, first call, step",
             limit_s=150,
@@ -128,12 +128,12 @@ RIGHT = Run(
     ),
 )
 
-FAST = Run(
+FAST = CheckRun(
     name="fast",
     title="how fast the engine is on this device, in the form of the step that was quickest",
     total_s=450,
     parts=(
-        Part(
+        CheckPart(
             name="decode",
             title="decode steps of real shapes against the byte roofline",
             limit_s=125,
@@ -148,14 +148,14 @@ FAST = Run(
                 "memory beside the pool",
             ),
         ),
-        Part(
+        CheckPart(
             name="prefill",
             title="prompts of real shapes against the measured matrix rate",
             limit_s=55,
             least_s=20,
             shown=("start", "programs compiled", "prompt", "share of matrix rate"),
         ),
-        Part(
+        CheckPart(
             name="trace",
             title="the Azure conversation trace end to end, depth 1 beside 2",
             limit_s=75,
@@ -170,14 +170,14 @@ FAST = Run(
                 "energy per token",
             ),
         ),
-        Part(
+        CheckPart(
             name="start",
             title="a cold and a warm start with all sizes of steps",
             limit_s=165,
             least_s=20,
             shown=("start", "programs compiled"),
         ),
-        Part(
+        CheckPart(
             name="peers",
             title="transformers' continuous batching, llama.cpp and vLLM on the same requests",
             limit_s=90,
@@ -187,19 +187,19 @@ FAST = Run(
     ),
 )
 
-MORE = Run(
+MORE = CheckRun(
     name="more",
     title="what else can be measured on one device, where time is not short",
     total_s=600,
     parts=(
-        Part(
+        CheckPart(
             name="models",
             title="decode steps of other models, quantised weights and longer contexts",
             limit_s=300,
             least_s=30,
             shown=("step", "share of byte roofline", "dispatch"),
         ),
-        Part(
+        CheckPart(
             name="swap",
             title="exposed time of KV copies, conversations in a third of their pages",
             limit_s=60,
@@ -211,7 +211,7 @@ MORE = Run(
                 "hidden share of copying",
             ),
         ),
-        Part(
+        CheckPart(
             name="shards",
             title="tables for the planner, one device in the shape of a rank",
             limit_s=240,
@@ -279,7 +279,7 @@ GOALS = (
 )
 
 
-def find_part(run: Run, name: str) -> Part:
+def find_part(run: CheckRun, name: str) -> CheckPart:
     """The part of this name; raises ValueError with the names there are."""
     known = {part.name: part for part in run.parts}
     if name not in known:
@@ -287,7 +287,7 @@ def find_part(run: Run, name: str) -> Part:
     return known[name]
 
 
-def chosen(run: Run, *, only: str | None = None, stretch: float = 1.0) -> Run:
+def chosen(run: CheckRun, *, only: str | None = None, stretch: float = 1.0) -> CheckRun:
     """The run with all its parts, or with those named in `only`, separated by commas.
 
     Their order is that of the run. All limits are `stretch` times as long. Raises ValueError for an unknown

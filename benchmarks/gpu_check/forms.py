@@ -34,7 +34,7 @@ from benchmarks.gpu_programs.compiled_programs import (
     DECODE,
     MAX_ROWS,
     PAGE_SIZE,
-    Case,
+    ProgramCase,
     compile_program,
     mesh_of,
     state_of,
@@ -130,7 +130,7 @@ def _keep_best(check: Check, found: Sequence[FormTimes]) -> None:
 
 def _measure(check: Check, form: Form, bucket: Bucket) -> tuple[FormTimes, Any]:
     """Compile and run a step in this form, and keep what it took; its times and its logits."""
-    case = Case(model=LARGE, tp=1, layers=_LAYERS)
+    case = ProgramCase(model=LARGE, tp=1, layers=_LAYERS)
     program = _program(check, case, form)
     began_s = time.perf_counter()
     lowered = _lower(program, bucket)
@@ -156,7 +156,7 @@ def _measure(check: Check, form: Form, bucket: Bucket) -> tuple[FormTimes, Any]:
     return FormTimes(form, compile_s, statistics.median(times_s)), logits_RV
 
 
-def _program(check: Check, case: Case, form: Form) -> StepProgram:
+def _program(check: Check, case: ProgramCase, form: Form) -> StepProgram:
     program = step_program(case, mesh_of(jax.devices(), 1))
     return replace(
         program,
@@ -270,7 +270,7 @@ def _note_difference(check: Check, form: Form, bucket: Bucket, got_RV: Any, expe
     check.figures.add(LARGE, label, metric="largest difference", unit="1", samples=[error])
 
 
-def _note_program(check: Check, case: Case, lowered: jax.stages.Lowered, label: str) -> None:
+def _note_program(check: Check, case: ProgramCase, lowered: jax.stages.Lowered, label: str) -> None:
     """Keep the program's text as this device's compiler made it, and what stands in it."""
     compiled = compile_program(lowered)
     file = check.carried / HLO / f"{re.sub('[^a-z0-9]+', '-', label)}.txt.gz"

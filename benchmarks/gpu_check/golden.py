@@ -29,7 +29,7 @@ _GOLDEN = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
+class GoldenWay:
     """A way to compute, under its name."""
 
     name: str
@@ -38,9 +38,9 @@ class Way:
 
 
 _WAYS = (
-    Way(name="float32, exact products", dtype=Dtype.FLOAT32, exact=True),
-    Way(name="bfloat16", dtype=Dtype.BFLOAT16),
-    Way(name="float32", dtype=Dtype.FLOAT32),
+    GoldenWay(name="float32, exact products", dtype=Dtype.FLOAT32, exact=True),
+    GoldenWay(name="bfloat16", dtype=Dtype.BFLOAT16),
+    GoldenWay(name="float32", dtype=Dtype.FLOAT32),
 )
 
 
@@ -82,7 +82,7 @@ def run_golden(check: Check) -> None:
                     _ask(check, model, way, data=data)
 
 
-def _ask(check: Check, model: str, way: Way, *, data: Path) -> None:
+def _ask(check: Check, model: str, way: GoldenWay, *, data: Path) -> None:
     folder = data / "models" / model
     config = EngineConfig(
         model=str(folder) if folder.is_dir() else model,

@@ -9,7 +9,7 @@ from benchmarks.lib.xla_trace import traced_events
 _DEVICE, _STREAM, _NO_KERNELS = "/device:GPU", "Stream", ("Memcpy", "Memset")
 
 
-class Span(NamedTuple):
+class KernelSpan(NamedTuple):
     """From when to when something ran, in nanoseconds."""
 
     begin_ns: float
@@ -17,11 +17,11 @@ class Span(NamedTuple):
     name: str = ""
 
 
-def kernel_spans(run: Callable[[], object]) -> list[Span]:
+def kernel_spans(run: Callable[[], object]) -> list[KernelSpan]:
     """Kernels that ran on GPUs during `run`, from a trace of it; none where there is no GPU."""
     # Other lines than streams sum up what the streams did.
     return [
-        Span(event.begin_ns, event.begin_ns + event.duration_ns, event.name)
+        KernelSpan(event.begin_ns, event.begin_ns + event.duration_ns, event.name)
         for event in traced_events(run, host=False)
         if event.plane.startswith(_DEVICE)
         and event.line.startswith(_STREAM)
@@ -29,7 +29,7 @@ def kernel_spans(run: Callable[[], object]) -> list[Span]:
     ]
 
 
-def idle_share(spans: Sequence[Span]) -> float:
+def idle_share(spans: Sequence[KernelSpan]) -> float:
     """The part of the time from the first kernel's begin to the last one's end in which none runs.
 
     Kernels may overlap, as those of several streams do. Raises ValueError if there are none.
@@ -45,7 +45,7 @@ def idle_share(spans: Sequence[Span]) -> float:
     return idle_ns / whole_ns if whole_ns else 0.0
 
 
-def seconds_by_name(spans: Iterable[Span]) -> dict[str, float]:
+def seconds_by_name(spans: Iterable[KernelSpan]) -> dict[str, float]:
     """Seconds of all kernels of a name, the largest first."""
     total_ns = Counter[str]()
     for span in spans:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from albireo_jax.core.dataclass_json import restore
+from albireo_jax.core.dataclass_json import dataclass_from_json
 
 _PARENT_DIED = 1  # PR_SET_PDEATHSIG
 
@@ -36,7 +36,7 @@ class PartSettings:
 
 def read_settings(path: Path) -> PartSettings:
     """The options that a run wrote."""
-    return restore(PartSettings, json.loads(path.read_text()))
+    return dataclass_from_json(PartSettings, json.loads(path.read_text()))
 
 
 def part_command(python: str, part: str, *, settings: Path, limit_s: float, began_s: float) -> list[str]:

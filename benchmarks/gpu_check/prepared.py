@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from albireo_jax.core.dataclass_json import restore
+from albireo_jax.core.dataclass_json import dataclass_from_json
 from benchmarks.gpu_check.machine import ROOT, Source, source_here
 
 FACTS, WHEELS, DATA = "prepared.json", "wheels", "data"
@@ -98,7 +98,7 @@ def prepare_folder(folder: Path, *, data: Path, wanted: Wanted) -> int:
 def read_source(folder: Path) -> Source | None:
     """The code that was made ready, None where nothing was."""
     path = folder / FACTS
-    return restore(Source, json.loads(path.read_text())) if path.is_file() else None
+    return dataclass_from_json(Source, json.loads(path.read_text())) if path.is_file() else None
 
 
 def unpack_wheels(folder: Path, site: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from albireo_jax.core.dataclass_json import restore
+from albireo_jax.core.dataclass_json import dataclass_from_json
 from albireo_jax.measure.records import Series, record_text, series_content
 
 WAITING, RUNNING, DONE, SKIPPED, FAILED, CUT_OFF = (
@@ -94,7 +94,7 @@ class RecordFile:
             for each in self._content["series"]
             if each["subject"].startswith(begins)
         ]
-        return restore(
+        return dataclass_from_json(
             Notes,
             {"part": part, **self._content["parts"][part], "series": series, "peer_versions": {}},
         )

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.gpu_check.check_parts import Part, Run
+from benchmarks.gpu_check.check_parts import CheckPart, CheckRun
 from benchmarks.gpu_check.part_settings import part_command
 from benchmarks.gpu_check.record_file import CUT_OFF, FAILED, RUNNING, WAITING, RecordFile
 
@@ -36,13 +36,13 @@ class Runner:
     `after_part` is called when a part has ended, with the run's record as it stands.
     """
 
-    run: Run
+    run: CheckRun
     python: str
     settings: Path
     record: Path
     log: Path
     began_s: float
-    after_part: Callable[[Part], None]
+    after_part: Callable[[CheckPart], None]
 
     def run_parts(self) -> None:
         """Run all parts for which there is time; the failure of one does not stop the next."""
@@ -58,7 +58,7 @@ class Runner:
     def _left_s(self) -> float:
         return self.began_s + self.run.total_s - RESERVE_S - time.monotonic()
 
-    def _run(self, part: Part, *, limit_s: float) -> None:
+    def _run(self, part: CheckPart, *, limit_s: float) -> None:
         command = part_command(
             self.python, part.name, settings=self.settings, limit_s=limit_s, began_s=time.monotonic()
         )
@@ -78,7 +78,7 @@ class Runner:
             tail = self.log.read_bytes()[begins_at:].decode(errors="replace").splitlines()[-_TAIL_LINES:]
             print("\n".join(tail), flush=True)
 
-    def _settle(self, part: Part, ended: int | None, *, limit_s: float) -> None:
+    def _settle(self, part: CheckPart, ended: int | None, *, limit_s: float) -> None:
         """Say of a part that did not say itself how it ended."""
         status = RecordFile.read(self.record).notes(part.name).status
         if ended is None and status in (WAITING, RUNNING):
@@ -86,7 +86,7 @@ class Runner:
         elif status in (WAITING, RUNNING):
             self._note(part, FAILED, f"its process ended with {ended}; the log has the reason")
 
-    def _note(self, part: Part, status: str, reason: str) -> None:
+    def _note(self, part: CheckPart, status: str, reason: str) -> None:
         record = RecordFile.read(self.record)
         record.put(replace(record.notes(part.name), status=status, reason=reason))
         print(f"{status.upper()} {part.name}: {reason}", flush=True)

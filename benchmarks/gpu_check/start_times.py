@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from albireo_jax.core.config import EngineConfig
-from albireo_jax.core.dataclass_json import restore
+from albireo_jax.core.dataclass_json import dataclass_from_json
 from benchmarks.gpu_check.check import LARGE, Check, new_check
 from benchmarks.gpu_check.check_engines import shared_engine, start_engine, step_buckets
 from benchmarks.gpu_check.part_figures import PartFigures
@@ -63,7 +63,7 @@ def _started(settings: Path, *, home: str, limit_s: float) -> Start:
     )
     if done.returncode:
         raise RuntimeError(f"a start ended with {done.returncode}: {done.stderr[-2000:]}")
-    return restore(Start, json.loads(done.stdout.splitlines()[-1]))
+    return dataclass_from_json(Start, json.loads(done.stdout.splitlines()[-1]))
 
 
 def _note(check: Check, case: str, start: Start, *, whole_s: float) -> None:

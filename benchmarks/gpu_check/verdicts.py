@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from albireo_jax.measure.records import Series
-from benchmarks.gpu_check.check_parts import GOALS, Goal, Part, goal_of
+from benchmarks.gpu_check.check_parts import GOALS, CheckPart, Goal, goal_of
 from benchmarks.gpu_check.record_file import DONE, SKIPPED, Notes
 
 NOTE = (
@@ -48,7 +48,7 @@ def is_good(notes: Sequence[Notes], *, on_cpu: bool) -> bool:
     )
 
 
-def table(parts: Sequence[Part], notes: Sequence[Notes], *, on_cpu: bool) -> str:
+def table(parts: Sequence[CheckPart], notes: Sequence[Notes], *, on_cpu: bool) -> str:
     """What each part measured that its list shows, the goals beside it, and how each part ended."""
     lines = [f"{'subject':<18}{'case':<46}{'metric':<36}{'measured':>11} {'unit':<9}{'goal':<9}"]
     for part, one in zip(parts, notes, strict=True):
@@ -69,7 +69,7 @@ def _line(verdict: Verdict) -> str:
     ).rstrip()
 
 
-def _ending(part: Part, notes: Notes, *, on_cpu: bool) -> str:
+def _ending(part: CheckPart, notes: Notes, *, on_cpu: bool) -> str:
     judged = [each.met for each in verdicts(notes, on_cpu=on_cpu) if each.met is not None]
     goals = f"{sum(judged)} of {len(judged)} goals met" if judged else ""
     left = f"{len(notes.left_out)} left out" if notes.left_out else ""

@@ -27,8 +27,8 @@ from benchmarks.gpu_programs.compiled_programs import (
     DECODE,
     MIXED,
     MODELS,
-    Case,
     Name,
+    ProgramCase,
     compile_program,
     h100s,
     mesh_of,
@@ -48,7 +48,7 @@ from benchmarks.gpu_programs.kernel_assembly import (
     residual_kernels,
     sampling_kernels,
 )
-from benchmarks.gpu_programs.program_figures import Figures, figures
+from benchmarks.gpu_programs.program_figures import ProgramFigures, figures
 
 ROOT = Path(__file__).resolve().parents[2]
 SHALLOW, DEEP = 2, 4
@@ -64,10 +64,10 @@ NOTE = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class CompileJob:
     """One program to compile."""
 
-    case: Case
+    case: ProgramCase
     name: Name
 
 
@@ -75,8 +75,8 @@ class Job:
 class Result:
     """The result of a job; `seconds` is the time of tracing and compiling."""
 
-    job: Job
-    figures: Figures
+    job: CompileJob
+    figures: ProgramFigures
     broken: list[str]
     seconds: float
 
@@ -104,7 +104,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def jobs(options: argparse.Namespace, devices: tuple[object, ...]) -> list[Job]:
+def jobs(options: argparse.Namespace, devices: tuple[object, ...]) -> list[CompileJob]:
     """The most telling first: forward passes at two depths, then what samples, admits, loops and copies."""
     listed = all_jobs(devices) if options.all else few_jobs(devices)
     return [
@@ -112,9 +112,9 @@ def jobs(options: argparse.Namespace, devices: tuple[object, ...]) -> list[Job]:
     ]
 
 
-def few_jobs(devices: tuple[object, ...]) -> list[Job]:
+def few_jobs(devices: tuple[object, ...]) -> list[CompileJob]:
     """The jobs that each change must pass: decode steps of all models, the rest of one at few degrees."""
-    one, four, eight = (Case(model=SMALLEST, tp=tp, layers=SHALLOW) for tp in (1, 4, 8))
+    one, four, eight = (ProgramCase(model=SMALLEST, tp=tp, layers=SHALLOW) for tp in (1, 4, 8))
     return [
         *forward_passes((eight, one), (DECODE, MIXED)),
         *forward_passes((four,), (DECODE,)),
@@ -134,7 +134,7 @@ def few_jobs(devices: tuple[object, ...]) -> list[Job]:
     ]
 
 
-def all_jobs(devices: tuple[object, ...]) -> list[Job]:
+def all_jobs(devices: tuple[object, ...]) -> list[CompileJob]:
     """All models at all degrees; what is not a forward pass, of one model and at the highest degree."""
     cases = every_case()
     smallest = [case for case in cases if case.model == SMALLEST]
@@ -162,19 +162,19 @@ def all_jobs(devices: tuple[object, ...]) -> list[Job]:
     ]
 
 
-def every_case() -> list[Case]:
+def every_case() -> list[ProgramCase]:
     """All models at all degrees, at the smaller depth."""
-    return [Case(model=model, tp=tp, layers=SHALLOW) for model in MODELS for tp in DEGREES]
+    return [ProgramCase(model=model, tp=tp, layers=SHALLOW) for model in MODELS for tp in DEGREES]
 
 
-def forward_passes(cases: Iterable[Case], buckets: Iterable[Bucket]) -> list[Job]:
-    return [Job(case=case, name=bucket) for case in cases for bucket in buckets]
+def forward_passes(cases: Iterable[ProgramCase], buckets: Iterable[Bucket]) -> list[CompileJob]:
+    return [CompileJob(case=case, name=bucket) for case in cases for bucket in buckets]
 
 
-def others(case: Case, devices: tuple[object, ...]) -> list[Job]:
+def others(case: ProgramCase, devices: tuple[object, ...]) -> list[CompileJob]:
     """Every program of a case but its forward passes."""
     named = programs(step_program(case, mesh_of(devices, case.tp)))
-    return [Job(case=case, name=name) for name in named if not isinstance(name, Bucket)]
+    return [CompileJob(case=case, name=name) for name in named if not isinstance(name, Bucket)]
 
 
 def assembled_kernels(options: argparse.Namespace) -> Iterator[KernelResult]:
@@ -205,7 +205,7 @@ def assembled_roles(case: str, by_role: Mapping[str, Kernel]) -> Iterator[Kernel
             )
 
 
-def run(job: Job, devices: tuple[object, ...]) -> Result:
+def run(job: CompileJob, devices: tuple[object, ...]) -> Result:
     began_s = time.perf_counter()
     program = step_program(job.case, mesh_of(devices, job.case.tp))
     lower = programs(program, job.case.kv_dtype)[job.name]
@@ -245,11 +245,11 @@ def program_name(name: Name) -> str:
             return f"{name.kind} {name.pages}"
 
 
-def label(job: Job) -> str:
+def label(job: CompileJob) -> str:
     return f"{case_name(job.case)} {program_name(job.name)}"
 
 
-def case_name(case: Case) -> str:
+def case_name(case: ProgramCase) -> str:
     weights = f" {case.quantization}" if case.quantization else ""
     graphs = " graphs" if case.graph_collectives else ""
     pages = "" if case.kv_dtype is KvDtype.AUTO else f" {case.kv_dtype} pages"

@@ -87,7 +87,7 @@ Name = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class ProgramCase:
     """A model by its name in `MODELS`, cut to `layers` layers, over `tp` devices; quantised if it says so.
 
     `kv_dtype` is that of its KV pages. With `graph_collectives` CUDA graphs hold its collectives too.
@@ -142,7 +142,7 @@ def mesh_of(devices: Iterable[Any], tp: int) -> Mesh:
     return Mesh(np.array(list(devices)[:tp]), (TP,), axis_types=(AxisType.Auto,))
 
 
-def step_program(case: Case, mesh: Mesh, launch: LaunchFn = _H100) -> StepProgram:
+def step_program(case: ProgramCase, mesh: Mesh, launch: LaunchFn = _H100) -> StepProgram:
     """What `albireo_jax.launch` builds for this model on GPUs; `launch` runs its kernels."""
     return StepProgram(
         model=case.config,

@@ -27,11 +27,11 @@ from benchmarks.gpu_programs.compiled_programs import (
     NUM_PAGES,
     NUM_TOP,
     PAGE_SIZE,
-    Case,
     Name,
+    ProgramCase,
 )
 from benchmarks.gpu_programs.kernel_assembly import own_kernels, sampling_kernels, scratch_bytes
-from benchmarks.gpu_programs.program_figures import Figures
+from benchmarks.gpu_programs.program_figures import ProgramFigures
 
 MEMORY_TOLERANCE = 0.03
 """By how much what programs take on a device may differ from what `core.memory` counts.
@@ -76,7 +76,7 @@ _EXCHANGE_READS = 2.0
 _PACKING_BYTES = 2**18  # by which a few layers may pack their temporaries better than many
 
 
-def breaches(case: Case, name: Name, found: Figures) -> list[str]:
+def breaches(case: ProgramCase, name: Name, found: ProgramFigures) -> list[str]:
     """What of a program is not as it must be, a line each."""
     said = [
         *_copies(found),
@@ -92,7 +92,7 @@ def breaches(case: Case, name: Name, found: Figures) -> list[str]:
     return said
 
 
-def depth_breaches(shallow: Figures, deep: Figures) -> list[str]:
+def depth_breaches(shallow: ProgramFigures, deep: ProgramFigures) -> list[str]:
     """What grows with the depth of the model and must not, of one program at two depths."""
     if deep.temp_bytes > 1.05 * shallow.temp_bytes + _PACKING_BYTES:
         return [f"temporaries grow with the layers: {shallow.temp_bytes} to {deep.temp_bytes} bytes"]
@@ -101,7 +101,7 @@ def depth_breaches(shallow: Figures, deep: Figures) -> list[str]:
     return []
 
 
-def temp_limit(case: Case, bucket: Bucket) -> int:
+def temp_limit(case: ProgramCase, bucket: Bucket) -> int:
     """Bytes of temporaries that a forward pass may have: what one layer makes of its tokens, and no weights.
 
     Activations are counted as float32, which products with codes are before they are scaled. Beside them,
@@ -114,7 +114,7 @@ def temp_limit(case: Case, bucket: Bucket) -> int:
     return 4 * bucket.tokens * widths + scratch + _PARTIAL_SUMS_BYTES
 
 
-def _products(case: Case, name: Name, found: Figures) -> Iterator[str]:
+def _products(case: ProgramCase, name: Name, found: ProgramFigures) -> Iterator[str]:
     if isinstance(name, Bucket):
         wanted = _LAYER_PRODUCTS * case.layers if case.quantization is Quantization.FP8 else 0
         if found.fp8_products != wanted:
@@ -125,24 +125,24 @@ def _products(case: Case, name: Name, found: Figures) -> Iterator[str]:
         yield f"{found.product_bodies} distinct matrix products to tune, more than {MAX_PRODUCT_BODIES}"
 
 
-def _copies(found: Figures) -> Iterator[str]:
+def _copies(found: ProgramFigures) -> Iterator[str]:
     if found.weight_copies:
         yield f"{found.weight_copies} copies of a layer's weights"
     if found.pool_copies:
         yield f"{found.pool_copies} copies of the KV pool"
 
 
-def _pool_bytes(case: Case, model: ModelConfig) -> int:
+def _pool_bytes(case: ProgramCase, model: ModelConfig) -> int:
     """Bytes of the pages of all of a model's layers."""
     page = page_bytes(model, tp=case.tp, page_size=PAGE_SIZE, dtype=Dtype.BFLOAT16, kv_dtype=case.kv_dtype)
     return (NUM_PAGES + 1) * page
 
 
-def _counted_bytes(case: Case, model: ModelConfig) -> int:
+def _counted_bytes(case: ProgramCase, model: ModelConfig) -> int:
     return weight_bytes(model, tp=case.tp, dtype=Dtype.BFLOAT16) + _pool_bytes(case, model)
 
 
-def _memory(case: Case, name: Name, found: Figures) -> Iterator[str]:
+def _memory(case: ProgramCase, name: Name, found: ProgramFigures) -> Iterator[str]:
     """Donated state is written where it is, and what comes and goes is little beside what stays."""
     pool = _pool_bytes(case, case.config)
     sampler = 4 * (MAX_ROWS + 1) * (1 + SLOT_FIELDS)
@@ -170,7 +170,7 @@ def _memory(case: Case, name: Name, found: Figures) -> Iterator[str]:
         yield f"{beside} bytes beside the arguments, where {whole} are counted for the whole model"
 
 
-def _rules_bytes(case: Case) -> int:
+def _rules_bytes(case: ProgramCase) -> int:
     """Bytes on each device of the rules of all slots: its share of the counts, everything else whole."""
     slots, vocab = MAX_ROWS + 1, case.config.padded_vocab_size(case.tp)
     bad_words = (MAX_BAD_WORDS + 1) * MAX_BAD_WORD_TOKENS  # and the last tokens, to compare them with
@@ -178,13 +178,13 @@ def _rules_bytes(case: Case) -> int:
     return rules_bytes(case.config, tp=case.tp, num_slots=slots) + 4 * slots * words
 
 
-def _arguments(case: Case, found: Figures) -> Iterator[str]:
+def _arguments(case: ProgramCase, found: ProgramFigures) -> Iterator[str]:
     counted = _counted_bytes(case, case.config)
     if abs(found.argument_bytes / counted - 1) > MEMORY_TOLERANCE:
         yield f"{found.argument_bytes} bytes of arguments, where {counted} are counted"
 
 
-def _forward(case: Case, bucket: Bucket, found: Figures) -> Iterator[str]:
+def _forward(case: ProgramCase, bucket: Bucket, found: ProgramFigures) -> Iterator[str]:
     model, tp = case.config, case.tp
     limit = temp_limit(case, bucket)
     if found.temp_bytes > limit:
@@ -207,7 +207,7 @@ def _forward(case: Case, bucket: Bucket, found: Figures) -> Iterator[str]:
     yield from _command_buffers(found, sums=0 if case.graph_collectives else sums)
 
 
-def _launches(case: Case, bucket: Bucket, found: Figures) -> Iterator[str]:
+def _launches(case: ProgramCase, bucket: Bucket, found: ProgramFigures) -> Iterator[str]:
     """A layer's launches are those of its design.
 
     Several devices reduce once at the beginning, too: that is begun, awaited and done.
@@ -219,7 +219,7 @@ def _launches(case: Case, bucket: Bucket, found: Figures) -> Iterator[str]:
         yield f"{found.launches} launches, more than {most}: {a_layer} a layer and {a_step} a step"
 
 
-def _command_buffers(found: Figures, *, sums: int) -> Iterator[str]:
+def _command_buffers(found: ProgramFigures, *, sums: int) -> Iterator[str]:
     """Everything is in a command buffer but collectives and the few kernels between some of them.
 
     XLA ends a buffer at each collective, and begins none for fewer than `_FEWEST_LAUNCHES`. What the first
@@ -235,7 +235,7 @@ def _command_buffers(found: Figures, *, sums: int) -> Iterator[str]:
         yield f"{found.longest_run} launches in a row are in no command buffer"
 
 
-def _loop(case: Case, loop: DecodeLoop, found: Figures) -> Iterator[str]:
+def _loop(case: ProgramCase, loop: DecodeLoop, found: ProgramFigures) -> Iterator[str]:
     yield from _arguments(case, found)
     bucket = Bucket(loop.rows, loop.rows)
     kernels = own_kernels(case.config, bucket, tp=case.tp, kv_dtype=case.kv_dtype)
@@ -245,7 +245,7 @@ def _loop(case: Case, loop: DecodeLoop, found: Figures) -> Iterator[str]:
         yield f"{found.kernels} kernels of attention and sampling, not {kernels}"
 
 
-def _decisions(case: Case, name: Sampling | DecodeLoop, found: Figures) -> Iterator[str]:
+def _decisions(case: ProgramCase, name: Sampling | DecodeLoop, found: ProgramFigures) -> Iterator[str]:
     """Sampling has nothing to decide, and one GPU decides by itself how often loops of decode steps turn.
 
     Over several, XLA keeps loops with collectives out of command buffers, and the host decides.
@@ -257,7 +257,7 @@ def _decisions(case: Case, name: Sampling | DecodeLoop, found: Figures) -> Itera
         yield from _command_buffers(found, sums=0)
 
 
-def _sampling(case: Case, name: Sampling, found: Figures) -> Iterator[str]:
+def _sampling(case: ProgramCase, name: Sampling, found: ProgramFigures) -> Iterator[str]:
     columns = case.config.padded_vocab_size(case.tp)
     wanted = wire_bytes(name.route, rows=name.rows, columns=columns, ranks=case.tp)
     if found.moved_bytes > wanted:
@@ -269,7 +269,7 @@ def _sampling(case: Case, name: Sampling, found: Figures) -> Iterator[str]:
         yield f"an all-gather of {gathered} bytes, where only {name.rows} ids should be gathered"
 
 
-def _selection(case: Case, name: Sampling, found: Figures) -> Iterator[str]:
+def _selection(case: ProgramCase, name: Sampling, found: ProgramFigures) -> Iterator[str]:
     """Few launches read the logits few times, whatever the rows of a step filter by."""
     several = case.tp > 1
     most = _SELECTION_LAUNCHES + several * _EXCHANGE_LAUNCHES
@@ -284,7 +284,7 @@ def _selection(case: Case, name: Sampling, found: Figures) -> Iterator[str]:
         yield f"{found.kernels} sampling kernels, not {kernels}"
 
 
-def _small(case: Case, name: Name, found: Figures) -> Iterator[str]:
+def _small(case: ProgramCase, name: Name, found: ProgramFigures) -> Iterator[str]:
     """What runs beside forward passes and sampling decides nothing, and sends nothing but scores."""
     if found.host_waits:
         yield f"{found.host_waits} waits of the host, where there should be none"

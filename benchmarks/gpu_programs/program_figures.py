@@ -10,7 +10,7 @@ from typing import NamedTuple
 from albireo_jax.nn.shapes import weight_shapes
 from albireo_jax.ops.cuda.kernels import Entry
 from albireo_jax.sampling.sample_cuda import DRAW_READS
-from benchmarks.gpu_programs.compiled_programs import NUM_PAGES, PAGE_SIZE, Case, CompiledProgram
+from benchmarks.gpu_programs.compiled_programs import NUM_PAGES, PAGE_SIZE, CompiledProgram, ProgramCase
 from benchmarks.gpu_programs.matrix_products import product_bodies
 from benchmarks.lib.hlo import Instruction, Program, inner_instructions, outside_fusions, parse
 from benchmarks.lib.hlo_collectives import collectives
@@ -26,7 +26,7 @@ _FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditi
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
+class ProgramFigures:
     """What one program is on each device.
 
     `collectives` counts them by kind and bytes of the result. `weight_copies` and `pool_copies` count
@@ -66,13 +66,13 @@ class Figures:
         return sum(size * count for (_, size), count in self.collectives.items())
 
 
-def figures(case: Case, compiled: CompiledProgram) -> Figures:
+def figures(case: ProgramCase, compiled: CompiledProgram) -> ProgramFigures:
     """The figures of a compiled program."""
     program = parse(compiled.text)
     opcodes = Counter(one.opcode for one in program.instructions())
     launched = launch_order(compiled.launches) if compiled.launches else None
     bodies = product_bodies(program)
-    return Figures(
+    return ProgramFigures(
         argument_bytes=compiled.argument_bytes,
         num_arguments=sum(one.opcode == "parameter" for one in program.computations[program.entry]),
         alias_bytes=compiled.alias_bytes,
@@ -157,7 +157,7 @@ def _host_waits(program: Program, launched: LaunchOrder | None) -> int:
     return max(0, launched.lone["kConditional"] + launched.lone["kWhile"] - counted)
 
 
-def _weight_copies(case: Case, program: Program) -> int:
+def _weight_copies(case: ProgramCase, program: Program) -> int:
     """Instructions that read a stack of matrices, or a layer of one, and write a layer or all elsewhere."""
     stacks: dict[tuple[int, ...], set[int]] = {}
     for name, whole in weight_shapes(case.config, case.tp).items():
@@ -174,7 +174,7 @@ def _weight_copies(case: Case, program: Program) -> int:
     return count
 
 
-def _pool_copies(case: Case, program: Program) -> int:
+def _pool_copies(case: ProgramCase, program: Program) -> int:
     """Instructions that write the whole of the pool's keys or values, and not only their tokens in place."""
     model = case.config
     heads = model.kv_heads_at(case.tp) // case.tp

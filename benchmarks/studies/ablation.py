@@ -30,7 +30,7 @@ from albireo_jax.core.config import (
     SamplingMode,
     SchedulerConfig,
 )
-from albireo_jax.core.dataclass_json import restore
+from albireo_jax.core.dataclass_json import dataclass_from_json
 from albireo_jax.core.hf_config import model_config_from_hf
 from albireo_jax.measure.figures import Line, line_figure, stacked_bars, svg_file
 from albireo_jax.measure.loads import FixedBatch, cluster_arrivals, sampled_requests
@@ -59,10 +59,8 @@ MID_LLAMA = ModelConfig(
 )
 """About 30 million parameters, so that a step takes milliseconds; heads enough for eight ranks."""
 
-TINY_LLAMA = replace(
-    MID_LLAMA, num_layers=1, hidden_size=64, intermediate_size=128, head_dim=8, vocab_size=1000
-)
-"""As little as shows that the study runs."""
+TINY_LLAMA = replace(MID_LLAMA, num_layers=2, hidden_size=256, intermediate_size=768, head_dim=32)
+"""As little as shows that the study runs, but no less than a CPU computes beside the host."""
 
 SHARED_CORES = (
     "Virtual devices: t of them share {cores} cores, the threads of the host's own tasks among them. T3 does "
@@ -168,7 +166,10 @@ def measure(tp: int) -> list[AblationRun]:
         command = [sys.executable, "-m", _MODULE, *sys.argv[1:], "--worker", str(tp), "--output", folder]
         subprocess.run(command, check=True)
         print(f"t = {tp}: measured", file=sys.stderr)
-        return [restore(AblationRun, run) for run in json.loads((Path(folder) / "runs.json").read_text())]
+        return [
+            dataclass_from_json(AblationRun, run)
+            for run in json.loads((Path(folder) / "runs.json").read_text())
+        ]
 
 
 def chosen(runs: Iterable[AblationRun], tp: int, rows: int, variant: Variant) -> list[AblationRun]:

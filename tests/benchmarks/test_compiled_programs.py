@@ -27,7 +27,7 @@ from benchmarks.gpu_programs.compiled_programs import (
     MODELS,
     NUM_PAGES,
     PAGE_SIZE,
-    Case,
+    ProgramCase,
     mesh_of,
     programs,
     rules_of,
@@ -62,7 +62,7 @@ def share_bytes(tree):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("tp", [1, 2, 4, 8])
 def test_weights_and_pool_are_those_of_the_arithmetic(model, tp):
-    case = Case(model=model, tp=tp, layers=4)
+    case = ProgramCase(model=model, tp=tp, layers=4)
     program = program_of(case)
     assert share_bytes(weights_of(program)) == weight_bytes(case.config, tp=tp, dtype=Dtype.BFLOAT16)
     stacked = weights_of(replace(program, layers=LayerLoop.UNROLLED))
@@ -291,7 +291,7 @@ def test_temporaries_must_not_grow_with_the_depth():
 def test_limits_of_temporaries_of_decode_steps_lie_below_a_layers_weights():
     for model, config in MODELS.items():
         for tp in (1, 2, 4, 8):
-            case = Case(model=model, tp=tp, layers=2)
+            case = ProgramCase(model=model, tp=tp, layers=2)
             layer = weight_bytes(case.config, tp=tp, dtype=Dtype.BFLOAT16) - weight_bytes(
                 replace(config, num_layers=1), tp=tp, dtype=Dtype.BFLOAT16
             )

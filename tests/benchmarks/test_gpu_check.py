@@ -26,8 +26,8 @@ from benchmarks.gpu_check.check_parts import (
     GOALS,
     RIGHT,
     RUNS,
+    CheckRun,
     Goal,
-    Run,
     begin_until_s,
     chosen,
     find_part,
@@ -35,7 +35,7 @@ from benchmarks.gpu_check.check_parts import (
 )
 from benchmarks.gpu_check.forms import FORMS, FormTimes, best_form
 from benchmarks.gpu_check.golden import GoldenAnswer, parting_margin
-from benchmarks.gpu_check.kernel_spans import Span, idle_share, seconds_by_name
+from benchmarks.gpu_check.kernel_spans import KernelSpan, idle_share, seconds_by_name
 from benchmarks.gpu_check.numerics import equal_selections, equal_tokens
 from benchmarks.gpu_check.part_figures import PartSkipped
 from benchmarks.gpu_check.part_settings import PartSettings
@@ -66,7 +66,7 @@ def run_script(*words: object, timeout_s: float = 60) -> subprocess.CompletedPro
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_the_parts_of_a_run_fit_in_its_time(run: Run) -> None:
+def test_the_parts_of_a_run_fit_in_its_time(run: CheckRun) -> None:
     *others, last = run.parts
     assert sum(part.limit_s for part in others) + last.least_s <= run.total_s - RESERVE_S
     assert all(part.least_s <= part.limit_s for part in run.parts)
@@ -185,7 +185,7 @@ def test_idle_time_is_what_no_kernel_covers() -> None:
     draw = random.Random(0)
     for _ in range(50):
         begins = [draw.randrange(200) for _ in range(draw.randint(1, 20))]
-        spans = [Span(begin, begin + draw.randint(1, 30)) for begin in begins]
+        spans = [KernelSpan(begin, begin + draw.randint(1, 30)) for begin in begins]
         busy = {moment for span in spans for moment in range(int(span.begin_ns), int(span.end_ns))}
         whole = max(busy) + 1 - min(busy)
         assert idle_share(spans) == pytest.approx(1 - len(busy) / whole)
@@ -194,7 +194,7 @@ def test_idle_time_is_what_no_kernel_covers() -> None:
 
 
 def test_time_of_kernels_is_summed_by_name() -> None:
-    spans = [Span(0, 1e9, "small"), Span(1e9, 3e9, "large"), Span(5e9, 5.5e9, "small")]
+    spans = [KernelSpan(0, 1e9, "small"), KernelSpan(1e9, 3e9, "large"), KernelSpan(5e9, 5.5e9, "small")]
     assert list(seconds_by_name(spans).items()) == [("large", 2.0), ("small", 1.5)]
 
 
@@ -288,7 +288,7 @@ def test_sampled_tokens_are_compared_where_rows_draw_differently() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_every_part_runs_on_a_cpu(run: Run, data_dir: Path, tmp_path: Path) -> None:
+def test_every_part_runs_on_a_cpu(run: CheckRun, data_dir: Path, tmp_path: Path) -> None:
     options = ("--device", "cpu", "--small", "--data", data_dir, "--output", tmp_path)
     done = run_script(run.name, *options, "--prepared", tmp_path / "none", timeout_s=3600)
     assert done.returncode == 0, done.stdout + done.stderr

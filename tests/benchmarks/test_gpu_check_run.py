@@ -15,7 +15,7 @@ import pytest
 
 from albireo_jax.measure.records import Commit
 from benchmarks.gpu_check import carried, machine, prepared
-from benchmarks.gpu_check.check_parts import Part, Run
+from benchmarks.gpu_check.check_parts import CheckPart, CheckRun
 from benchmarks.gpu_check.part_figures import PartFigures
 from benchmarks.gpu_check.part_settings import PartSettings
 from benchmarks.gpu_check.record_file import (
@@ -54,11 +54,11 @@ figures.close("done")
 """Stands for the Python of a run: parts that end well, never, badly, or write without end."""
 
 
-def part(name: str, *, limit_s: float = 5.0, least_s: float = 0.1) -> Part:
-    return Part(name=name, title=name, limit_s=limit_s, least_s=least_s, shown=())
+def part(name: str, *, limit_s: float = 5.0, least_s: float = 0.1) -> CheckPart:
+    return CheckPart(name=name, title=name, limit_s=limit_s, least_s=least_s, shown=())
 
 
-def runner_of(folder: Path, *parts: Part, total_s: float = 60.0) -> Runner:
+def runner_of(folder: Path, *parts: CheckPart, total_s: float = 60.0) -> Runner:
     python = folder / "python"
     python.write_text(PARTS)
     python.chmod(0o755)
@@ -68,7 +68,7 @@ def runner_of(folder: Path, *parts: Part, total_s: float = 60.0) -> Runner:
         small=True, on_cpu=True, data=None, output="", record=str(record), carried="", peers={}
     ).write(settings)
     return Runner(
-        run=Run(name="run", title="", total_s=total_s + RESERVE_S, parts=parts),
+        run=CheckRun(name="run", title="", total_s=total_s + RESERVE_S, parts=parts),
         python=str(python),
         settings=settings,
         record=record,

@@ -9,7 +9,7 @@ import pytest
 
 from albireo_jax.core.config import Dtype, Quantization
 from albireo_jax.core.memory import page_bytes, weight_bytes
-from benchmarks.gpu_programs.compiled_programs import DECODE, NUM_PAGES, PAGE_SIZE, Case
+from benchmarks.gpu_programs.compiled_programs import DECODE, NUM_PAGES, PAGE_SIZE, ProgramCase
 from benchmarks.gpu_programs.gates import breaches
 from benchmarks.gpu_programs.program_figures import figures
 from tests.labs.program_lab import CASE, compiled_text, good_decode
@@ -25,7 +25,7 @@ FP8_MATRICES = {
 @pytest.mark.parametrize("name", FP8_MATRICES)
 def test_fp8_codes_that_a_step_transposes_or_widens_are_copies(name):
     """XLA does so where the codes do not lie as cuBLASLt wants them, and where it widens them ahead."""
-    case = Case(model="llama-3.1-8b", tp=1, layers=2, quantization=Quantization.FP8)
+    case = ProgramCase(model="llama-3.1-8b", tp=1, layers=2, quantization=Quantization.FP8)
     inputs, *outputs = FP8_MATRICES[name]
     codes_DF = jax.ShapeDtypeStruct((inputs, *outputs), jnp.float8_e4m3fn)
     x_TD = jax.ShapeDtypeStruct((64, inputs), jnp.bfloat16)

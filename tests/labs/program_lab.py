@@ -12,12 +12,12 @@ from albireo_jax.runtime.batch import SLOT_FIELDS
 from benchmarks.gpu_programs.compiled_programs import (
     NUM_PAGES,
     PAGE_SIZE,
-    Case,
     CompiledProgram,
+    ProgramCase,
 )
 from benchmarks.gpu_programs.program_figures import figures
 
-CASE = Case(model="llama-3.1-8b", tp=8, layers=2)
+CASE = ProgramCase(model="llama-3.1-8b", tp=8, layers=2)
 
 
 def compiled_text(function, *shapes):

@@ -7,7 +7,7 @@ from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import Request
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
-from albireo_jax.measure.load_generator import offer
+from albireo_jax.measure.load_generator import run_load
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sim.cost import linear_cost
 from albireo_jax.sim.lanes import Clock
@@ -34,7 +34,7 @@ def test_every_request_gets_its_tokens_and_none_before_it_arrives() -> None:
     loop = _loop()
     requests = _requests(0.0, 0.0, 0.02, 0.05, 0.05, 0.05)
     for _ in range(2):
-        run = offer(loop, LIMITS, requests)
+        run = run_load(loop, LIMITS, requests)
         assert [request.num_tokens for request in run.requests] == [5, 6, 7, 8, 9, 10]
         assert [request.arrived_s for request in run.requests] == [0.0, 0.0, 0.02, 0.05, 0.05, 0.05]
         for request in run.requests:
@@ -46,5 +46,5 @@ def test_a_request_that_could_never_end_is_refused_before_any_is_run() -> None:
     loop = _loop()
     long = Request(request_id="long", prompt_token_ids=(1,) * 64, max_tokens=5)
     with pytest.raises(ValueError, match="64"):
-        offer(loop, LIMITS, [*_requests(0.0), long])
+        run_load(loop, LIMITS, [*_requests(0.0), long])
     assert loop.scheduler.stats().steps == 0

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from albireo_jax.core.config import Dtype, ModelConfig, SchedulerConfig
-from albireo_jax.core.dataclass_json import restore
+from albireo_jax.core.dataclass_json import dataclass_from_json
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import Request
 from albireo_jax.engine.loop import EngineLoop
@@ -233,7 +233,7 @@ def test_the_page_shows_nothing_but_its_data(tmp_path: Path) -> None:
     assert embedded is not None
     data = json.loads(embedded.group(1))
     assert data == json.loads((tmp_path / "sweep.json").read_text())
-    again = restore(Summary, data["summary"])
+    again = dataclass_from_json(Summary, data["summary"])
     assert again == made_sweep().summary()
     assert sweep_page(again, data) == text  # so every number was made of the data alone
     assert [CaseResult.from_json(case) for case in data["cases"]] == list(made_sweep().results)
@@ -282,7 +282,7 @@ def test_runs_survive_json(seconds: float, counts: list[int], energy: float | No
     run = replace(
         replica_run(1.0), seconds=seconds, ttft_s=tuple(map(float, counts)), energy_j=energy, tpot_s=()
     )
-    assert restore(ReplicaRun, json.loads(json.dumps(asdict(run)))) == run
+    assert dataclass_from_json(ReplicaRun, json.loads(json.dumps(asdict(run)))) == run
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_runs_survive_json(seconds: float, counts: list[int], energy: float | No
 def test_json_of_another_form_is_refused(change: dict[str, object]) -> None:
     content = json.loads(json.dumps(asdict(replica_run(1.0)))) | change
     with pytest.raises(ValueError, match="expected"):
-        restore(ReplicaRun, content)
+        dataclass_from_json(ReplicaRun, content)
 
 
 def contention(*, num_pages: int, max_rows: int, max_step_tokens: int = 64) -> KvUse:

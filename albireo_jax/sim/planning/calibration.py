@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from albireo_jax.core.dataclass_json import restore
+from albireo_jax.core.dataclass_json import dataclass_from_json
 from albireo_jax.core.plan import StepPlan
 from albireo_jax.sim.host import HostTerms
 
@@ -187,4 +187,4 @@ def read_calibration(path: Path) -> Calibration:
     content = json.loads(path.read_text())
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ValueError(f"{path} is no calibration of format {FORMAT}")
-    return restore(Calibration, content)
+    return dataclass_from_json(Calibration, content)
