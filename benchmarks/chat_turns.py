@@ -1,4 +1,4 @@
-"""How much of their first turns second turns find in the prefix cache, and how soon they begin, recorded.
+"""Second turns of chats: the part of the first that they find in the prefix cache, and their first tokens.
 
 Two-turn questions, asked again with other seeds until there are enough turns. A second turn's prompt is made
 of texts: of what the user said, what the model answered and what the user says next, by the model's chat
@@ -40,7 +40,7 @@ NOTE = (
 
 
 class ChatQuestion(NamedTuple):
-    """What a user says first and then."""
+    """The first and the second message of a user."""
 
     first: str
     second: str
@@ -83,7 +83,7 @@ class SecondTurn:
 
 
 class ChatEngines(NamedTuple):
-    """Two engines of one model, of which the first keeps prefixes, and the model's tokenizer."""
+    """Two engines of one model, one with a prefix cache and one without, and the model's tokenizer."""
 
     caching: Frontend
     plain: Frontend
@@ -195,7 +195,7 @@ def _cut(text: str, num_tokens: int, tokenizer: Tokenizer) -> str:
 
 
 def _prompt(engines: ChatEngines, said: tuple[str, ...]) -> tuple[int, ...]:
-    """What the user and the model said in turns, as the prompt of the user's latest turn."""
+    """The prompt of the user's latest turn, from the messages of user and model."""
     if engines.tokenizer.has_chat_template:
         roles = cycle(("user", "assistant"))
         return engines.caching.encode(

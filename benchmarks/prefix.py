@@ -1,4 +1,4 @@
-"""How much of a trace's prompts the prefix cache finds, beside how much there is to find, recorded.
+"""The part of a trace's prompts that the prefix cache finds, beside the most there is to find, recorded.
 
 The first requests of a trace whose prompts name shared blocks (Mooncake's conversations), so that what they
 share is known; each block is one page of a small model. The shipped scheduler serves them as they arrive on a
@@ -222,7 +222,7 @@ def simulate_all(requests: Sequence[Request], options: Namespace) -> dict[str, S
 
 
 def serve(requests: Sequence[Request], options: Namespace) -> PrefixHits:
-    """What a real engine finds."""
+    """The hits of a real engine."""
     config = EngineConfig(
         model=options.model,
         max_model_len=options.context,

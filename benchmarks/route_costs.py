@@ -1,4 +1,4 @@
-"""What each way to sample costs a rank, and how long it takes over virtual devices, recorded.
+"""The costs of each way to sample, for a rank, and its time over virtual devices, recorded.
 
 Every route samples rows that it serves, beside the routes that serve them as well: greedy ones, ones with a
 temperature alone, and ones with top-p whose candidates suffice, or all but one row's. Operations and bytes
@@ -108,7 +108,7 @@ def compile_route(route: Route, batch: RouteRows, mesh: Mesh) -> Compiled:
 
 
 def route_cost(compiled: Compiled, batch: RouteRows) -> RouteCost:
-    """What the program does on each rank for these rows, on CPU devices only.
+    """The costs of the program on each rank for these rows, on CPU devices only.
 
     Raises RuntimeError if the trace lacks a collective that must have run on every rank.
     """

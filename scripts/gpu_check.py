@@ -160,7 +160,7 @@ def _folders(options: argparse.Namespace, run: CheckRun, work: Path) -> tuple[Pa
 
 
 def _settings(options: argparse.Namespace, run: CheckRun, folder: Path) -> PartSettings:
-    """What the parts are told; the record is there when it returns."""
+    """The settings of the parts; the record is there when it returns."""
     on_cpu = options.device == "cpu"
     data = options.data or options.prepared / prepared.DATA
     return PartSettings(

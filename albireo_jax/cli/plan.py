@@ -147,7 +147,7 @@ def plan(
 
 
 def _question(name: str, asked: PlanFlags) -> "tuple[Question, StepModels]":
-    """What is asked, and what the steps of its replicas take."""
+    """The question of the flags, and the step times of its replicas."""
     from albireo_jax.sim.gpus import find_gpu
     from albireo_jax.sim.planning.plan_sizes import Question
     from albireo_jax.sim.replica import Targets
@@ -234,7 +234,7 @@ def _assumed(question: "Question", asked: PlanFlags) -> "StepModels":
 
 
 def _model(name: str) -> ModelConfig:
-    """The shape of a model, of which only the configuration need be there."""
+    """The shape of a model; only its configuration need be there."""
     path = Path(name).expanduser()
     if path.suffix == ".json":
         try:

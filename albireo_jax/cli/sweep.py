@@ -102,7 +102,7 @@ class SweepFlags:
     seed: Annotated[int, typer.Option(metavar="N", help="Of prompts, arrivals and sampling.")] = 0
 
     def load(self) -> "OfferedLoad":
-        """What is offered to the cluster; raises ValueError for flags that contradict each other."""
+        """The load that is offered to the cluster; raises ValueError for flags that contradict each other."""
         from albireo_jax.measure.loads import FixedBatch, PoissonLoad, TraceLoad
 
         if self.trace is not None and self.rate is not None:

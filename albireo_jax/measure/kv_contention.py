@@ -61,7 +61,7 @@ class ContentionMeter:
         return _PolledHandle(self, self._executor.dispatch(plan))
 
     def use(self) -> KvUse:
-        """What was seen so far; of a scheduler that is as old as the meter."""
+        """The use so far, of a scheduler that is as old as the meter."""
         stats = self._scheduler.stats()
         return KvUse(
             num_pages=stats.num_pages,

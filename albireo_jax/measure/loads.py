@@ -77,7 +77,7 @@ class TraceLoad:
 
 
 OfferedLoad = FixedBatch | PoissonLoad | TraceLoad
-"""What is offered to a cluster."""
+"""A load that is offered to a cluster."""
 
 
 def comes_at_once(load: OfferedLoad) -> bool:
@@ -117,7 +117,7 @@ def sampled_requests(
 
 
 def digest(arrivals: Sequence[Arrival]) -> str:
-    """What tells one list of arrivals from another."""
+    """A digest that tells one list of arrivals from another."""
     rows = [
         (
             arrival.arrived_s,

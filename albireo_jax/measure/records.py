@@ -28,7 +28,7 @@ _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "sve", "bf16")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """What was measured on: `count` cores of a CPU, or `count` GPUs.
+    """The measured device: `count` cores of a CPU, or `count` GPUs.
 
     `virtual_devices` above 0 says that one CPU stood for that many devices: such a record shows that a
     program works, not how fast it is on real ones. `detail` tells apart what `name` does not, for a CPU its

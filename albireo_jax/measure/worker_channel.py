@@ -29,7 +29,7 @@ class WorkerChannel:
         os.dup2(2, 1)
 
     def questions(self) -> Iterator[dict[str, Any]]:
-        """What comes in, until standard input ends."""
+        """The lines that come in, until standard input ends."""
         for line in sys.stdin:
             yield json.loads(line)
 

@@ -140,7 +140,7 @@ def amdahl(table: TaskTable) -> Amdahl:
 
 
 def parts(table: TaskTable) -> list[TimePart]:
-    """What the time with work consists of: the device's tasks, then what was exposed."""
+    """The parts of the time with work: the device's tasks, then what was exposed."""
     device = [TimePart(name=task.name, seconds=task.total_s) for task in table.tasks if task.on_device]
     exposed = [
         TimePart(name=f"{task.name}, exposed", seconds=task.exposed_s)
@@ -172,7 +172,7 @@ def read_report(path: Path) -> Report:
 
 
 def content(report: Report) -> dict[str, object]:
-    """What `to_json` writes."""
+    """The content that `to_json` writes."""
     return {**asdict(report), _DERIVED: _derived(report)}
 
 

@@ -66,7 +66,7 @@ class MeteredLoop:
         load: str,
         energy: EnergyReading,
     ) -> ReportedRun:
-        """What was seen of a run of `requests`; ValueError if that is less than two steps."""
+        """The report of a run of `requests`; ValueError if it had less than two steps."""
         spans = lane_spans(self._timeline.records(), self._timeline.deliveries())
         needed = {
             request.request_id: len(request.prompt_token_ids) + times.num_tokens - 1
@@ -114,7 +114,7 @@ def run_report(engine: Prepared, load: ReportLoad, arrivals: Sequence[Arrival], 
 
 
 def subject_of(engine: Prepared, *, model: str) -> ReportedEngine:
-    """What a report says of an engine, as of now."""
+    """The engine as a report describes it, as of now."""
     config = engine.config
     commit = current_commit(Path(__file__).resolve().parents[2])
     software = [f"{name} {version}" for name, version in versions(("albireo-jax", "jax")).items()]
@@ -143,7 +143,7 @@ def _device(engine: Prepared) -> Device:
 
 
 def _excerpt(spans: Sequence[LaneSpan]) -> tuple[LaneSpan, ...]:
-    """What happened from the plan of a step in the middle to the commit of one a few steps later."""
+    """The spans from the plan of a step in the middle to the commit of one a few steps later."""
     steps = max((span.step for span in spans if span.step is not None), default=0) + 1
     first = max(0, (steps - _EXCERPT_STEPS) // 2)
     chosen = [span for span in spans if span.step is not None and 0 <= span.step - first < _EXCERPT_STEPS]

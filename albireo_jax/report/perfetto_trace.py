@@ -1,4 +1,4 @@
-"""What host and device did when, as spans on lanes, and as a trace file that Perfetto and Chrome open.
+"""The work of host and device, as spans on lanes and as a trace file that Perfetto and Chrome open.
 
 The lanes of a depth-2 engine (a host that is faster than the device exposes nothing)::
 
@@ -89,7 +89,7 @@ class _Idle(NamedTuple):
 
 
 def _host_spans(records: Sequence[StepRecord], deliveries: Sequence[Delivery]) -> list[LaneSpan]:
-    """What the engine's thread did, in order."""
+    """The tasks of the engine's thread, in order."""
     spans = [
         LaneSpan(lane=HOST, name=name, begin_s=begin_s, end_s=end_s, step=step)
         for step, record in enumerate(records)

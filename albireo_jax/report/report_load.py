@@ -13,7 +13,7 @@ _WARM_UP_TOKENS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportLoad:
-    """`requests` with random prompts and drawn tokens, none of which ends before its length.
+    """`requests` with random prompts and drawn tokens; none ends before its length.
 
     They have `input_len` and `output_len` tokens and come at once, or, with a `trace`, its lengths times
     `scale` at its times. Raises ValueError for a load that does nothing.

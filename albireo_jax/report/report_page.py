@@ -165,7 +165,7 @@ def _time_figure(table: TaskTable) -> Figure:
 
 
 def _seen(bars: Sequence[BarSegment]) -> list[BarSegment]:
-    """Those that have a height anywhere."""
+    """The bars that have a height anywhere."""
     return [bar for bar in bars if any(bar.values)]
 
 

@@ -32,7 +32,7 @@ class TokenWork:
 
 
 class WorkMeter:
-    """An executor that remembers which positions of which request the one behind it was given."""
+    """An executor that remembers the positions of each request that the one behind it was given."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
@@ -44,7 +44,7 @@ class WorkMeter:
         return self._executor.dispatch(plan)
 
     def work(self, needed: Mapping[str, int]) -> TokenWork:
-        """What was computed so far; of each request, by its id, the first `needed` positions were of use."""
+        """The work so far; of each request, by its id, the first `needed` positions were of use."""
         reached = dict.fromkeys(needed, 0)
         computed = recomputed = 0
         for request_ids, starts, counts in self._steps:

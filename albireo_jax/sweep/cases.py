@@ -18,12 +18,10 @@ from albireo_jax.core.memory import page_bytes, plan_memory, rules_bytes, weight
 from albireo_jax.sim.workload import Arrival
 from albireo_jax.sweep.sweep_settings import SweepSettings, Variant, engine_samplings, listed
 
-"""Of a GPU's memory, what weights and KV pages may take, as in a launched engine."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepCase:
-    """What one group of workers measures: some variants at one degree, on the engine that these sizes make.
+    """Variants at one degree that one group of workers measures, on the engine that these sizes make.
 
     `measured_replicas` of `num_replicas` run. `num_pages` None fills the memory of the device.
     """

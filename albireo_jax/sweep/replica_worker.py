@@ -29,7 +29,7 @@ from albireo_jax.sweep.sweep_settings import Variant
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaJob:
-    """What a worker is: replica number `replica` of a case, on `gpus` of the machine (none: virtual devices).
+    """A worker's job: replica number `replica` of a case, on `gpus` of the machine (none: virtual devices).
 
     `arrivals` are those of the whole cluster; the worker takes its share, so that the prompts are the same at
     every degree.

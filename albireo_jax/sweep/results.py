@@ -1,4 +1,4 @@
-"""What a sweep measured: runs of replicas, runs of the cluster that they stand for, and what follows.
+"""Results of a sweep: runs of replicas, runs of the cluster that they stand for, and their summary.
 
 ::
 
@@ -178,7 +178,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What a sweep found, for readers: nothing that they are shown is not in here.
+    """The findings of a sweep, for readers: pages and tables show nothing else.
 
     `at_once`: all requests were there from the start. `how` is in short what `how` of the figures says in
     full. `t_e` has the degree of the highest median throughput of the cluster for each variant; `rule_value`
@@ -215,7 +215,7 @@ class Sweep:
     failures: tuple[Failure, ...]
 
     def summary(self) -> Summary:
-        """What follows from the results."""
+        """The summary of the results."""
         plan, figures = self.plan, self.figures()
         return Summary(
             model=find_model(plan.settings.model).name,

@@ -50,7 +50,7 @@ def write_report(sweep: Sweep, folder: Path) -> Path:
 
 
 def sections(summary: Summary) -> list[Section]:
-    """What the page shows, in its order."""
+    """The sections of the page, in its order."""
     found: list[Section] = []
     if summary.figures:
         found += [

@@ -52,7 +52,7 @@ class _Machine:
 
 
 def check_sweep(settings: SweepSettings) -> SweepPlan:
-    """What the sweep would measure; starts nothing.
+    """The plan of a sweep; starts nothing.
 
     Raises ValueError for what this model, memory or machine cannot do, saying what would be possible.
     """
@@ -101,7 +101,7 @@ def run_sweep(plan: SweepPlan, folder: Path, *, tell: Tell) -> Sweep:
 
 
 def settings_hash(plan: SweepPlan, case: SweepCase, *, device: Device) -> str:
-    """What tells whether a file holds this case: all that could change its figures, but the code itself."""
+    """A digest of all that could change the figures of a case, but the code itself."""
     settings = plan.settings
     content = {
         "case": asdict(case),

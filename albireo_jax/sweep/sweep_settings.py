@@ -1,4 +1,4 @@
-"""What a sweep measures: variants of the engine, degrees, load and sizes."""
+"""The settings of a sweep: variants of the engine, degrees, load and sizes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -102,7 +102,7 @@ class SweepSettings:
         return f"{replicas}; virtual devices share the cores" if self.virtual_devices else replicas
 
     def described(self) -> dict[str, str]:
-        """What a reader must know of the settings to repeat the sweep, besides model, GPUs and load."""
+        """The settings that a reader needs to repeat the sweep, besides model, GPUs and load."""
         turns = "in turn in one process" if self.interleaved else "one after the other, a process each"
         memory = self.gpu_memory_bytes
         return {

@@ -21,7 +21,7 @@ from albireo_jax.sweep.sweep_settings import Variant, engine_sampling, engine_sa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaSizes:
-    """What the memory of a device came to."""
+    """The sizes of an engine in the memory of a device."""
 
     num_pages: int
     page_bytes: int
@@ -41,7 +41,7 @@ class VariantEngines:
 
     @property
     def sizes(self) -> ReplicaSizes:
-        """Those of each engine."""
+        """The sizes of each engine."""
         engine = next(iter(self._engines.values()))
         return ReplicaSizes(
             num_pages=engine.memory.num_pages,

@@ -1,10 +1,10 @@
-"""What `scripts/gpu_check.sh` runs on a machine with one GPU, in parts that stand alone.
+"""The parts of the GPU check, which `scripts/gpu_check.sh` runs on a machine with one GPU; each stands alone.
 
 ::
 
-    parts      the list of parts with their time limits, the goals, and what the table shows: data, no JAX
-    figures   what one part measured so far, in a file, so that a part that is cut off loses nothing
-    check      what a part is told; shapes and sizes of engines, real and small
-    ...        a module for each part, or for two that share their way to measure, with a function for each
-    report     all figures as one record and one table with the goals beside the measured values
+    check_parts    the list of parts with their time limits, the goals, and the shown metrics: data, no JAX
+    part_figures   the figures of one part so far, in a file, so that a part that is cut off loses nothing
+    check          the settings of a part; shapes and sizes of engines, real and small
+    ...            a module for each part, or for two that measure alike, with a function for each
+    verdicts       all figures as one table with the goals beside the measured values
 """

@@ -86,7 +86,7 @@ _TINY_SHAPES: Mapping[str, ModelConfig] = MappingProxyType(
         LARGE_QWEN: _TINY_QWEN3(),
     }
 )
-"""What stands for each of them in a small check, which only shows that everything runs."""
+"""Tiny shapes in place of these in a small check, which only shows that everything runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

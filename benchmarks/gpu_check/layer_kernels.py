@@ -1,4 +1,4 @@
-"""What a layer's kernels beside attention give on this device, against operations one by one on the CPU.
+"""A layer's kernels beside attention on this device, against single operations on the CPU.
 
 `rotate_and_write` is what engines on GPUs put keys and values into pages with; `add_and_normalise` follows
 their all-reduces. Their results are rounded as those of the operations are, so that bits are compared.
@@ -53,7 +53,7 @@ class RotateCase:
 
 
 class _Given(NamedTuple):
-    """What a layer's kernel is given."""
+    """The arguments of a layer's kernel."""
 
     projected: Projected
     cache: KvCache

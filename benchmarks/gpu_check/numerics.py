@@ -1,4 +1,4 @@
-"""What the engine's programs give on this device beside a CPU: sampled tokens, written pages, whole steps.
+"""Results of the engine's programs on this device beside a CPU's: sampled tokens, written pages, whole steps.
 
 The programs are those of the step and of sampling, so that whatever kernels this device's engine has are in
 them. Both devices get the same logits to sample from, and the same weights; a CPU computes steps in float32.

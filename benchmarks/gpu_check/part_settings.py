@@ -4,7 +4,6 @@ import ctypes
 import json
 import signal
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,11 +42,6 @@ def part_command(python: str, part: str, *, settings: Path, limit_s: float, bega
     """The command of a part's process; `began_s` is now, on the clock of `time.monotonic`."""
     times = [f"{limit_s:.3f}", f"{began_s:.3f}"]
     return [python, "-m", "benchmarks.gpu_check", part, str(settings), *times]
-
-
-def with_environment(command: list[str], environment: Mapping[str, str]) -> list[str]:
-    """A command that is run with these variables added."""
-    return ["env", *(f"{name}={value}" for name, value in environment.items()), *command]
 
 
 def end_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""What a machine without a network needs for the check, in one small folder: made here, read there.
+"""One small folder with all that a machine without a network needs for the check: made here, read there.
 
 ::
 
@@ -41,7 +41,7 @@ _DATA = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a folder is made for: packages that the machine lacks, as pip names them, and its Python."""
+    """The needs of a machine: packages that it lacks, as pip names them, and its Python."""
 
     packages: Sequence[str]
     python: str

@@ -25,7 +25,7 @@ WAITING, RUNNING, DONE, SKIPPED, FAILED, CUT_OFF = (
     "failed",
     "cut off",
 )
-"""How a part stands. One that runs when all is over was ended with the run."""
+"""The states of a part. One that runs when all is over was ended with the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

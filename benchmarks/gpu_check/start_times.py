@@ -14,10 +14,11 @@ from pathlib import Path
 
 from albireo_jax.core.config import EngineConfig
 from albireo_jax.core.dataclass_json import dataclass_from_json
+from albireo_jax.measure.worker_process import with_environment
 from benchmarks.gpu_check.check import LARGE, Check, new_check
 from benchmarks.gpu_check.check_engines import shared_engine, start_engine, step_buckets
 from benchmarks.gpu_check.part_figures import PartFigures
-from benchmarks.gpu_check.part_settings import end_with_parent, read_settings, with_environment
+from benchmarks.gpu_check.part_settings import end_with_parent, read_settings
 from benchmarks.gpu_check.record_file import RecordFile
 
 _RESERVE_S = 5.0

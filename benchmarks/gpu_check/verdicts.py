@@ -49,7 +49,7 @@ def is_good(notes: Sequence[Notes], *, on_cpu: bool) -> bool:
 
 
 def table(parts: Sequence[CheckPart], notes: Sequence[Notes], *, on_cpu: bool) -> str:
-    """What each part measured that its list shows, the goals beside it, and how each part ended."""
+    """The figures of each part that its list shows, the goals beside it, and how each part ended."""
     lines = [f"{'subject':<18}{'case':<46}{'metric':<36}{'measured':>11} {'unit':<9}{'goal':<9}"]
     for part, one in zip(parts, notes, strict=True):
         lines.append(f"--- {part.name}: {part.title}")

@@ -42,16 +42,16 @@ _SIZES = (
 )
 
 
-class _Kind(NamedTuple):
+class _CheckedModel(NamedTuple):
     architecture: str
     kv_dtype: KvDtype
     more: Mapping[str, Any] = MappingProxyType({})
 
 
 _KINDS = (
-    _Kind("LlamaForCausalLM", KvDtype.BFLOAT16),
-    _Kind("Qwen3ForCausalLM", KvDtype.INT8, {"qk_norm": True}),
-    _Kind("Qwen2ForCausalLM", KvDtype.FP8, {"attention_bias": True}),
+    _CheckedModel("LlamaForCausalLM", KvDtype.BFLOAT16),
+    _CheckedModel("Qwen3ForCausalLM", KvDtype.INT8, {"qk_norm": True}),
+    _CheckedModel("Qwen2ForCausalLM", KvDtype.FP8, {"attention_bias": True}),
 )
 _COUNTS = (20, 1, 37)
 _PAGES_PER_ROW = 4

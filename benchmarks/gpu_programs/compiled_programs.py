@@ -143,7 +143,7 @@ def mesh_of(devices: Iterable[Any], tp: int) -> Mesh:
 
 
 def step_program(case: ProgramCase, mesh: Mesh, launch: LaunchFn = _H100) -> StepProgram:
-    """What `albireo_jax.launch` builds for this model on GPUs; `launch` runs its kernels."""
+    """The step program that `albireo_jax.launch` builds for this model on GPUs; `launch` runs its kernels."""
     return StepProgram(
         model=case.config,
         mesh=mesh,

@@ -1,4 +1,4 @@
-"""What a program compiled for a GPU must look like.
+"""The gates of programs compiled for a GPU.
 
 What would make a step slow shows in the compiled text: copies of weights or of the KV pool, temporaries that
 grow with the depth, collectives beyond those of the design, kernels that are launched one by one, and loops,
@@ -77,7 +77,7 @@ _PACKING_BYTES = 2**18  # by which a few layers may pack their temporaries bette
 
 
 def breaches(case: ProgramCase, name: Name, found: ProgramFigures) -> list[str]:
-    """What of a program is not as it must be, a line each."""
+    """The gates that a program breaks, a line each."""
     said = [
         *_copies(found),
         *_memory(case, name, found),
@@ -93,7 +93,7 @@ def breaches(case: ProgramCase, name: Name, found: ProgramFigures) -> list[str]:
 
 
 def depth_breaches(shallow: ProgramFigures, deep: ProgramFigures) -> list[str]:
-    """What grows with the depth of the model and must not, of one program at two depths."""
+    """The figures of one program at two depths that grow with the depth and must not, a line each."""
     if deep.temp_bytes > 1.05 * shallow.temp_bytes + _PACKING_BYTES:
         return [f"temporaries grow with the layers: {shallow.temp_bytes} to {deep.temp_bytes} bytes"]
     if deep.product_bodies != shallow.product_bodies:
@@ -285,7 +285,7 @@ def _selection(case: ProgramCase, name: Sampling, found: ProgramFigures) -> Iter
 
 
 def _small(case: ProgramCase, name: Name, found: ProgramFigures) -> Iterator[str]:
-    """What runs beside forward passes and sampling decides nothing, and sends nothing but scores."""
+    """Programs beside forward passes and sampling decide nothing, and send nothing but log probabilities."""
     if found.host_waits:
         yield f"{found.host_waits} waits of the host, where there should be none"
     numbers = 4 + 2 * NUM_TOP * case.tp  # of a token: four sums, and each rank's likeliest with their ids

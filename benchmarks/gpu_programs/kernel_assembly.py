@@ -62,13 +62,13 @@ KV_DTYPES = (KvDtype.BFLOAT16, KvDtype.INT8, KvDtype.FP8)  # in the order of KV_
 
 _CORE_REGISTERS = 65536
 _ROLES: Mapping[str, int] = MappingProxyType({"prepare": 1, "rotate": 4, "decode rows": 3, "chunks": 2})
-"""What a step with decode rows and chunks launches, in order, and the blocks that a core must hold of each.
+"""Kernels of a step with decode rows and chunks, in order, and the blocks that a core must hold of each.
 
 The attention kernels' grids are made for so many: with fewer, the last blocks wait for the first.
 """
 
 _SAMPLING_ROLES: Mapping[str, int] = MappingProxyType({"peaks": 2, "draw": 1})
-"""What selects tokens; a block takes a row, with all the threads that it may have."""
+"""Kernels that select tokens; a block takes a row, with all the threads that it may have."""
 
 _RESIDUAL_ROLES: Mapping[str, int] = MappingProxyType({"add": 4})
 """The residual after an all-reduce, with its norm: with fewer blocks a core waits for memory."""

@@ -1,4 +1,4 @@
-"""What a program compiled for a GPU looks like: copies, collectives, loops, launches and memory, counted."""
+"""Figures of a program compiled for a GPU: copies, collectives, loops, launches and memory, counted."""
 
 import re
 from collections import Counter
@@ -27,7 +27,7 @@ _FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramFigures:
-    """What one program is on each device.
+    """Figures of one program on each device.
 
     `collectives` counts them by kind and bytes of the result. `weight_copies` and `pool_copies` count
     instructions that write a layer's weights or the KV pool anew. `kernels` are launches of ours, `launches`
@@ -127,7 +127,7 @@ class LaunchOrder(NamedTuple):
 
 
 def launch_order(launches: str) -> LaunchOrder:
-    """What stands in the text of a program's sequence of launches."""
+    """Read the text of a program's sequence of launches."""
     buffers, lone = 0, Counter[str]()
     run = longest_run = 0
     inside: int | None = None
@@ -203,7 +203,7 @@ def _outside_fusions(program: Program) -> Iterator[tuple[Instruction, list[tuple
 
 
 def _source(one: Instruction, by_name: Mapping[str, Instruction]) -> Instruction:
-    """What a chain of bitcasts looks at."""
+    """The instruction at the end of a chain of bitcasts."""
     while one.opcode == "bitcast" and one.operands[0] in by_name:
         one = by_name[one.operands[0]]
     return one

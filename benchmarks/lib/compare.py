@@ -221,7 +221,7 @@ def peer_parser(doc: str | None) -> ArgumentParser:
 
 
 def peer_settings(options: Namespace) -> dict[str, object]:
-    """What a record says of these options otherwise than they are: nothing of folders."""
+    """Settings of a record in place of these options: none names a folder."""
     libraries = (options.vllm_preload or "").split(":")
     names = [Path(library).name for library in libraries if library]
     return {"models": None, "peer_python": None, "vllm_preload": names}
@@ -241,7 +241,7 @@ def parse_peers(options: Iterable[str], *, known: Sequence[str]) -> dict[str, st
 
 
 def vllm_environment(preload: str | None) -> dict[str, str]:
-    """What vLLM for CPU is told: no downloads, all our cores, and libraries to load first (`a.so:b.so`).
+    """Variables for vLLM on a CPU: no downloads, all our cores, and libraries to load first (`a.so:b.so`).
 
     Without `preload` vLLM chooses by itself, which is PyTorch's OpenMP and no other allocator.
     """

@@ -55,7 +55,7 @@ class Program:
     computations: Mapping[str, tuple[Instruction, ...]]
 
     def instructions(self) -> Iterator[Instruction]:
-        """Those of every computation."""
+        """The instructions of every computation."""
         for computation in self.computations.values():
             yield from computation
 

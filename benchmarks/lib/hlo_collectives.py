@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices: its collectives and their bytes, read from its text.
+"""The collectives of a compiled program, and their bytes, read from its text.
 
 Bytes are those of a collective's result on one device: what it has to receive, its own share included. What
 an algorithm puts on the wire for it may be more (a ring's all-reduce: 2 (t - 1) / t of its result).

@@ -1,4 +1,4 @@
-"""How much a compiled program computes: elementary operations of each instruction, read from its text.
+"""The work of a compiled program: elementary operations of each instruction, read from its text.
 
 XLA's own `cost_analysis` counts the body of a loop once and the dearest branch of a conditional, whatever
 runs. Here each instruction counts as often as it ran, which the caller knows, from `traces` for one.

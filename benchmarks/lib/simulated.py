@@ -1,4 +1,4 @@
-"""What the studies on simulated GPUs share: their options, models by name, and the paper's degrees."""
+"""The frame of studies on simulated GPUs: their options, models by name, and the paper's degrees."""
 
 import json
 import re

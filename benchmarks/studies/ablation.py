@@ -1,4 +1,4 @@
-"""What overlap and sharded sampling gain over the synchronous engine, and where the time of a step goes.
+"""Gains of overlap and sharded sampling over the synchronous engine, and the time of a step by task.
 
 The paper's Table 1 and Figure 3 with one number of requests at several tensor-parallel degrees, its Figure 12
 with several numbers at one degree. A random Llama, each degree in a process of its own, the variants in turn.

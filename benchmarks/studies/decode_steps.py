@@ -1,4 +1,4 @@
-"""What several steps in one dispatch gain and cost: tokens per second, bursts, and rows that idle in a loop.
+"""Several steps in one dispatch: tokens per second, bursts, and rows that idle in a loop.
 
 All requests of a run begin together, so that nothing waits and every plan after their prompts has k steps.
 One engine of each model is compiled, and each repeat runs k = 1, 2, 4, 8 at depth 1 and 2 over it, another of
@@ -54,7 +54,7 @@ class DecodeWay(NamedTuple):
 
 
 class DecodeStepsCase(NamedTuple):
-    """What runs: a model, so many requests at once, and whether they end at stops or at their length."""
+    """A model, so many requests at once, and whether they end at stops or at their length."""
 
     model: str
     rows: int
@@ -142,7 +142,7 @@ class MeteredHandle(NamedTuple):
 
 
 class CommitOutputs(NamedTuple):
-    """What one commit brought, and when."""
+    """The outputs of one commit, and their moment."""
 
     moment_s: float
     outputs: list[RequestOutput]

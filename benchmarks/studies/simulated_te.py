@@ -1,4 +1,4 @@
-"""Which t_e for models of 7B to 72B on 8 x 80 GB: synchronous, overlapped, and with sharded sampling.
+"""The t_e of models of 7B to 72B on 8 x 80 GB: synchronous, overlapped, and with sharded sampling.
 
 The paper's Figure 14 (arXiv 2606.01927), simulated: at t = 1, 2, 4, 8 each of N/t replicas has 32 rows per
 GPU and all its requests at once. Thrice, with different terms of a step, each stated in the record:
@@ -60,7 +60,7 @@ _STEP_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTerms:
-    """What steps take: the host, the sampler (None: this project's), and the roofline's forward, slowed."""
+    """Terms of a step: the host, the sampler (None: this project's), and the roofline's forward, slowed."""
 
     name: str
     host: HostTerms
@@ -155,7 +155,7 @@ def _replica(question: Question, degree: Degree, terms: StepTerms, variant: Vari
 
 
 def why(sweep: TeSweep, variant: Variant, expected: int) -> str:
-    """Which parts of a step make the t_e found better than the one expected, or "" if they are the same.
+    """The parts of a step that make the t_e found better than the one expected; "" if they are the same.
 
     All replicas together have the same rows at any t, so that the shorter step serves more.
     """
@@ -197,7 +197,7 @@ def _point(replica: Replica, batch: OnceLoad, degree: Degree) -> TePoint:
 def forward_factor(
     model: ModelConfig, gpu: Gpu, *, tp: int, rows: int, context: int, seconds: float
 ) -> float:
-    """How much slower than the roofline a decode step's forward pass is that takes so many seconds."""
+    """The seconds of a decode step's forward pass over those of the roofline."""
     free = StepTerms(name="", host=NO_HOST).steps(model, gpu, tp=tp, mode=SamplingMode.REPLICATED)
     return seconds / free.forward(decode_step(rows, context=context))
 

@@ -41,7 +41,7 @@ def loaded_scheduler(rows: int, prompt_len: int, depth: int) -> Scheduler:
 
 
 def sampled(plan: StepPlan) -> SampledTokens:
-    """What an executor would give for `plan`."""
+    """The result that an executor would give for `plan`."""
     return SampledTokens(ids=np.full(plan.num_rows, 7, np.int32), finished_s=0.0)
 
 

@@ -85,7 +85,7 @@ def add_requests(scheduler: Any, rows: int, question: dict[str, Any]) -> None:
 
 
 def sampled(output: SchedulerOutput, prompts: dict[str, int]) -> ModelRunnerOutput:
-    """What a model runner would return: a token for every request whose prompt is computed."""
+    """The output that a model runner would return: a token for every request whose prompt is computed."""
     ids = list(output.num_scheduled_tokens)
     for request_id in ids:
         prompts[request_id] -= output.num_scheduled_tokens[request_id]

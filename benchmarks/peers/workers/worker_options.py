@@ -29,7 +29,7 @@ def worker_parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def hello(*packages: str) -> dict[str, dict[str, str]]:
-    """What a worker says first: Python's version and those of the packages that are installed."""
+    """A worker's first line: Python's version and those of the packages that are installed."""
     return {"versions": {"python": platform.python_version(), **versions(packages)}}
 
 
