@@ -13,7 +13,7 @@ from benchmarks.gpu_check.record_file import DONE, FAILED, SKIPPED, RecordFile
 if TYPE_CHECKING:
     from benchmarks.gpu_check.check import Check
 
-_RUNNERS = {
+RUNNERS = {
     "device": "device.run_device",
     "golden": "golden.run_golden",
     "attention": "attention_cases.run_attention",
@@ -26,8 +26,9 @@ _RUNNERS = {
     "peers": "peer_part.run_peers",
     "models": "decode.run_models",
     "swap": "swapping.run_swap",
-    "shards": "shards.run_shards",
+    "shards": "rank_tables.run_shards",
 }
+"""The function of each part and its module here, which is imported in the process of the part only."""
 
 
 def main() -> int:
@@ -53,10 +54,14 @@ def main() -> int:
 def _run(name: str, settings: PartSettings, figures: PartFigures) -> None:
     from benchmarks.gpu_check.check import new_check
 
-    module, function = _RUNNERS[name].split(".")
+    run_of(name)(new_check(settings, figures))
+
+
+def run_of(name: str) -> "Callable[[Check], None]":
+    """The function that runs a part."""
+    module, function = RUNNERS[name].split(".")
     found = import_module(f"benchmarks.gpu_check.{module}")
-    run = cast("Callable[[Check], None]", vars(found)[function])
-    run(new_check(settings, figures))
+    return cast("Callable[[Check], None]", vars(found)[function])
 
 
 if __name__ == "__main__":

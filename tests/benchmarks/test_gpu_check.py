@@ -17,6 +17,7 @@ from albireo_jax.runtime.batch import Bucket, choose_bucket
 from albireo_jax.sim.cost import RankWork
 from albireo_jax.sim.host import HostTerms, TaskTerms
 from albireo_jax.sim.planning.calibration import BucketTerms, LoopTerms, SamplingTerms, Shard, StepTable
+from benchmarks.gpu_check.__main__ import run_of
 from benchmarks.gpu_check.attention_cases import attention_cases, attention_error, attention_step
 from benchmarks.gpu_check.carried import FORM
 from benchmarks.gpu_check.check import Check, Sizes
@@ -299,3 +300,9 @@ def test_every_part_runs_on_a_cpu(run: CheckRun, data_dir: Path, tmp_path: Path)
     }
     assert {one["subject"].partition(":")[0] for one in record["series"]} == set(record["parts"])
     assert (tmp_path / "carried.tar.gz").stat().st_size > 1000
+
+
+def test_every_part_has_a_function() -> None:
+    for run in RUNS.values():
+        for part in run.parts:
+            assert callable(run_of(part.name)), part.name
