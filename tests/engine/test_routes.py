@@ -3,6 +3,7 @@
 import pytest
 
 from albireo_jax.core.types import SamplingParams
+from albireo_jax.engine.output_readers import QueueReader
 from tests.labs.engine_lab import lab
 
 FOREVER = SamplingParams(max_tokens=1500, ignore_eos=True, seed=3)
@@ -16,8 +17,9 @@ def test_a_paused_reader_holds_its_own_outputs_only() -> None:
             engine.frontend.generate(["abc"] * 16, SamplingParams(max_tokens=50, seed=seed))
             with engine.frontend.stream(["left"] * 4, FOREVER) as left:
                 next(left)
-        held = paused._queue_door._queue.qsize()
-        assert held <= 8
+        (reader,) = engine.frontend._readers
+        assert isinstance(reader, QueueReader)
+        assert reader._queue.qsize() <= 8
         seen += [delta for deltas in paused for delta in deltas]
         assert sum(len(delta.token_ids) for delta in seen) == 8
         assert engine.service.drain(60)
@@ -25,7 +27,7 @@ def test_a_paused_reader_holds_its_own_outputs_only() -> None:
         assert not engine.frontend._routes
 
 
-def test_a_door_that_cannot_take_outputs_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_cannot_take_outputs_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     params = SamplingParams(max_tokens=40, seed=1, ignore_eos=True)
     with lab() as engine:
         broken = engine.frontend.stream(["x"], FOREVER)
@@ -33,7 +35,8 @@ def test_a_door_that_cannot_take_outputs_fails_alone(monkeypatch: pytest.MonkeyP
         def refuse(*_: object) -> None:
             raise MemoryError("no room for another output")
 
-        monkeypatch.setattr(broken._queue_door, "post", refuse)
+        (reader,) = engine.frontend._readers
+        monkeypatch.setattr(reader, "post", refuse)
         (whole,) = engine.frontend.generate(["x"], params)
         assert len(whole.token_ids) == params.max_tokens
         broken.close()
