@@ -5,7 +5,7 @@ from functools import partial
 
 from albireo_jax.core.types import SamplingParams, StructuredOutput
 from albireo_jax.serving.engine_calls import RENDERING, run_in_thread_if_long
-from albireo_jax.serving.openai_logprobs import ChatLogprobs
+from albireo_jax.serving.openai_logprobs import ChatLogprobsWriter
 from albireo_jax.serving.schemas.chat_bodies import ChatBody
 from albireo_jax.serving.schemas.conversation_bodies import ConversationBody
 from albireo_jax.text.answers.answer_formats import AnswerFormat, ToolFormat
@@ -25,7 +25,7 @@ class ChatRequest:
     tools: ToolFormat
     thinking: Thinking
     parallel: bool
-    logprobs: ChatLogprobs
+    logprobs: ChatLogprobsWriter
 
     def with_prompt(self, prompt_ids: tuple[int, ...]) -> "ChatRequest":
         """The same with another prompt."""
@@ -72,7 +72,7 @@ async def parse_chat(
         tools=format.tools if body.uses_tools else ToolFormat.NONE,
         thinking=thinks,
         parallel=body.may_call_several,
-        logprobs=ChatLogprobs(
+        logprobs=ChatLogprobsWriter(
             tokenizer, wanted=bool(body.logprobs), as_ids=bool(body.return_tokens_as_token_ids)
         ),
     )

@@ -60,8 +60,8 @@ async def _engine_of(request: Request) -> ServedEngine:
     return request.app.state.engine
 
 
-Engine = Annotated[ServedEngine, Depends(_engine_of)]
+EngineDependency = Annotated[ServedEngine, Depends(_engine_of)]
 """Parameter of a route: the engine that the app was created with."""
 
-Format = Annotated[AnswerFormat, Depends(_format_of)]
+FormatDependency = Annotated[AnswerFormat, Depends(_format_of)]
 """Parameter of a route: how the model writes its answers."""

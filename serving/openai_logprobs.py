@@ -12,7 +12,7 @@ LEAST = -9999.0
 """What minus infinity becomes, which JSON has not."""
 
 
-class CompletionLogprobs:
+class CompletionLogprobsWriter:
     """The `logprobs` objects of one choice of a completion, piece by piece; offsets run on.
 
     `offsets` tell where each token's text begins in the choice's. With `as_ids` a token is written
@@ -57,7 +57,7 @@ class CompletionLogprobs:
         return top
 
 
-class ChatLogprobs:
+class ChatLogprobsWriter:
     """The `logprobs` objects of a chat's choices, whole or of a chunk; None where they are not `wanted`."""
 
     def __init__(self, tokenizer: Tokenizer, *, wanted: bool, as_ids: bool = False) -> None:

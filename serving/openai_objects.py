@@ -27,7 +27,7 @@ class Heading:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, **fields}
 
 
-class Usage:
+class UsageCounter:
     """Counts the tokens of a stream with `n` samples of each prompt, to be told as OpenAI's usage object.
 
     A prompt counts once, and as cached what its first sample found. Answers do not count unless they are

@@ -21,7 +21,7 @@ from albireo_jax.serving.api_errors import (
     internal_error,
     shutting_down,
 )
-from albireo_jax.serving.openai_objects import Usage
+from albireo_jax.serving.openai_objects import UsageCounter
 
 _DONE = b"data: [DONE]\n\n"
 _INCOMPLETE = (FinishReason.ERROR, FinishReason.ABORT)
@@ -82,7 +82,7 @@ async def stream_events(
     stream: AsyncOutputStream,
     choices: Sequence[DeltaEvents],
     *,
-    usage: Usage,
+    usage: UsageCounter,
     last_event: Callable[[], bytes],
 ) -> AsyncIterator[bytes]:
     """The events of a stream, those of one engine step together, to [DONE].

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from albireo_jax.serving.openai_objects import Heading, Usage
+from albireo_jax.serving.openai_objects import Heading, UsageCounter
 from albireo_jax.serving.schemas.completion_bodies import StreamOptions
 from albireo_jax.serving.sse import event
 
@@ -14,7 +14,9 @@ class Chunks:
     `continuous_usage_stats` each one tells what was counted so far.
     """
 
-    def __init__(self, heading: Heading, kind: str, *, usage: Usage, options: StreamOptions | None) -> None:
+    def __init__(
+        self, heading: Heading, kind: str, *, usage: UsageCounter, options: StreamOptions | None
+    ) -> None:
         self._heading = heading
         self._kind = kind
         self._usage = usage

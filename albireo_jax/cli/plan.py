@@ -18,7 +18,7 @@ from albireo_jax.core.model_files import find_model
 
 if TYPE_CHECKING:
     from albireo_jax.sim.planning.plan_sizes import Question
-    from albireo_jax.sim.planning.planner import Answer, StepModels
+    from albireo_jax.sim.planning.planner import Plan, StepModels
     from albireo_jax.sim.step_model import StepModel
 
 _WIDTH = 160  # of a table that goes to a file
@@ -257,14 +257,14 @@ def _short_name(name: str) -> str:
     return path.stem.removesuffix("_config") if path.suffix else path.name
 
 
-def _with_progress(make: "Callable[[Callable[[str], None]], Answer]") -> "Answer":
+def _with_progress(make: "Callable[[Callable[[str], None]], Plan]") -> "Plan":
     """A line on a terminal that says what is simulated."""
     console = Console(stderr=True)
     with console.status("reading the trace") as status:
         return make(status.update)
 
 
-def _table(answer: "Answer") -> Table:
+def _table(answer: "Plan") -> Table:
     from albireo_jax.sim.planning.plan_report import rows
 
     table = Table(title=f"{answer.question.name}: {answer.steps.label}", title_justify="left")

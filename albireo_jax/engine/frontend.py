@@ -28,13 +28,13 @@ from albireo_jax.engine.output_streams import AsyncOutputStream, SyncOutputStrea
 from albireo_jax.engine.request_metrics import RequestMetrics
 from albireo_jax.engine.request_writer import PromptFree, RequestWriter
 from albireo_jax.engine.service import EngineService
+from albireo_jax.text.chat_template import ConversationMessage
 from albireo_jax.text.detokenizer import Detokenizer
 from albireo_jax.text.tokenizer import Tokenizer
 
 _logger = logging.getLogger(__name__)
 
-Message = Mapping[str, Any]
-Prompt = str | Sequence[int] | Sequence[Message]
+Prompt = str | Sequence[int] | Sequence[ConversationMessage]
 """A text, token ids, or the messages of a chat."""
 
 
@@ -233,5 +233,7 @@ class Frontend:
                 self._service.abort(*(output.request_id for output in own))
 
 
-def _is_chat(prompt: Sequence[int] | Sequence[Message]) -> TypeGuard[Sequence[Message]]:
+def _is_chat(
+    prompt: Sequence[int] | Sequence[ConversationMessage],
+) -> TypeGuard[Sequence[ConversationMessage]]:
     return bool(prompt) and isinstance(prompt[0], Mapping)

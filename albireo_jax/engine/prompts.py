@@ -12,7 +12,8 @@ import numpy as np
 
 from albireo_jax.core import checks
 from albireo_jax.core.types import SamplingParams
-from albireo_jax.engine.frontend import Message, Prompt
+from albireo_jax.engine.frontend import Prompt
+from albireo_jax.text.chat_template import ConversationMessage
 
 _KEYS = ("prompt", "prompt_token_ids", "messages")
 """Keys of a dictionary that stands for a prompt; it has one of them."""
@@ -33,7 +34,7 @@ def read_prompts(prompts: object) -> list[Prompt]:
     return [_prompt(f"prompts[{i}]", element) for i, element in enumerate(elements)]
 
 
-def read_conversations(messages: object) -> list[list[Message]]:
+def read_conversations(messages: object) -> list[list[ConversationMessage]]:
     """The conversations in order, from one or from several; a text is what a user says. Raises ValueError."""
     if isinstance(messages, str):
         return [[{"role": "user", "content": messages}]]
@@ -143,7 +144,7 @@ def _from_dict(where: str, value: Mapping[object, object]) -> Prompt:
     return _prompt(f"{where}[{key!r}]", item)
 
 
-def _conversation(where: str, value: object) -> list[Message]:
+def _conversation(where: str, value: object) -> list[ConversationMessage]:
     """The messages of one conversation, each a mapping; the chat template checks what is in them."""
     if isinstance(value, Mapping) and "messages" in value:
         others = [key for key, item in value.items() if key != "messages" and item is not None]
@@ -165,5 +166,5 @@ def _is_scalar(value: object) -> bool:
     return isinstance(checks.plain(value), bool | int | float)
 
 
-def _is_message(value: object) -> TypeGuard[Message]:
+def _is_message(value: object) -> TypeGuard[ConversationMessage]:
     return isinstance(value, Mapping) and "role" in value

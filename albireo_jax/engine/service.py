@@ -12,7 +12,7 @@ the thread, by an error, a panic of an extension module or a request to exit, en
 service is DEAD from then on. Callers are told that much and no more, since the error's text may hold
 another caller's; the log has it whole, and Python callers find it chained.
 
-Messages and outputs are plain data (`Message`, `RequestOutput`, `SchedulerStats`), so the same
+Messages and outputs are plain data (`InboxMessage`, `RequestOutput`, `SchedulerStats`), so the same
 protocol can cross a process border. The scheduler is touched by the engine thread only. One condition
 guards the inbox, the open requests and the state; it is never held while the loop steps or while
 outputs are delivered.
@@ -63,7 +63,7 @@ class ForgetPrefixes:
     """Inbox message: requests behind it find no cached page of those before it."""
 
 
-Message = Request | Abort | ForgetPrefixes
+InboxMessage = Request | Abort | ForgetPrefixes
 """What the inbox takes."""
 
 
@@ -82,7 +82,7 @@ class EngineService:
         self._stats = loop.scheduler.stats()  # replaced whole by the engine thread, read by any
         self._changed = threading.Condition()  # guards the four below
         self._state = ServiceState.NEW
-        self._inbox: deque[Message] = deque()
+        self._inbox: deque[InboxMessage] = deque()
         self._open: dict[str, None] = {}  # accepted and not ended, oldest first
         self._failure: BaseException | None = None
 
@@ -207,7 +207,7 @@ class EngineService:
             if not self._loop.has_work:
                 self._loop.scheduler.check_idle()
 
-    def _take(self) -> list[Message] | None:
+    def _take(self) -> list[InboxMessage] | None:
         """The oldest messages, after a wait if there is nothing to compute; None when the service ends."""
         with self._changed:
             while not (self._inbox or self._loop.has_work):
@@ -217,7 +217,7 @@ class EngineService:
                 self._changed.wait()
             return [self._inbox.popleft() for _ in range(min(len(self._inbox), MAX_MESSAGES))]
 
-    def _apply(self, messages: list[Message]) -> list[RequestOutput]:
+    def _apply(self, messages: list[InboxMessage]) -> list[RequestOutput]:
         """Pass messages on to the scheduler; the outputs of requests that end by it."""
         scheduler = self._loop.scheduler
         outputs: list[RequestOutput] = []

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int32, Real
 
 from albireo_jax.core.config import ModelConfig, Quantization
 from albireo_jax.nn.axes import has_layers
-from albireo_jax.nn.fp8 import Rows
+from albireo_jax.nn.fp8 import ProductRows
 from albireo_jax.nn.layers import (
     Rotation,
     embed,
@@ -158,7 +158,7 @@ def forward(
     add_norm: AddNormFn = add_norm,
     axis: str | None = None,
     unroll: bool = False,
-    fp8_rows: Rows = Rows.ROUNDED,
+    fp8_rows: ProductRows = ProductRows.ROUNDED,
 ) -> tuple[Float[Array, "T D"], Cache]:
     """Hidden states of T tokens after the last layer (before the final norm), and the new cache.
 
@@ -166,7 +166,7 @@ def forward(
     `add_norm` together with what is added to it: in an unrolled loop what a layer adds at its end, too.
     `fp8_rows` is the form in which rows enter products where the model rounds them.
     """
-    rows = fp8_rows if config.quantization is Quantization.FP8 else Rows.FLOATS
+    rows = fp8_rows if config.quantization is Quantization.FP8 else ProductRows.FLOATS
     scaling = config.rope_scaling
     frequencies = rope_frequencies(config.head_dim, config.rope_theta, scaling)
     by = rotation(position_T, frequencies, factor=rotation_factor(scaling))
@@ -301,7 +301,7 @@ class _How(NamedTuple):
     by: Rotation
     add_norm: AddNormFn
     axis: str | None
-    rows: Rows
+    rows: ProductRows
 
 
 class _Residual(NamedTuple):

@@ -32,7 +32,7 @@ _SCALE_OF_PEAK = (
 _SMALLEST_PEAK = 2.0**-100  # of rows closer to zero, which are zero then
 
 
-class Rows(StrEnum):
+class ProductRows(StrEnum):
     """Form in which rows enter a product with codes.
 
     FLOATS are left as they are: only weights are rounded. ROUNDED are numbers that codes stand for, in the
@@ -70,7 +70,7 @@ def coded_rows(x_TD: Float[Array, "T D"], peak_T: Float[Array, " T"] | None = No
 
 
 def fp8_product(
-    x_TD: Float[Array, "T D"], w_DF: Real[Array, "D F"], *, scale_F: Float[Array, " F"], rows: Rows
+    x_TD: Float[Array, "T D"], w_DF: Real[Array, "D F"], *, scale_F: Float[Array, " F"], rows: ProductRows
 ) -> Float[Array, "T F"]:
     """Product of rows, rounded to codes, with a matrix of e4m3 codes, each of whose columns has a scale.
 
@@ -78,7 +78,7 @@ def fp8_product(
     half the bytes so. HIGHEST keeps it from its fast sums of about 14 bits. `rows` is not FLOATS.
     """
     precision = None
-    if rows is Rows.CODES:
+    if rows is ProductRows.CODES:
         # Without the barrier, XLA calculates a norm and its peak once more where it scales the product, and
         # sums in another order: near a power of two, codes and product would be scaled by different ones.
         code_TD, scale_T = coded_rows(x_TD, jax.lax.optimization_barrier(row_peaks(x_TD)))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int32, Real
 from numpy.typing import NDArray
 
 from albireo_jax.core.config import LinearRopeScaling, Llama3RopeScaling, RopeScaling, YarnRopeScaling
-from albireo_jax.nn.fp8 import Rows, fp8_product
+from albireo_jax.nn.fp8 import ProductRows, fp8_product
 
 
 class Rotation(NamedTuple):
@@ -29,7 +29,7 @@ def linear(
     w_DF: Real[Array, "D F"],
     *,
     scale_F: Float[Array, " F"] | None = None,
-    rows: Rows = Rows.FLOATS,
+    rows: ProductRows = ProductRows.FLOATS,
 ) -> Float[Array, "T F"]:
     """Product of T rows with a weight matrix that is stored input first.
 
@@ -38,7 +38,7 @@ def linear(
     """
     if scale_F is None:
         return jnp.dot(x_TD, w_DF)
-    if rows is not Rows.FLOATS:
+    if rows is not ProductRows.FLOATS:
         return fp8_product(x_TD, w_DF, scale_F=scale_F, rows=rows)
     y_TF = jnp.dot(x_TD, w_DF.astype(x_TD.dtype), preferred_element_type=jnp.float32)
     return (y_TF * scale_F[None]).astype(x_TD.dtype)
@@ -59,7 +59,7 @@ def gated_mlp(
     *,
     gate_up_scale_2F: Float[Array, "2 F"] | None = None,
     down_scale_D: Float[Array, " D"] | None = None,
-    rows: Rows = Rows.FLOATS,
+    rows: ProductRows = ProductRows.FLOATS,
 ) -> Float[Array, "T D"]:
     """SiLU-gated feed-forward: down(silu(gate(x)) * up(x)); a partial sum where F is this rank's share.
 

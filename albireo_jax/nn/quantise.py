@@ -38,7 +38,7 @@ _LARGEST = {Quantization.INT8: 127.0, Quantization.FP8: 448.0, Quantization.FP8_
 _SMALLEST_PEAK = 2.0**-100  # of channels closer to zero, which are zero then: their scale is a normal number
 
 
-class Coded(NamedTuple):
+class CodedWeight(NamedTuple):
     """A matrix whose inputs are its first axis, as codes and the scale of each of its other places."""
 
     code: Real[Array, "D *outputs"]
@@ -54,7 +54,7 @@ def weight_dtypes(config: ModelConfig, dtype: jnp.dtype) -> dict[str, jnp.dtype]
     return dtypes
 
 
-def encode(w: Float[Array, "D *outputs"], kind: Quantization) -> Coded:
+def encode(w: Float[Array, "D *outputs"], kind: Quantization) -> CodedWeight:
     """The codes nearest to a matrix.
 
     A number x becomes x' with |x - x'| <= scale / 2 in int8, and <= |x| / 16 in fp8 unless |x| < scale / 64.
@@ -65,10 +65,10 @@ def encode(w: Float[Array, "D *outputs"], kind: Quantization) -> Coded:
     scale = peak / _LARGEST[kind]
     quotient = w / scale[None]
     code = jnp.round(quotient) if kind is Quantization.INT8 else quotient
-    return Coded(code.astype(CODES[kind]), scale)
+    return CodedWeight(code.astype(CODES[kind]), scale)
 
 
-def decode(coded: Coded) -> Float[Array, "D *outputs"]:
+def decode(coded: CodedWeight) -> Float[Array, "D *outputs"]:
     """What codes stand for, in float32."""
     return coded.code.astype(jnp.float32) * coded.scale[None]
 
@@ -87,7 +87,7 @@ def quantised(
         placement(mesh, layer_name(name), CODES[config.quantization]),
         named_sharding(mesh, layer_name(SCALES[name])),
     )
-    one = jax.jit(partial(encode, kind=config.quantization), out_shardings=Coded(*places))  # type: ignore[arg-type]
+    one = jax.jit(partial(encode, kind=config.quantization), out_shardings=CodedWeight(*places))  # type: ignore[arg-type]
     codes, scales = zip(*(one(layer(number)) for number in range(config.num_layers)), strict=True)
     return {name: codes, SCALES[name]: scales}
 
@@ -124,7 +124,7 @@ def dequantise(weights: DecoderWeights) -> DecoderWeights:
     fields: dict[str, Any] = {name: array for name, array in weights._asdict().items() if array is not None}
     for name, scale_name in SCALES.items():
         if scale_name in fields:
-            fields[name] = jax.vmap(decode)(Coded(fields[name], fields.pop(scale_name)))
+            fields[name] = jax.vmap(decode)(CodedWeight(fields[name], fields.pop(scale_name)))
     return DecoderWeights(**{name: array.astype(jnp.float32) for name, array in fields.items()})
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int32
 from albireo_jax.core.errors import ModelError
 from albireo_jax.ops.cuda.kernels import Entry, Kernel, Launch, LaunchFn
 from albireo_jax.ops.kv_cache import KV_KINDS, KvCache
-from albireo_jax.ops.prepare_cuda import Cut, PackedRows, Prepared, Work, prepare_step
+from albireo_jax.ops.prepare_cuda import AttentionWork, Cut, PackedRows, PreparedStep, prepare_step
 
 _DECODE_VECTORS = 16
 """Query vectors of a decode row at most: those of one matrix product."""
@@ -124,7 +124,7 @@ def kernel_shape(
     )
 
 
-def prepare_attention(rows: PackedRows, shape: KernelShape, *, launch: LaunchFn) -> Prepared:
+def prepare_attention(rows: PackedRows, shape: KernelShape, *, launch: LaunchFn) -> PreparedStep:
     """What the layers of a step need of its rows, cut into work for `attend`."""
     cuts = [how for _, how in _cuts(shape, num_tokens=rows.num_tokens, num_rows=rows.num_rows)]
     return prepare_step(rows, cuts, page_size=shape.page_size, heads=shape.heads, launch=launch)
@@ -142,7 +142,7 @@ def attend(
     cache: KvCache,
     *,
     shape: KernelShape,
-    works: tuple[Work, ...],
+    works: tuple[AttentionWork, ...],
     num_rows: int,
     page_table_ZM: Int32[Array, "Z M"],
     layer: int | Int32[Array, ""],

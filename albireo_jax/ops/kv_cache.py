@@ -41,7 +41,7 @@ class KvCache(NamedTuple):
     v_scale_LPSN: Float[Array, "L P S N"] | None = None
 
 
-class Coded(NamedTuple):
+class CodedKv(NamedTuple):
     """Vectors as pages of one dtype hold them; scales where these are quantised."""
 
     x_TNK: Real[Array, "T N K"]
@@ -57,7 +57,7 @@ def new_cache(shape: tuple[int, int, int, int, int], dtype: jnp.dtype) -> KvCach
     return KvCache(cache.k_LPSNK, cache.v_LPSNK, *scales)
 
 
-def encode(x_TNK: Float[Array, "T N K"], dtype: jnp.dtype) -> Coded:
+def encode(x_TNK: Float[Array, "T N K"], dtype: jnp.dtype) -> CodedKv:
     """Vectors in the dtype of a cache's pages, each rounded to it by the scale that is stored.
 
     A number x of a quantised vector becomes x' with |x - x'| <= scale / 2 in int8, and <= |x| / 16 in fp8
@@ -65,7 +65,7 @@ def encode(x_TNK: Float[Array, "T N K"], dtype: jnp.dtype) -> Coded:
     """
     largest = _LARGEST.get(dtype)
     if largest is None:
-        return Coded(x_TNK.astype(dtype), None)
+        return CodedKv(x_TNK.astype(dtype), None)
     x_TNK = x_TNK.astype(jnp.float32)
     peak_TN = jnp.maximum(jnp.max(jnp.abs(x_TNK), axis=-1), _SMALLEST_PEAK)
     scale_TN = _up_to_bfloat16(peak_TN / largest)
@@ -74,7 +74,7 @@ def encode(x_TNK: Float[Array, "T N K"], dtype: jnp.dtype) -> Coded:
         code_TNK = jax.lax.bitcast_convert_type(quotient_TNK.astype(jnp.float8_e4m3fn), FP8_BITS)
     else:
         code_TNK = jnp.round(quotient_TNK).astype(dtype)
-    return Coded(code_TNK, scale_TN.astype(jnp.bfloat16))
+    return CodedKv(code_TNK, scale_TN.astype(jnp.bfloat16))
 
 
 def decode(code: Real[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -67,7 +67,7 @@ class PackedRows(NamedTuple):
     num_rows: int
 
 
-class Work(NamedTuple):
+class AttentionWork(NamedTuple):
     """The pieces of one cut, and of each head how many of a tile's pieces are done: none yet.
 
     `piece_XF`: slot of the page table, first token, number of queries, position of the first one, first and
@@ -79,7 +79,7 @@ class Work(NamedTuple):
     arrived_XN: Int32[Array, "X N"]
 
 
-class Prepared(NamedTuple):
+class PreparedStep(NamedTuple):
     """Tokens and work of a step; padding tokens have position 0 and the null page.
 
     `place_T` is page * page_size + offset of each token, `last_R` the last token of each row.
@@ -89,12 +89,12 @@ class Prepared(NamedTuple):
     position_T: Int32[Array, " T"]
     place_T: Int32[Array, " T"]
     last_R: Int32[Array, " R"]
-    works: tuple[Work, ...]
+    works: tuple[AttentionWork, ...]
 
 
 def prepare_step(
     rows: PackedRows, cuts: list[Cut], *, page_size: int, heads: int, launch: LaunchFn
-) -> Prepared:
+) -> PreparedStep:
     """One or two lists of work for the attention kernels, and what else a step's layers need of its rows.
 
     `heads` are the key/value heads of this rank. The last cut's unused pieces share out the padding tokens.
@@ -118,8 +118,8 @@ def prepare_step(
     sizes = np.array([num_tokens, num_rows, rows.page_table_ZM.shape[1], page_size, heads], np.int32)
     operands = [rows.words_W, rows.page_table_ZM, rows.last_token_Z, *map(jnp.asarray, (sizes, _words(cuts)))]
     token_T, position_T, place_T, last_R, _, *made = launch(what, operands)
-    works = tuple(Work(made[2 * nth], made[2 * nth + 1]) for nth in range(len(cuts)))
-    return Prepared(token_T, position_T, place_T, last_R, works)
+    works = tuple(AttentionWork(made[2 * nth], made[2 * nth + 1]) for nth in range(len(cuts)))
+    return PreparedStep(token_T, position_T, place_T, last_R, works)
 
 
 def _words(cuts: list[Cut]) -> NDArray[np.int32]:

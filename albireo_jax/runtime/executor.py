@@ -38,7 +38,7 @@ from albireo_jax.runtime.batch import (
 )
 from albireo_jax.runtime.compile import Progress, compile_all
 from albireo_jax.runtime.decode_loop import DecodeLoop, DecodeLoops, LoopOutput
-from albireo_jax.runtime.handles import CopyHandle, Ends, JaxStepHandle, StepCopies
+from albireo_jax.runtime.handles import CopyHandle, JaxStepHandle, LastStepEnd, StepCopies
 from albireo_jax.runtime.logit_rule_calls import LogitRuleCalls, LogitRuleProgram
 from albireo_jax.runtime.logprob_calls import LogprobCalls, LogprobProgram, PendingLogprobs
 from albireo_jax.runtime.min_tokens import MinTokensCalls, MinTokensProgram
@@ -114,7 +114,7 @@ class JaxExecutor:
             self._cache.kv, program.mesh, axis=program.axis, num_host_pages=num_host_pages
         )
         self._in_flight: deque[JaxStepHandle | CopyHandle] = deque()
-        self._ends = Ends()
+        self._ends = LastStepEnd()
         self._routes = routes(program)
         self._slot_route = np.zeros(self._padding_slot + 1, np.int32)
         row_counts = sorted({bucket.rows for bucket in buckets})
@@ -173,7 +173,7 @@ class JaxExecutor:
 
         Its copies come first. Without rows they are all of it: there is no forward pass.
         """
-        self._look()
+        self._poll()
         started = self._host_pages.run(self._cache.kv, plan.copies)
         self._cache = self._cache._replace(kv=started.kv)
         if len(plan.steps):
@@ -183,7 +183,7 @@ class JaxExecutor:
         else:
             moving = jax.tree.leaves(started.moving)
             handle = CopyHandle(moving, copies=started.copies, ends=self._ends)
-        self._look()
+        self._poll()
         self._in_flight.append(handle)
         return handle
 
@@ -372,11 +372,11 @@ class JaxExecutor:
         table_ZM = self._cache.page_table_ZM
         return begin_with_pages.lower(table_ZM, self.program.ints(ADMISSIONS, 1 + table_ZM.shape[1]))
 
-    def _look(self) -> None:
-        while self._in_flight and self._in_flight[0].look():
+    def _poll(self) -> None:
+        while self._in_flight and self._in_flight[0].poll():
             self._in_flight.popleft()
         for handle in self._in_flight:
-            handle.look()
+            handle.poll()
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -1,8 +1,8 @@
 """Dispatched steps: their results, and when they and their copies ended as far as the host can see.
 
-Nothing on the devices tells the time. The host learns whether an array is ready where it looks, at each
+Nothing on the devices tells the time. The host learns whether an array is ready where it polls, at each
 dispatch and each wait, and knows a moment exactly only where it waits for it. Otherwise an end lies between
-two looks, and exposed time is never understated: a step is taken to end at the first of them, and a copy to
+two polls, and exposed time is never understated: a step is taken to end at the first of them, and a copy to
 arrive at the second.
 """
 
@@ -27,7 +27,7 @@ class PolledArrays:
         self.unready_s = time.perf_counter()
         self.ready_s: float | None = None
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Note whether the arrays are ready; True once they are."""
         if self.ready_s is None:
             ready = all(array.is_ready() for array in self._arrays)  # pyright: ignore[reportAttributeAccessIssue]  # on every array
@@ -38,8 +38,8 @@ class PolledArrays:
         return self.ready_s is not None
 
     def wait(self) -> float:
-        """Block until the arrays are ready; since when they are, or the last look before it."""
-        if self.look():
+        """Block until the arrays are ready; since when they are, or the last poll before it."""
+        if self.poll():
             return self.unready_s
         jax.block_until_ready(self._arrays)
         return self._end()
@@ -63,11 +63,11 @@ class StepCopies:
     alone_s: float = 0.0
     computing_s: float = 0.0
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Note which copies have arrived."""
         for watched in (self.needed, self.sent):
             if watched is not None:
-                watched.look()
+                watched.poll()
 
     def wait_s(self, could_begin_s: float, ended_s: float) -> float:
         """What a step waited for copies that could have begun and has ended at these moments."""
@@ -78,7 +78,7 @@ class StepCopies:
         return min(waited_s, max(ended_s - could_begin_s, 0.0))
 
 
-class Ends:
+class LastStepEnd:
     """When the last step that was waited for had ended: the next one could begin then."""
 
     last_s: float = 0.0
@@ -87,22 +87,22 @@ class Ends:
 class _Run:
     """A step from when it was queued: it has ended once `arrays` are ready."""
 
-    def __init__(self, arrays: Sequence[jax.Array], *, copies: StepCopies, ends: Ends) -> None:
+    def __init__(self, arrays: Sequence[jax.Array], *, copies: StepCopies, ends: LastStepEnd) -> None:
         self.copies = copies
         self._ends = ends
         self._queued_s = time.perf_counter()
         self._watched = PolledArrays(arrays)
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Note whether the step still runs, and which copies have arrived; True once it has ended."""
-        ended = self._watched.look()
-        self.copies.look()
+        ended = self._watched.poll()
+        self.copies.poll()
         return ended
 
     def wait(self) -> "_Span":
         """Block until the step has ended."""
         ended_s = self._watched.wait()
-        self.copies.look()
+        self.copies.poll()
         could_begin_s = max(self._queued_s, self._ends.last_s)
         self._ends.last_s = ended_s
         return _Span(could_begin_s, ended_s)
@@ -127,7 +127,7 @@ class JaxStepHandle:
         scores: PendingLogprobs,
         sampling: SamplingCost,
         copies: StepCopies,
-        ends: Ends,
+        ends: LastStepEnd,
     ) -> None:
         self._ids = ids
         self._num_rows = num_rows
@@ -136,9 +136,9 @@ class JaxStepHandle:
         self._run = _Run([ids], copies=copies, ends=ends)
         ids.copy_to_host_async()
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Note whether the step still runs; True once it has ended."""
-        return self._run.look()
+        return self._run.poll()
 
     def wait(self) -> SampledTokens:
         """Block until the ids and scores are on the host."""
@@ -165,12 +165,12 @@ class JaxStepHandle:
 class CopyHandle:
     """A step without rows: its copies on their way, for which the devices wait, and no ids."""
 
-    def __init__(self, moving: Sequence[jax.Array], *, copies: StepCopies, ends: Ends) -> None:
+    def __init__(self, moving: Sequence[jax.Array], *, copies: StepCopies, ends: LastStepEnd) -> None:
         self._run = _Run(moving, copies=copies, ends=ends)
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Note whether the copies still run; True once they have ended."""
-        return self._run.look()
+        return self._run.poll()
 
     def wait(self) -> SampledTokens:
         """Block until the copies have ended."""

@@ -25,7 +25,9 @@ from albireo_jax.runtime.step import StepProgram
 from albireo_jax.sampling.logits import Rules
 
 
-class _Kind(StrEnum):
+class LogitRuleKind(StrEnum):
+    """Programs that keep logit rules on the device, by what each does."""
+
     ADMIT = "admit rules"
     MASK = "write masks"
     APPLY = "apply rules"
@@ -36,7 +38,7 @@ class _Kind(StrEnum):
 class LogitRuleProgram:
     """A program for rows with rules; `rows` is 0 for those that serve any number."""
 
-    kind: _Kind
+    kind: LogitRuleKind
     rows: int = 0
 
 
@@ -63,12 +65,12 @@ class LogitRuleCalls:
     def programs(self, row_counts: Iterable[int]) -> dict[LogitRuleProgram, Callable[[], jax.stages.Lowered]]:
         """All programs, for steps of these numbers of rows, ready to be lowered."""
         found = {
-            LogitRuleProgram(_Kind.ADMIT): partial(self._lower_admit),
-            LogitRuleProgram(_Kind.MASK): partial(self._lower_mask),
+            LogitRuleProgram(LogitRuleKind.ADMIT): partial(self._lower_admit),
+            LogitRuleProgram(LogitRuleKind.MASK): partial(self._lower_mask),
         }
         for rows in dict.fromkeys(row_counts):
-            found[LogitRuleProgram(_Kind.APPLY, rows)] = partial(self._lower_apply, rows)
-            found[LogitRuleProgram(_Kind.NOTE, rows)] = partial(self._lower_note, rows)
+            found[LogitRuleProgram(LogitRuleKind.APPLY, rows)] = partial(self._lower_apply, rows)
+            found[LogitRuleProgram(LogitRuleKind.NOTE, rows)] = partial(self._lower_note, rows)
         return found
 
     def use(self, compiled: Mapping[Any, jax.stages.Compiled]) -> None:
@@ -82,10 +84,10 @@ class LogitRuleCalls:
         admitted = [(params.slot, params.rules) for params in plan.new_slots if params.rules is not None]
         for first in range(0, len(admitted), RULED_ADMISSIONS):
             words = self._packer.pack(admitted[first : first + RULED_ADMISSIONS])
-            self._rules = self._compiled[LogitRuleProgram(_Kind.ADMIT)](self._rules, words)
+            self._rules = self._compiled[LogitRuleProgram(LogitRuleKind.ADMIT)](self._rules, words)
         for first in range(0, len(plan.mask_slots), MASKS):
             words = pack_masks(plan, first, self._shape)
-            self._rules = self._compiled[LogitRuleProgram(_Kind.MASK)](self._rules, words)
+            self._rules = self._compiled[LogitRuleProgram(LogitRuleKind.MASK)](self._rules, words)
         is_ruled = self._is_ruled[plan.slots]
         if not (is_ruled & plan.samples).any():
             return None
@@ -97,7 +99,9 @@ class LogitRuleCalls:
             return logits_RV
         slot_R = np.full(logits_RV.shape[0], self._shape.num_slots - 1, np.int32)
         slot_R[: len(step.slot_R)][step.is_ruled_R] = step.slot_R[step.is_ruled_R]
-        return self._compiled[LogitRuleProgram(_Kind.APPLY, len(slot_R))](self._rules, slot_R, logits_RV)
+        return self._compiled[LogitRuleProgram(LogitRuleKind.APPLY, len(slot_R))](
+            self._rules, slot_R, logits_RV
+        )
 
     def note(self, step: LogitRuleStep | None, id_R: jax.Array) -> None:
         """Count the tokens that the step's rows with rules sampled."""
@@ -106,17 +110,23 @@ class LogitRuleCalls:
         slot_R = np.full(id_R.shape[0], self._shape.num_slots, np.int32)  # no slot
         noted = step.is_ruled_R & step.samples_R
         slot_R[: len(step.slot_R)][noted] = step.slot_R[noted]
-        self._rules = self._compiled[LogitRuleProgram(_Kind.NOTE, len(slot_R))](self._rules, slot_R, id_R)
+        self._rules = self._compiled[LogitRuleProgram(LogitRuleKind.NOTE, len(slot_R))](
+            self._rules, slot_R, id_R
+        )
 
     def warm_up(self, logits_RV: jax.Array, id_R: jax.Array) -> None:
         """Run every program for steps of R rows once; no slot's rules change."""
         none_R = np.full(id_R.shape[0], self._shape.num_slots, np.int32)
         masks = np.zeros((MASKS, 1 + self._shape.mask_words), np.int32)
         masks[:, 0] = self._shape.num_slots
-        self._rules = self._compiled[LogitRuleProgram(_Kind.ADMIT)](self._rules, self._packer.pack(()))
-        self._rules = self._compiled[LogitRuleProgram(_Kind.MASK)](self._rules, masks)
-        self._compiled[LogitRuleProgram(_Kind.APPLY, len(none_R))](self._rules, none_R - 1, logits_RV)
-        self._rules = self._compiled[LogitRuleProgram(_Kind.NOTE, len(none_R))](self._rules, none_R, id_R)
+        self._rules = self._compiled[LogitRuleProgram(LogitRuleKind.ADMIT)](
+            self._rules, self._packer.pack(())
+        )
+        self._rules = self._compiled[LogitRuleProgram(LogitRuleKind.MASK)](self._rules, masks)
+        self._compiled[LogitRuleProgram(LogitRuleKind.APPLY, len(none_R))](self._rules, none_R - 1, logits_RV)
+        self._rules = self._compiled[LogitRuleProgram(LogitRuleKind.NOTE, len(none_R))](
+            self._rules, none_R, id_R
+        )
 
     def _lower_admit(self) -> jax.stages.Lowered:
         words = self._program.ints(RULED_ADMISSIONS, self._shape.admission_words)

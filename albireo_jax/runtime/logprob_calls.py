@@ -28,7 +28,9 @@ _FEW, _MANY = 8, 64
 """Tokens that are scored at once: of rows usually few are wanted, of prompts usually many."""
 
 
-class _Kind(StrEnum):
+class LogprobKind(StrEnum):
+    """Programs that log-probabilities take, by what each does."""
+
     TAKE_SAMPLED = "take sampled rows"
     TAKE_HIDDEN = "take hidden states"
     SCORE_SAMPLED = "score sampled tokens"
@@ -39,7 +41,7 @@ class _Kind(StrEnum):
 class LogprobProgram:
     """A program that takes or scores `count` of `of` rows or tokens; `of` is 0 for those that score."""
 
-    kind: _Kind
+    kind: LogprobKind
     wanted: int
     of: int = 0
 
@@ -101,18 +103,18 @@ class LogprobCalls:
         scored = sorted({count for count, _ in taken})
         return (
             {
-                LogprobProgram(_Kind.TAKE_SAMPLED, *sizes): partial(self._lower_take_sampled, *sizes)
+                LogprobProgram(LogprobKind.TAKE_SAMPLED, *sizes): partial(self._lower_take_sampled, *sizes)
                 for sizes in taken
             }
             | {
-                LogprobProgram(_Kind.SCORE_SAMPLED, count): partial(self._lower_score_sampled, count)
+                LogprobProgram(LogprobKind.SCORE_SAMPLED, count): partial(self._lower_score_sampled, count)
                 for count in scored
             }
             | {
-                LogprobProgram(_Kind.TAKE_HIDDEN, _MANY, of): partial(self._lower_take_hidden, of)
+                LogprobProgram(LogprobKind.TAKE_HIDDEN, _MANY, of): partial(self._lower_take_hidden, of)
                 for of in tokens
             }
-            | {LogprobProgram(_Kind.SCORE_HIDDEN, _MANY): self._lower_score_hidden}
+            | {LogprobProgram(LogprobKind.SCORE_HIDDEN, _MANY): self._lower_score_hidden}
         )
 
     def use(self, compiled: Mapping[Any, jax.stages.Compiled]) -> None:
@@ -143,22 +145,22 @@ class LogprobCalls:
     def _score_sampled(self, rows: Int32s, sampled: Sampled) -> list[_Piece]:
         of = len(sampled.id_R)
         count = _MANY if of >= _MANY and len(rows) > _FEW else _FEW
-        take = LogprobProgram(_Kind.TAKE_SAMPLED, count, of)
+        take = LogprobProgram(LogprobKind.TAKE_SAMPLED, count, of)
         pieces: list[_Piece] = []
         for index_C, wanted in _pieces(rows, count):
             taken: Sampled = self._compiled[take](sampled, index_C)
-            scores: RowScores = self._compiled[LogprobProgram(_Kind.SCORE_SAMPLED, count)](taken)
+            scores: RowScores = self._compiled[LogprobProgram(LogprobKind.SCORE_SAMPLED, count)](taken)
             pieces.append(_Piece(scores, wanted))
         return pieces
 
     def _score_hidden(self, tokens: Int32s, next_ids: Int32s, hidden_TD: jax.Array) -> list[_Piece]:
-        take = LogprobProgram(_Kind.TAKE_HIDDEN, _MANY, len(hidden_TD))
+        take = LogprobProgram(LogprobKind.TAKE_HIDDEN, _MANY, len(hidden_TD))
         pieces: list[_Piece] = []
         for (index_C, wanted), (id_C, _) in zip(
             _pieces(tokens, _MANY), _pieces(next_ids, _MANY), strict=True
         ):
             hidden_CD: jax.Array = self._compiled[take](hidden_TD, index_C)
-            scores: RowScores = self._compiled[LogprobProgram(_Kind.SCORE_HIDDEN, _MANY)](
+            scores: RowScores = self._compiled[LogprobProgram(LogprobKind.SCORE_HIDDEN, _MANY)](
                 self._head, hidden_CD, id_C
             )
             pieces.append(_Piece(scores, wanted))

@@ -32,7 +32,7 @@ from albireo_jax.nn.decoder import (
     unstack,
     weight_specs,
 )
-from albireo_jax.nn.fp8 import Rows
+from albireo_jax.nn.fp8 import ProductRows
 from albireo_jax.ops.cuda.kernels import LaunchFn
 from albireo_jax.runtime.batch import Bucket, BufferLayout, StepInputs, unpack
 from albireo_jax.runtime.state import CacheState, cache_specs
@@ -158,10 +158,10 @@ class StepProgram:
         return {"xla_gpu_enable_command_buffer": _GRAPH_COMMANDS} if on_one_gpu else self.graph_options
 
     @property
-    def fp8_rows(self) -> Rows:
+    def fp8_rows(self) -> ProductRows:
         """The form in which rows enter products with fp8 codes, where the model rounds them."""
         is_native = self.products is ProductLibrary.CUBLASLT and multiplies_fp8(self.mesh)
-        return Rows.CODES if is_native else Rows.ROUNDED
+        return ProductRows.CODES if is_native else ProductRows.ROUNDED
 
     @property
     def is_on_gpus(self) -> bool:

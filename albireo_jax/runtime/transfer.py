@@ -85,7 +85,9 @@ class MeasuredCopy(NamedTuple):
     times: PageTimes
 
 
-class _Kind(StrEnum):
+class CopyKind(StrEnum):
+    """Programs that copy KV pages between the device and the host."""
+
     READ = "read pages"
     WRITE = "write pages"
 
@@ -94,7 +96,7 @@ class _Kind(StrEnum):
 class CopyProgram:
     """A program that reads or writes so many pages, some of them twice if there are fewer."""
 
-    kind: _Kind
+    kind: CopyKind
     pages: int
 
 
@@ -128,8 +130,8 @@ class HostPages:
     def programs(self) -> dict[CopyProgram, Callable[[], jax.stages.Lowered]]:
         """All programs, ready to be lowered; none if there are no host pages."""
         sizes = range(self._batch.bit_length())
-        lower = {_Kind.READ: self._lower_read, _Kind.WRITE: self._lower_write}
-        return {CopyProgram(kind, 2**n): partial(lower[kind], 2**n) for kind in _Kind for n in sizes}
+        lower = {CopyKind.READ: self._lower_read, CopyKind.WRITE: self._lower_write}
+        return {CopyProgram(kind, 2**n): partial(lower[kind], 2**n) for kind in CopyKind for n in sizes}
 
     def use(self, compiled: Mapping[Any, jax.stages.Compiled]) -> None:
         """Run these executables of `programs` from now on."""
@@ -174,10 +176,10 @@ class HostPages:
     def warm_up(self, kv: KvCache) -> KvCache:
         """The cache after every program has run once, which changes nothing in it; donates `kv`."""
         for name in self.programs():
-            if name.kind is _Kind.READ:
+            if name.kind is CopyKind.READ:
                 indices = self._indices([1], name.pages)
                 read: tuple[PageArrays, ...] = self._compiled[name](kv, indices)
-                kv = self._compiled[CopyProgram(_Kind.WRITE, name.pages)](kv, indices, read)
+                kv = self._compiled[CopyProgram(CopyKind.WRITE, name.pages)](kv, indices, read)
         return kv
 
     def copy_out(self, kv: KvCache, pairs: Sequence[tuple[int, int]]) -> list[PageArrays]:
@@ -195,7 +197,7 @@ class HostPages:
         """Arrays of their own with the contents of device pages."""
         read: list[PageArrays] = []
         for batch in self._batches(pages):
-            program = CopyProgram(_Kind.READ, _padded(len(batch)))
+            program = CopyProgram(CopyKind.READ, _padded(len(batch)))
             read += self._compiled[program](kv, self._indices(batch, program.pages))[: len(batch)]
         return read
 
@@ -216,7 +218,7 @@ class HostPages:
     def finish_copy_in(self, kv: KvCache) -> KvCache:
         """The cache with the pages that were sent since the last call; donates `kv` if there are any."""
         for arrived in self._batches(self._arriving):
-            program = CopyProgram(_Kind.WRITE, _padded(len(arrived)))
+            program = CopyProgram(CopyKind.WRITE, _padded(len(arrived)))
             arrays = [page for _, page in arrived]
             arrays += arrays[-1:] * (program.pages - len(arrays))
             indices = self._indices([page for page, _ in arrived], program.pages)

@@ -78,7 +78,7 @@ class ConstrainedAnswer:
         """Whether what follows the last token was not seen yet: `mask` is an earlier one."""
         return self._is_pending
 
-    def look(self, position: int) -> FinishReason | None:
+    def update_mask(self, position: int) -> FinishReason | None:
         """Make the mask for the token at `position` here and now; the reason if the request ends instead."""
         self._position = position
         self.make()

@@ -52,7 +52,7 @@ class IdlePages:
             by.idle_since, node.idle_since = node.idle_since, 0
             self._nodes[by.idle_since] = by
 
-    def offer(self, node: Node | None) -> None:
+    def note_leaf(self, node: Node | None) -> None:
         """Note that a node is a leaf, if it is and its page is idle."""
         if node is not None and node.idle_since and not node.device_children:
             heappush(self._leaves, node.idle_since)

@@ -235,7 +235,7 @@ class KvPages:
         self._to_host[host_page] = node.page
         self._on_host[host_page] = node
         self._tree.move(node, page=NULL_PAGE, host_page=host_page)
-        self._idle.offer(node.parent)
+        self._idle.note_leaf(node.parent)
         self._copied_out += 1
 
     def _take_host_page(self) -> int:
@@ -275,5 +275,5 @@ class KvPages:
                     unowned.append(gone.page)
             gone.page = gone.host_page = NULL_PAGE
             self._lost += 1
-        self._idle.offer(parent)
+        self._idle.note_leaf(parent)
         return unowned

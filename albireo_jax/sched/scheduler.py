@@ -130,7 +130,7 @@ class Scheduler:
         sequence = Sequence(request, request.prompt_token_ids, root=self._cache.root(request))
         if request.constraint is not None:
             sequence.answer = ConstrainedAnswer(request, request.constraint)
-            if (reason := sequence.answer.look(len(request.prompt_token_ids))) is not None:
+            if (reason := sequence.answer.update_mask(len(request.prompt_token_ids))) is not None:
                 return RequestOutput(request.request_id, None, reason)
             self._pending.num_constrained += 1
         self._live[request.request_id] = sequence

@@ -63,7 +63,7 @@ class Pressure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class SimulatedRun:
     """A load, run to its end.
 
     The device was busy for `busy_share` of the time with work; `extrapolated_share` of the steps were outside
@@ -92,7 +92,7 @@ def scaled_arrivals(requests: Sequence[Request], *, rate_per_s: float) -> list[R
     ]
 
 
-def run(replica: Replica, requests: Sequence[Request]) -> Run:
+def run(replica: Replica, requests: Sequence[Request]) -> SimulatedRun:
     """Run `requests`, in order of arrival, to their ends."""
     counted = _Counted(replica.steps)
     engine = _engine(replica, counted.forward)
@@ -107,7 +107,7 @@ def run(replica: Replica, requests: Sequence[Request]) -> Run:
         total_pages, total_waiting = total_pages + stats.pages_in_use, total_waiting + stats.waiting
     stats, tasks = engine.loop.scheduler.stats(), engine.loop.timeline.table()
     with_work_s = tasks.wall_s - tasks.no_work_s
-    return Run(
+    return SimulatedRun(
         outcome=times.outcome(ended_s=engine.clock()),
         tasks=tasks,
         pressure=Pressure(

@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from albireo_jax.text.messages import plain_json, read_conversation, read_tools
 
-Message = Mapping[str, Any]
+ConversationMessage = Mapping[str, Any]
 Json = Any
 
 _PROBE = "albireo probe"
@@ -89,7 +89,7 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[ConversationMessage],
         /,
         *,
         add_generation_prompt: bool | None = None,

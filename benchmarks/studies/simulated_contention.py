@@ -28,7 +28,7 @@ from albireo_jax.sim.planning.plan_sizes import (
     replica_requests,
 )
 from albireo_jax.sim.planning.planner import StepModels
-from albireo_jax.sim.replica import Replica, Run, run, scaled_arrivals
+from albireo_jax.sim.replica import Replica, SimulatedRun, run, scaled_arrivals
 from albireo_jax.sim.step_model import StepModel, roofline_model
 from albireo_jax.sim.workload import read_trace
 from benchmarks.lib.recording import Recording
@@ -47,7 +47,7 @@ class PressurePoint:
 
     degree: Degree
     rate_per_s: float
-    run: Run
+    run: SimulatedRun
 
     @property
     def tokens_per_s(self) -> float:

@@ -18,7 +18,7 @@ from albireo_jax.sim.gpus import find_gpu
 from albireo_jax.sim.host import OWN_HOST, VLLM_0_11_2, HostTerms
 from albireo_jax.sim.planning.plan_report import as_json, rows
 from albireo_jax.sim.planning.plan_sizes import Question
-from albireo_jax.sim.planning.planner import Answer, NoPlanError, make_plan
+from albireo_jax.sim.planning.planner import NoPlanError, Plan, make_plan
 from albireo_jax.sim.replica import Targets
 from albireo_jax.sim.step_model import VLLM_SAMPLER, SamplerTerms, roofline_model
 from albireo_jax.sim.workload import read_trace
@@ -72,7 +72,7 @@ def parser() -> ArgumentParser:
     return made
 
 
-def plan_of(name: str, engine: PlannedEngine, options: Namespace) -> Answer:
+def plan_of(name: str, engine: PlannedEngine, options: Namespace) -> Plan:
     model, gpu = model_named(name, options.configs), find_gpu(options.gpu)
     question = Question(
         name=name,
@@ -95,10 +95,10 @@ def plan_of(name: str, engine: PlannedEngine, options: Namespace) -> Answer:
     )
 
 
-def series_of(name: str, engine: PlannedEngine, answer: Answer) -> list[Series]:
+def series_of(name: str, engine: PlannedEngine, plan: Plan) -> list[Series]:
     return [
         series
-        for row in rows(answer)
+        for row in rows(plan)
         if row.requests_per_s is not None and row.output_tokens_per_s is not None
         for series in simulated_series(
             f"{name}, {engine.name}",
@@ -108,16 +108,16 @@ def series_of(name: str, engine: PlannedEngine, answer: Answer) -> list[Series]:
     ]
 
 
-def told(name: str, engine: PlannedEngine, answer: Answer) -> str:
+def told(name: str, engine: PlannedEngine, plan: Plan) -> str:
     """A plan in a line."""
     rates = "  ".join(
         f"t={row.tp}: {'-' if row.requests_per_s is None else format(row.requests_per_s, '.3g')}"
-        for row in rows(answer)
+        for row in rows(plan)
     )
     paper = "→".join(map(str, paper_tp(name) or "?"))
     return (
-        f"{name:<20}{engine.name:<34}t_e={answer.best.degree.tp}  paper {paper}  "
-        f"4M/C {answer.question.rule_of_thumb}  requests/s {rates}"
+        f"{name:<20}{engine.name:<34}t_e={plan.best.degree.tp}  paper {paper}  "
+        f"4M/C {plan.question.rule_of_thumb}  requests/s {rates}"
     )
 
 
@@ -132,14 +132,14 @@ def main() -> None:
         for engine in ENGINES:
             began_s = time.perf_counter()
             try:
-                answer = plan_of(name, engine, options)
+                plan = plan_of(name, engine, options)
             except NoPlanError as error:
                 plans[f"{name}, {engine.name}"] = str(error)
                 print(f"{name:<20}{engine.name:<34}{error}", flush=True)
                 continue
-            series += series_of(name, engine, answer)
-            plans[f"{name}, {engine.name}"] = as_json(answer)
-            print(f"{told(name, engine, answer)}  ({time.perf_counter() - began_s:.0f} s)", flush=True)
+            series += series_of(name, engine, plan)
+            plans[f"{name}, {engine.name}"] = as_json(plan)
+            print(f"{told(name, engine, plan)}  ({time.perf_counter() - began_s:.0f} s)", flush=True)
     recording.write(
         "simulated-plans",
         series,

@@ -11,10 +11,10 @@ from albireo_jax.engine.choices import ChoiceDelta, Completion
 from albireo_jax.serving.api_errors import check_model, value_errors_as_400
 from albireo_jax.serving.auth import cache_salt
 from albireo_jax.serving.chat_requests import ChatRequest, parse_chat
-from albireo_jax.serving.dependencies import Engine, Format
+from albireo_jax.serving.dependencies import EngineDependency, FormatDependency
 from albireo_jax.serving.engine_calls import open_stream, prepare
-from albireo_jax.serving.openai_logprobs import ChatLogprobs, prompt_logprobs
-from albireo_jax.serving.openai_objects import Heading, Usage
+from albireo_jax.serving.openai_logprobs import ChatLogprobsWriter, prompt_logprobs
+from albireo_jax.serving.openai_objects import Heading, UsageCounter
 from albireo_jax.serving.openapi import body_answers, body_docs
 from albireo_jax.serving.request_body import json_body
 from albireo_jax.serving.request_id import request_id
@@ -51,8 +51,8 @@ router = APIRouter()
 )
 async def create_chat_completion(
     request: Request,
-    engine: Engine,
-    format: Format,
+    engine: EngineDependency,
+    format: FormatDependency,
     *,
     body: Annotated[ChatBody, Depends(json_body(ChatBody))],
 ) -> Response:
@@ -67,7 +67,7 @@ async def create_chat_completion(
         asked = asked.with_default_max_tokens(defaults.max_tokens, longest=longest)
         await prepare(engine.frontend, asked.params)
         samples = range(asked.params.n)
-        usage = Usage(len(asked.prompt_ids), n=asked.params.n)
+        usage = UsageCounter(len(asked.prompt_ids), n=asked.params.n)
         chunks = Chunks(heading, "chat.completion.chunk", usage=usage, options=body.stream_options)
         shows_ids = bool(body.return_token_ids)
         events = [
@@ -101,7 +101,7 @@ class _MessageEvents:
         opening: Callable[[], bytes],
         reader: AnswerReader,
         *,
-        logprobs: ChatLogprobs,
+        logprobs: ChatLogprobsWriter,
         shows_ids: bool,
     ) -> None:
         self._chunks = chunks

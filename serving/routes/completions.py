@@ -10,10 +10,10 @@ from albireo_jax.core.types import FinishReason, SamplingParams
 from albireo_jax.engine.choices import ChoiceDelta
 from albireo_jax.serving.api_errors import check_model, value_errors_as_400
 from albireo_jax.serving.auth import cache_salt
-from albireo_jax.serving.dependencies import Engine
+from albireo_jax.serving.dependencies import EngineDependency
 from albireo_jax.serving.engine_calls import encode_all, open_stream, prepare
-from albireo_jax.serving.openai_logprobs import CompletionLogprobs, prompt_logprobs
-from albireo_jax.serving.openai_objects import Heading, Usage
+from albireo_jax.serving.openai_logprobs import CompletionLogprobsWriter, prompt_logprobs
+from albireo_jax.serving.openai_objects import Heading, UsageCounter
 from albireo_jax.serving.openapi import body_answers, body_docs
 from albireo_jax.serving.request_body import json_body
 from albireo_jax.serving.request_id import request_id
@@ -44,7 +44,7 @@ router = APIRouter()
 )
 async def create_completion(
     request: Request,
-    engine: Engine,
+    engine: EngineDependency,
     body: Annotated[CompletionBody, Depends(json_body(CompletionBody))],
 ) -> Response:
     """Continue each prompt n times; choice p * n + i is sample i of prompt p."""
@@ -68,7 +68,7 @@ async def create_completion(
             for prompt, ids in zip(prompts, prompt_ids, strict=True)
             for _ in range(params.n)
         ]
-        usage = Usage(sum(map(len, prompt_ids)), n=params.n, shown=body.generates)
+        usage = UsageCounter(sum(map(len, prompt_ids)), n=params.n, shown=body.generates)
         chunks = Chunks(heading, "text_completion", usage=usage, options=body.stream_options)
         choices = [writer.events(chunks, i) for i, writer in enumerate(writers)] if body.stream else []
         salt = cache_salt(request.headers, body.cache_salt)
@@ -104,7 +104,7 @@ class _ChoiceWriter:
             self._echo = prompt
         elif body.echo:
             self._echo = tokenizer.decode(prompt_ids, skip_special_tokens=False)
-        self._logprobs = CompletionLogprobs(
+        self._logprobs = CompletionLogprobsWriter(
             tokenizer,
             num_top=num_top(body.logprobs),
             as_ids=bool(body.return_tokens_as_token_ids),

@@ -15,13 +15,13 @@ from albireo_jax.engine.timeline import RouteTotals, TaskTable
 from albireo_jax.sched.kv_pages import KvPageStats
 from albireo_jax.sched.prefix_cache import CacheStats
 from albireo_jax.sched.scheduler_stats import SchedulerStats
-from albireo_jax.serving.dependencies import Engine, ServedEngine
+from albireo_jax.serving.dependencies import EngineDependency, ServedEngine
 
 router = APIRouter()
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(engine: Engine) -> Response:
+async def metrics(engine: EngineDependency) -> Response:
     """All figures, of this moment."""
     registry = CollectorRegistry()
     registry.register(_EngineCollector(engine))

@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 from albireo_jax.serving.api_errors import bad_request, check_model, value_errors_as_400
 from albireo_jax.serving.chat_requests import render_chat
-from albireo_jax.serving.dependencies import Engine, Format
+from albireo_jax.serving.dependencies import EngineDependency, FormatDependency
 from albireo_jax.serving.engine_calls import encode
 from albireo_jax.serving.openapi import body_answers, body_docs
 from albireo_jax.serving.request_body import json_body
@@ -20,7 +20,9 @@ router = APIRouter()
 
 @router.post("/tokenize", openapi_extra=body_docs(TokenizeBody), responses=body_answers(TokenizeAnswer))
 async def tokenize(
-    engine: Engine, format: Format, body: Annotated[TokenizeBody, Depends(json_body(TokenizeBody))]
+    engine: EngineDependency,
+    format: FormatDependency,
+    body: Annotated[TokenizeBody, Depends(json_body(TokenizeBody))],
 ) -> Response:
     """Token ids of a text, or of a conversation as a chat with the same fields renders it."""
     check_model(body.model, engine.served_name)
@@ -43,7 +45,7 @@ async def tokenize(
 
 @router.post("/detokenize", openapi_extra=body_docs(DetokenizeBody), responses=body_answers(DetokenizeAnswer))
 async def detokenize(
-    engine: Engine, body: Annotated[DetokenizeBody, Depends(json_body(DetokenizeBody))]
+    engine: EngineDependency, body: Annotated[DetokenizeBody, Depends(json_body(DetokenizeBody))]
 ) -> Response:
     """Text of token ids, special tokens spelled out."""
     check_model(body.model, engine.served_name)

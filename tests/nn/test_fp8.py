@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from albireo_jax.core.config import Quantization
-from albireo_jax.nn.fp8 import Rows, coded_rows, fp8_product
+from albireo_jax.nn.fp8 import ProductRows, coded_rows, fp8_product
 from albireo_jax.nn.layers import gated_mlp, linear
-from albireo_jax.nn.quantise import Coded, encode
+from albireo_jax.nn.quantise import CodedWeight, encode
 
 DTYPES = (jnp.float32, jnp.bfloat16)
 
@@ -57,9 +57,9 @@ def test_peaks_at_the_edge_of_the_range_take_the_smallest_scale() -> None:
     assert np.isfinite(np.asarray(found.code_TD, np.float32)).all()
 
 
-@pytest.mark.parametrize("form", [Rows.ROUNDED, Rows.CODES])
+@pytest.mark.parametrize("form", [ProductRows.ROUNDED, ProductRows.CODES])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_product_is_the_sum_of_products_of_codes(dtype: jnp.dtype, form: Rows) -> None:
+def test_a_product_is_the_sum_of_products_of_codes(dtype: jnp.dtype, form: ProductRows) -> None:
     """In float32 but for the order of sums; in bfloat16 the sum and its multiple are rounded."""
     x_TD = rows(dtype)
     w = encode(jnp.asarray(np.random.default_rng(2).normal(size=(256, 48)), jnp.float32), Quantization.FP8)
@@ -78,22 +78,22 @@ def test_rows_enter_products_with_codes_as_they_are_told() -> None:
     """Weights alone are rounded with FLOATS; both other forms round rows, and give the same numbers."""
     x_TD = jnp.asarray(np.random.default_rng(3).normal(size=(6, 128)), jnp.float32)
     w = encode(jnp.asarray(np.random.default_rng(4).normal(size=(128, 40)), jnp.float32), Quantization.FP8)
-    products = {form: np.asarray(linear(x_TD, w.code, scale_F=w.scale, rows=form)) for form in Rows}
+    products = {form: np.asarray(linear(x_TD, w.code, scale_F=w.scale, rows=form)) for form in ProductRows}
     exact = np.asarray(x_TD) @ (np.asarray(w.code, np.float32) * np.asarray(w.scale))
-    np.testing.assert_allclose(products[Rows.FLOATS], exact, atol=1e-4)
-    np.testing.assert_allclose(products[Rows.ROUNDED], products[Rows.CODES], atol=1e-4)
-    changed = np.abs(products[Rows.CODES] - exact).max()
+    np.testing.assert_allclose(products[ProductRows.FLOATS], exact, atol=1e-4)
+    np.testing.assert_allclose(products[ProductRows.ROUNDED], products[ProductRows.CODES], atol=1e-4)
+    changed = np.abs(products[ProductRows.CODES] - exact).max()
     assert 1e-2 < changed < 0.1 * np.abs(exact).max()
 
 
-@pytest.mark.parametrize("form", [Rows.ROUNDED, Rows.CODES])
-def test_both_products_of_a_feed_forward_round_their_rows(form: Rows) -> None:
+@pytest.mark.parametrize("form", [ProductRows.ROUNDED, ProductRows.CODES])
+def test_both_products_of_a_feed_forward_round_their_rows(form: ProductRows) -> None:
     rng = np.random.default_rng(5)
     x_TD = rng.normal(size=(7, 64))
     up, down = rng.normal(size=(64, 2 * 96)), rng.normal(size=(96, 64))
     w_up, w_down = (encode(jnp.asarray(w, jnp.float32), Quantization.FP8) for w in (up, down))
 
-    def product(x_TD: NDArray[np.float64], w: Coded) -> NDArray[np.float64]:
+    def product(x_TD: NDArray[np.float64], w: CodedWeight) -> NDArray[np.float64]:
         code_TD, scale_T = numpy_codes(x_TD)
         return code_TD @ np.asarray(w.code, np.float64) * scale_T[:, None] * np.asarray(w.scale, np.float64)
 
@@ -142,9 +142,9 @@ def test_a_row_depends_on_no_other_row() -> None:
         np.testing.assert_array_equal(alone.scale_T[0], whole.scale_T[row])
 
 
-@pytest.mark.parametrize("form", [Rows.ROUNDED, Rows.CODES])
+@pytest.mark.parametrize("form", [ProductRows.ROUNDED, ProductRows.CODES])
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-def test_what_is_not_finite_stays_so_and_harms_no_other_row(form: Rows, bad: float) -> None:
+def test_what_is_not_finite_stays_so_and_harms_no_other_row(form: ProductRows, bad: float) -> None:
     x_TD = jnp.ones((3, 32)).at[1, 5].set(bad)
     w = encode(jnp.ones((32, 4)), Quantization.FP8)
     y_TF = np.asarray(jax.jit(fp8_product, static_argnames="rows")(x_TD, w.code, scale_F=w.scale, rows=form))

@@ -22,7 +22,7 @@ from albireo_jax.nn.checkpoint import restore_weights, save
 from albireo_jax.nn.decoder import DecoderWeights, Projected, forward, queries_keys_values, unstack
 from albireo_jax.nn.layers import causal_attention
 from albireo_jax.nn.module import Decoder
-from albireo_jax.nn.quantise import Coded, decode, dequantise, encode
+from albireo_jax.nn.quantise import CodedWeight, decode, dequantise, encode
 from albireo_jax.nn.random_weights import random_weights
 from albireo_jax.nn.shapes import SCALES, layer_name, unquantised, weight_names
 from albireo_jax.nn.sharding import make_mesh, named_sharding
@@ -187,7 +187,7 @@ def test_files_random_weights_and_checkpoints_are_quantised_alike(
                 assert {array.sharding for array in field} == {named_sharding(mesh, layer_name(name))}
         for name, scale_name in SCALES.items():
             wanted = jax.vmap(functools.partial(encode, kind=kind))(getattr(floats, name))
-            found = Coded(getattr(codes, name), getattr(codes, scale_name))
+            found = CodedWeight(getattr(codes, name), getattr(codes, scale_name))
             for array, expected in zip(found, wanted, strict=True):
                 assert array.dtype == expected.dtype
                 np.testing.assert_array_equal(array, expected)

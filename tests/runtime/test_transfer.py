@@ -314,8 +314,8 @@ def test_what_a_step_waits_for_its_copies(
 def test_an_array_is_seen_ready_once_it_is() -> None:
     began_s = time.perf_counter()
     watched = PolledArrays([jax.jit(lambda x: x @ x)(jax.numpy.ones((256, 256)))])
-    assert watched.ready_s is None or watched.look()
+    assert watched.ready_s is None or watched.poll()
     assert began_s < watched.unready_s <= watched.wait() <= time.perf_counter()
-    assert watched.look()
+    assert watched.poll()
     assert watched.ready_s is not None
     assert watched.wait() == watched.unready_s <= watched.ready_s

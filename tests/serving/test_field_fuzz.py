@@ -170,7 +170,7 @@ def _pack(sequence: Sequence) -> None:
     """Do the engine thread's part of adding a sequence: its mask, its parameters and its rules."""
     request = sequence.request
     if request.constraint is not None:
-        ConstrainedAnswer(request, request.constraint).look(len(request.prompt_token_ids))
+        ConstrainedAnswer(request, request.constraint).update_mask(len(request.prompt_token_ids))
     params = sequence.slot_params(0, ())
     pack_params([params], padding_slot=8)
     if params.rules is not None:

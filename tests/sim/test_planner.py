@@ -15,7 +15,7 @@ from albireo_jax.sim.gpus import GPUS, Gpu
 from albireo_jax.sim.host import OWN_HOST, HostTerms
 from albireo_jax.sim.planning.plan_report import as_json, config_yaml, lines, rows
 from albireo_jax.sim.planning.plan_sizes import Question, fit, read_workload, replica_requests
-from albireo_jax.sim.planning.planner import RATES_PER_OCTAVE, Answer, NoPlanError, make_plan
+from albireo_jax.sim.planning.planner import RATES_PER_OCTAVE, NoPlanError, Plan, make_plan
 from albireo_jax.sim.replica import Replica, Targets, meets, run, scaled_arrivals
 from albireo_jax.sim.step_model import Efficiency, StepModel, roofline_model
 from albireo_jax.sim.workload import Arrival, poisson_arrivals
@@ -62,7 +62,7 @@ def steps(tp: int, *, gpu: Gpu = H100, host: HostTerms = OWN_HOST) -> StepModel:
 
 
 @pytest.fixture(scope="module")
-def answer() -> Answer:
+def answer() -> Plan:
     return make_plan(question(), steps)
 
 
@@ -86,7 +86,7 @@ def test_the_best_plan_meets_its_targets_and_not_at_the_next_rate_that_would_las
     assert best.rate_per_s == max(each.rate_per_s for each in answer.served)
 
 
-def test_the_same_question_has_the_same_answer(answer: Answer) -> None:
+def test_the_same_question_has_the_same_answer(answer: Plan) -> None:
     assert as_json(make_plan(question(), steps)) == as_json(answer)
 
 
@@ -124,14 +124,14 @@ def test_a_load_that_is_served_is_served_with_looser_targets_and_by_faster_devic
     assert 0 < served < 6
 
 
-def test_twice_the_speed_never_lowers_the_goodput(answer: Answer) -> None:
+def test_twice_the_speed_never_lowers_the_goodput(answer: Plan) -> None:
     fast = dataclasses.replace(H100, flops_per_s=2 * H100.flops_per_s, bytes_per_s=2 * H100.bytes_per_s)
     quick = make_plan(question(gpu=fast), lambda tp: steps(tp, gpu=fast))
     for slow, better in zip(answer.served, quick.served, strict=True):
         assert better.rate_per_s * ONE_STEP >= slow.rate_per_s
 
 
-def test_whether_a_load_is_served_is_what_its_run_says(answer: Answer) -> None:
+def test_whether_a_load_is_served_is_what_its_run_says(answer: Plan) -> None:
     best, targets = answer.best, answer.question.targets
     replica = Replica(config=best.config, limits=best.degree.limits, steps=steps(best.degree.tp))
     requests = replica_requests(answer.question, answer.workload)
@@ -145,7 +145,7 @@ def test_whether_a_load_is_served_is_what_its_run_says(answer: Answer) -> None:
     assert verdicts == {True, False}
 
 
-def test_devices_are_never_busier_than_all_the_time(answer: Answer) -> None:
+def test_devices_are_never_busier_than_all_the_time(answer: Plan) -> None:
     for each in answer.served:
         for done in (each.run, each.beyond):
             assert 0 < done.busy_share <= 1 + 1e-9
@@ -174,7 +174,7 @@ def test_a_replica_s_requests_are_spread_over_the_beginning_of_the_trace() -> No
     assert [each.arrived_s for each in requests] == [each.arrived_s for each in TRACE[:300:3]]
 
 
-def test_plans_respect_the_memory_of_a_gpu(answer: Answer) -> None:
+def test_plans_respect_the_memory_of_a_gpu(answer: Plan) -> None:
     asked = answer.question
     for each in answer.served:
         memory = each.degree.memory
@@ -246,7 +246,7 @@ def test_targets_must_be_times(wrong: float) -> None:
         Targets(ttft_s=wrong, tpot_s=1.0)
 
 
-def test_every_line_with_a_figure_says_that_it_is_simulated(answer: Answer) -> None:
+def test_every_line_with_a_figure_says_that_it_is_simulated(answer: Plan) -> None:
     said = lines(answer)
     for line in said:
         if "requests/s" in line or "device busy" in line:
@@ -259,14 +259,14 @@ def test_every_line_with_a_figure_says_that_it_is_simulated(answer: Answer) -> N
     assert content["rule_of_thumb_tp"] == 1
 
 
-def test_the_emitted_file_holds_the_plan(answer: Answer) -> None:
+def test_the_emitted_file_holds_the_plan(answer: Plan) -> None:
     content = yaml.safe_load(config_yaml(answer))
     assert content["tp"] == answer.best.degree.tp
     assert content["max-rows"] == answer.best.config.max_rows
     assert content["max-step-tokens"] == answer.best.config.max_step_tokens
 
 
-def test_efficiency_scales_the_goodput(answer: Answer) -> None:
+def test_efficiency_scales_the_goodput(answer: Plan) -> None:
     def halved(tp: int) -> StepModel:
         return roofline_model(
             MODEL,

@@ -53,7 +53,7 @@ class Hands:
 def begun(gate: Gate) -> ConstrainedAnswer:
     request = Request(request_id="r", prompt_token_ids=(1,), max_tokens=99, constraint=gate)
     answer = ConstrainedAnswer(request, gate)
-    assert answer.look(1) is None
+    assert answer.update_mask(1) is None
     answer.take(5, position=2)
     return answer
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from albireo_jax.core.types import FinishReason, SamplingParams
-from albireo_jax.serving.openai_logprobs import CompletionLogprobs
+from albireo_jax.serving.openai_logprobs import CompletionLogprobsWriter
 from albireo_jax.text.detokenizer import Detokenizer, TextDelta, TextOffsets
 from albireo_jax.text.tokenizer import Tokenizer
 from tests.labs.tokenizer_lab import TOKENIZERS
@@ -56,7 +56,7 @@ def test_a_text_begins_where_its_token_says(name: str) -> None:
     )
     for as_ids in (False, True):
         offsets = TextOffsets(tokenizer, params, prompt_token_ids=prompt, echo=text)
-        writer = CompletionLogprobs(tokenizer, num_top=0, as_ids=as_ids, offsets=offsets)
+        writer = CompletionLogprobsWriter(tokenizer, num_top=0, as_ids=as_ids, offsets=offsets)
         pieces = [writer.write([token_id], [None]) for token_id in (*prompt, *answer)]
         for token_id, piece in zip((*prompt, *answer), pieces, strict=True):
             spelled = tokenizer.token_bytes(skip_special_tokens=True)[token_id].decode("utf-8", "replace")

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from albireo_jax.sim.planning.plan_sizes import Question
-from albireo_jax.sim.planning.planner import Answer, Served
-from albireo_jax.sim.replica import Run, Targets
+from albireo_jax.sim.planning.planner import Plan, Served
+from albireo_jax.sim.replica import SimulatedRun, Targets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class Row:
     label: str
 
 
-def rows(answer: Answer) -> tuple[Row, ...]:
+def rows(answer: Plan) -> tuple[Row, ...]:
     """All degrees that divide the model, smallest first; latencies are those that enough requests meet."""
     found = [
         *(_served(answer, each) for each in answer.served),
@@ -53,7 +53,7 @@ def rows(answer: Answer) -> tuple[Row, ...]:
     return tuple(sorted(found, key=lambda row: row.tp))
 
 
-def verdict(run: Run, targets: Targets, *, max_rows: int) -> str:
+def verdict(run: SimulatedRun, targets: Targets, *, max_rows: int) -> str:
     """What was short in a run that did not serve well, and how short."""
     pressure = run.pressure
     late = [request for request in run.outcome.requests if request.ttft_s > targets.ttft_s]
@@ -78,7 +78,7 @@ def verdict(run: Run, targets: Targets, *, max_rows: int) -> str:
     )
 
 
-def lines(answer: Answer) -> list[str]:
+def lines(answer: Plan) -> list[str]:
     """The plan, the runner-up, and everything that was assumed."""
     question, best = answer.question, answer.best
     targets, label = question.targets, answer.steps.label
@@ -100,7 +100,7 @@ def lines(answer: Answer) -> list[str]:
     return [*told, *(f"assumed: {each}" for each in assumptions(answer))]
 
 
-def assumptions(answer: Answer) -> tuple[str, ...]:
+def assumptions(answer: Plan) -> tuple[str, ...]:
     """What the figures rest on, and what of the trace was used."""
     question, workload = answer.question, answer.workload
     refused = (
@@ -131,7 +131,7 @@ def assumptions(answer: Answer) -> tuple[str, ...]:
     )
 
 
-def as_json(answer: Answer) -> dict[str, Any]:
+def as_json(answer: Plan) -> dict[str, Any]:
     """The plan for machines: the same figures and words, seconds and counts."""
     question = answer.question
     return {
@@ -156,7 +156,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
     }
 
 
-def config_yaml(answer: Answer) -> str:
+def config_yaml(answer: Plan) -> str:
     """The best plan as a file for `albireo serve MODEL --config FILE`; every replica takes the same."""
     question, best = answer.question, answer.best
     remarks = (
@@ -192,7 +192,7 @@ def _weights(question: Question) -> str:
     return dtype if kind is None else f"{kind.value} matrices, the rest {dtype}"
 
 
-def _runner_up(answer: Answer) -> str:
+def _runner_up(answer: Plan) -> str:
     best, other, beyond = answer.best, answer.runner_up, answer.runner_up_beyond
     if other is None or beyond is None:
         return f"no runner-up: only t={best.degree.tp} meets the targets at all"
@@ -204,7 +204,7 @@ def _runner_up(answer: Answer) -> str:
     )
 
 
-def _served(answer: Answer, served: Served) -> Row:
+def _served(answer: Plan, served: Served) -> Row:
     outcome, share = served.run.outcome, answer.question.targets.attainment
     tasks = served.run.tasks
     return Row(
@@ -226,7 +226,7 @@ def _served(answer: Answer, served: Served) -> Row:
 
 
 def _none(
-    tp: int, reason: str, answer: Answer, *, replicas: int | None = None, tokens_held: int | None = None
+    tp: int, reason: str, answer: Plan, *, replicas: int | None = None, tokens_held: int | None = None
 ) -> Row:
     return Row(
         tp=tp,

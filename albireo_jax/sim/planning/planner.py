@@ -35,7 +35,7 @@ from albireo_jax.sim.planning.plan_sizes import (
     read_workload,
     replica_requests,
 )
-from albireo_jax.sim.replica import Replica, Run, meets, run, scaled_arrivals
+from albireo_jax.sim.replica import Replica, SimulatedRun, meets, run, scaled_arrivals
 from albireo_jax.sim.step_model import StepModel
 
 RATES_PER_OCTAVE = 16
@@ -67,8 +67,8 @@ class Served:
     rate_per_s: float
     lasting_per_s: float
     alone: Alone
-    run: Run
-    beyond: Run
+    run: SimulatedRun
+    beyond: SimulatedRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ class Unserved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Plan:
     """The best plan, and what else there was, by degree.
 
     `runner_up` is the best plan of another degree; `runner_up_beyond` is its run at the best plan's rate, or
@@ -95,7 +95,7 @@ class Answer:
     unserved: tuple[Unserved, ...]
     best: Served
     runner_up: Served | None
-    runner_up_beyond: Run | None
+    runner_up_beyond: SimulatedRun | None
 
 
 class NoPlanError(ValueError):
@@ -104,7 +104,7 @@ class NoPlanError(ValueError):
 
 def make_plan(
     question: Question, steps_at: StepModels, *, progress: Callable[[str], None] | None = None
-) -> Answer:
+) -> Plan:
     """The plan of the highest goodput.
 
     `progress` is told what is simulated. Raises ValueError, saying what would be possible, where nothing
@@ -129,7 +129,7 @@ def make_plan(
         search = _Search(question, workload, runner_up.degree, steps_at(runner_up.degree.tp), progress)
         lost_at = max(best.rate_per_s, runner_up.rate_per_s * 2 ** (1 / RATES_PER_OCTAVE))
         beyond = search.run_at(runner_up.config, lost_at)
-    return Answer(
+    return Plan(
         question=question,
         workload=workload,
         steps=steps_at(best.degree.tp),
@@ -191,7 +191,7 @@ class _Search:
             beyond=self.run_at(chosen, _rate(rate + 1)),
         )
 
-    def run_at(self, config: SchedulerConfig, rate_per_s: float) -> Run:
+    def run_at(self, config: SchedulerConfig, rate_per_s: float) -> SimulatedRun:
         """A run of a plan at a rate of requests over all replicas, to its end."""
         self._tell(f"running {config.max_rows} rows to the end at {rate_per_s:.3g} requests/s")
         return run(self._replica(config), self._arriving(self._requests, rate_per_s))
