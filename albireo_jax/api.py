@@ -216,7 +216,7 @@ class LLM:
         self.engine.update_weights(tree)
 
     def task_table(self) -> TaskTable:
-        """Where the time of the latest steps went: data, which prints as a table."""
+        """The wall time of the latest steps by task, as data that prints as a table."""
         return self.engine.timeline.table()
 
     def close(self) -> None:

@@ -346,7 +346,7 @@ def _default_dtype(mesh: Mesh) -> Dtype:
 
 
 def cache_folder() -> Path | None:
-    """Where compiled programs are kept, apart for each kind of host: CPU programs are made for one.
+    """Folder of compiled programs, one for each kind of host: CPU programs fit no other kind.
 
     None for a user without a home.
     """

@@ -26,7 +26,7 @@ _CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii", "utf-16", "utf-16le", "utf-16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writing:
-    """How a body is written: its compressions, outermost last, and the encoding of its characters if told."""
+    """A body's compressions, outermost last, and its character set if the client named one."""
 
     encodings: tuple[str, ...]
     charset: str

@@ -1,4 +1,4 @@
-"""What the HTTP app needs of a running engine, and how its routes get at it."""
+"""The running engine as the HTTP app needs it, and the dependencies by which routes get at it."""
 
 from typing import Annotated, Protocol
 
@@ -23,7 +23,7 @@ class ServedEngine(Protocol):
 
     @property
     def limits(self) -> EngineLimits:
-        """What it can take."""
+        """The engine's limits."""
         ...
 
     @property
@@ -33,7 +33,7 @@ class ServedEngine(Protocol):
 
     @property
     def frontend(self) -> Frontend:
-        """Where streams are opened."""
+        """The frontend, which opens streams."""
         ...
 
     @property
@@ -43,12 +43,12 @@ class ServedEngine(Protocol):
 
     @property
     def timeline(self) -> Timeline:
-        """When each task of each step ran."""
+        """The timeline of the engine's steps."""
         ...
 
     @property
     def energy(self) -> Meter:
-        """What its devices take."""
+        """The meter of the devices' energy."""
         ...
 
 

@@ -96,7 +96,7 @@ def prompt_logprobs(
 
 
 class _Spelling:
-    """How a token by itself is written."""
+    """The text and bytes of a token by itself."""
 
     def __init__(self, tokenizer: Tokenizer, *, as_ids: bool) -> None:
         self._bytes = tokenizer.token_bytes(skip_special_tokens=False)

@@ -91,14 +91,14 @@ class AttentionBackend(StrEnum):
 
 
 class SamplingMode(StrEnum):
-    """Where the rows of a step are sampled: split over the ranks, or all of them on every rank."""
+    """The ranks that sample a step's rows: each a share of them, or every rank all of them."""
 
     SHARDED = "sharded"
     REPLICATED = "replicated"
 
 
 class GenerationConfig(StrEnum):
-    """Where sampling parameters that a caller leaves out come from.
+    """The source of sampling parameters that a caller leaves out.
 
     AUTO takes those of the model's generation_config.json where it has one, NONE our own.
     """

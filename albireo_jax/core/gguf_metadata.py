@@ -35,7 +35,7 @@ _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufTensor:
-    """Where a tensor is: `offset` bytes into the file, in ggml's numbered `type`; contiguous axis last."""
+    """A tensor `offset` bytes into the file, with ggml's number of its `type`; contiguous axis last."""
 
     name: str
     shape: tuple[int, ...]

@@ -10,7 +10,7 @@ _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 class LayerForm(StrEnum):
-    """How the weights of the layers lie on the devices: one array for all layers, or one for each layer."""
+    """The form of the layers' weights on the devices: one array for all layers, or one for each layer."""
 
     STACKED = "stacked"
     UNSTACKED = "unstacked"
@@ -29,7 +29,7 @@ class ProductLibrary(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuConfig:
-    """How programs are made for GPUs; None takes what suits the devices and the weights.
+    """Settings of programs for GPUs; None takes what suits the devices and the weights.
 
     `layer_form` is by default UNSTACKED on GPUs; a CPU that is given none keeps stacked weights, and reads
     copies of single layers where the model has few. `product_library` is by default CUBLASLT for unquantised

@@ -8,7 +8,7 @@ from albireo_jax.core.errors import CapacityError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """What one device holds: bytes of its weight shard, of one page, and the pages that fit.
+    """Memory of one device: bytes of its weight shard and of one page, and the number of pages that fit.
 
     `copy_bytes` are those of a second copy of the layers, 0 where there is none.
     """
@@ -21,7 +21,7 @@ class MemoryPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightCount:
-    """How many numbers one rank holds: in its layers' matrices, in embedding and head, and the rest.
+    """Counts of the numbers that one rank holds: layers' matrices, embedding and head, and the rest.
 
     `channels` are the output channels of the matrices. The rest are norms and biases.
     """

@@ -1,4 +1,4 @@
-"""Where a model's files are: a built-in name, a Hugging Face folder, our checkpoint, or a GGUF file."""
+"""Finds a model's files: by a built-in name, in a Hugging Face folder, our checkpoint, or a GGUF file."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from albireo_jax.core.gguf_metadata import split_parts, whole_name
 
 
 class ModelFormat(StrEnum):
-    """How a model is stored."""
+    """Formats in which a model is stored."""
 
     HF_FOLDER = "hf_folder"
     GGUF = "gguf"

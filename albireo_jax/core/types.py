@@ -63,7 +63,7 @@ class StructuredOutput:
     `text` is the schema as JSON, the regular expression (matched from end to end), or the grammar in Lark's
     notation; empty for JSON_OBJECT, and for CHOICE, which has `choices` instead. ARGUMENTS are those of a
     function: an object, as the schema describes it. COMPOSED is a grammar of our own around `parts`, each of
-    which means there what it means alone (see `engine.grammar_notation`).
+    which means there what it means alone (see `text.grammar.notation`).
     """
 
     kind: StructureKind
@@ -79,8 +79,8 @@ class SamplingParams:
     temperature 0 is greedy, and so are temperatures below `LEAST_TEMPERATURE` and top_p 0; top_k 0 and -1
     mean the whole vocabulary; top_p 1 and min_p 0 filter nothing.
     The penalties, `logit_bias` (token id to what is added to its logit), `allowed_token_ids` and `bad_words`
-    are those of `core.rules`. `max_tokens` None generates until the model's length limit. A request without
-    a seed, which -1 also says, gets one at the door, so that its tokens still do not depend on batch, depth
+    are those of `core.logit_rules`. `max_tokens` None generates until the model's length limit. A request
+    without a seed, or with seed -1, gets one when it enters, so that its tokens do not depend on batch, depth
     or preemption.
     `logprobs` and `prompt_logprobs` ask for log probabilities of the answer's and the prompt's tokens, and of
     so many of the likeliest in the place of each, -1 for all of the vocabulary; None asks for none.
@@ -177,7 +177,7 @@ class Request:
     end-of-sequence ids included unless they are ignored. n > 1 is n requests with distinct seeds, each
     with a `constraint` of its own, which the engine changes as it takes in tokens. Only requests of the same
     `cache_salt` find each other's prefixes in the cache. `page_digests` are those of the prompt's full pages
-    from `sched.prefix.packed_digests`; without them the scheduler makes them when it looks for the prompt.
+    from `sched.prefix_tree.packed_digests`; without them the scheduler makes them when it needs them.
     """
 
     request_id: str

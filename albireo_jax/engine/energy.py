@@ -15,11 +15,11 @@ _BUS_ID_BYTES = 32
 
 
 class Nvml(Protocol):
-    """What is used of the module `pynvml`; its functions raise its `NVMLError`."""
+    """The functions of the module `pynvml` that are used; they raise its `NVMLError`."""
 
     @property
     def NVMLError(self) -> type[Exception]:  # noqa: N802
-        """What goes wrong in the driver."""
+        """The driver's error."""
         ...
 
     def nvmlInit(self) -> None:  # noqa: N802
@@ -43,7 +43,7 @@ class EnergyReading:
     reason: str = ""
 
     def since(self, before: "EnergyReading") -> "EnergyReading":
-        """What was taken between an earlier reading and this one."""
+        """Energy between an earlier reading and this one."""
         if self.joules is None or before.joules is None:
             return EnergyReading(joules=None, reason=self.reason or before.reason)
         return EnergyReading(joules=self.joules - before.joules)
@@ -58,7 +58,7 @@ class EnergyMeter:
         self._began_mj = self._total_mj()
 
     def read(self) -> EnergyReading:
-        """What the devices took since the meter was opened; costs a call of the driver for each."""
+        """Energy of the devices since the meter was opened; takes one call of the driver for each device."""
         try:
             total_mj = self._total_mj()
         except self._nvml.NVMLError as error:
@@ -110,7 +110,7 @@ def bus_meter(bus_ids: Sequence[str], *, nvml: Nvml) -> Meter:
 
 
 def _bus_id(cuda: ctypes.CDLL, ordinal: int) -> str:
-    """Where the device that CUDA gives this number is; raises OSError.
+    """PCI bus id of the device that CUDA gives this number; raises OSError.
 
     CUDA numbers the devices that the process may see, in an order of its own; NVML all of the machine.
     """

@@ -83,7 +83,7 @@ def read_chat_options(
     continue_final_message: object,
     chat_template_kwargs: object,
 ) -> dict[str, Any]:
-    """How a conversation is rendered, as arguments of `Tokenizer.encode_chat`. Raises ValueError."""
+    """Read how to render a conversation: arguments of `Tokenizer.encode_chat`. Raises ValueError."""
     if tools is not None and not checks.is_ordered(tools):
         raise ValueError(f"tools must be a list of function schemas, got {tools!r:.200}")
     options: dict[str, Any] = {

@@ -48,7 +48,7 @@ class Histogram:
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """What one batch of outputs adds to the metrics; filled by one thread, then recorded whole."""
+    """One batch of outputs, counted: one thread fills it, then `record` adds it to the metrics whole."""
 
     prompt_tokens: int = 0
     generated_tokens: int = 0

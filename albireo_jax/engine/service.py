@@ -42,7 +42,7 @@ _logger = logging.getLogger(__name__)
 
 
 class ServiceState(StrEnum):
-    """Where a service is in its life; it never goes back."""
+    """A service's stages of life; it never goes back."""
 
     NEW = "new"
     RUNNING = "running"
@@ -88,7 +88,7 @@ class EngineService:
 
     @property
     def state(self) -> ServiceState:
-        """Where the service is in its life."""
+        """The service's stage of life."""
         return self._state
 
     @property

@@ -1,4 +1,4 @@
-"""When each task of each step ran, and which part of it the device waited for.
+"""A record of each task of each step: its times, and the part of it for which the device waited.
 
 T1 schedule, T2 prepare inputs and T5 process outputs run on the host; T3 forward and T4 sample on the
 device. A step is *queued* when its dispatch returns, and the device runs it from then, or from the end of
@@ -43,7 +43,7 @@ ALL_STEPS = 2**20
 
 
 class StepStamps(NamedTuple):
-    """When the host planned a step, began to dispatch it, and had it queued on the device.
+    """Times at which the host planned a step, began to dispatch it, and had it queued on the device.
 
     `after_pause`: it is the first step after a moment without any request.
     """
@@ -69,7 +69,7 @@ class TaskTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskTable:
-    """Where the wall time of a window of `steps` steps went; `tasks` are T1 … T5.
+    """The wall time of a window of `steps` steps, by task; `tasks` are T1 … T5.
 
     wall_s = device_busy_s + no_work_s + between_s + the exposed time of the tasks, and
     device_busy_s = the total time of T3 and T4 + the exposed time of `copies`, those of KV pages.
@@ -123,7 +123,7 @@ class StepRecord(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """When outputs of a step were handed to their requests."""
+    """Times between which a step's outputs were handed to their requests."""
 
     begin_s: float
     end_s: float
@@ -268,7 +268,7 @@ def _length(intervals: _Floats) -> float:
 
 
 class _IdleTime:
-    """How long the device had been idle, with work, at any moment.
+    """The device's idle time while there was work, up to any moment.
 
     A gap between two steps is a row (idle from, work ended, work began, idle until); its middle has no work.
     """

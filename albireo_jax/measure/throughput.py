@@ -48,7 +48,7 @@ class BenchWorkload:
 
     @property
     def params(self) -> SamplingParams:
-        """How every prompt is continued."""
+        """Sampling parameters of every prompt."""
         return SamplingParams(
             max_tokens=self.output_len, temperature=self.temperature, ignore_eos=True, seed=self.seed
         )
@@ -61,7 +61,7 @@ class BenchWorkload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTimes:
-    """When a run's tokens came, in seconds from its start.
+    """Times of a run's tokens, in seconds from its start.
 
     `first_s` and `end_s` hold one entry per request, `gaps_s` the time between the arrivals of tokens of the
     same request.
@@ -188,8 +188,8 @@ def _run(
     arrivals: list[list[float]] = [[] for _ in prompts]
     num_tokens = 0
     start_s = clock()
-    with frontend.stream(prompts, params) as turn:
-        for deltas in turn:
+    with frontend.stream(prompts, params) as output:
+        for deltas in output:
             now_s = clock() - start_s
             for delta in deltas:
                 if delta.token_ids:

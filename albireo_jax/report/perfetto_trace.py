@@ -40,7 +40,7 @@ class LaneSpan:
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Its duration."""
         return self.end_s - self.begin_s
 
 
@@ -114,7 +114,7 @@ def _with_waits(host: Sequence[LaneSpan]) -> Iterator[LaneSpan]:
 
 
 def _busy_times(records: Sequence[StepRecord]) -> Iterator[_BusyTime]:
-    """When the device ran each step; one that was done before its dispatch returned took no time at all."""
+    """Begin and end of each step on the device, equal if it was done before its dispatch returned."""
     free_s = 0.0
     for record in records:
         end_s = max(record.finished_s, record.queued_s, free_s)

@@ -38,7 +38,7 @@ class ReportLoad:
         return f"{what}; temperature {self.temperature:g}, top-p {self.top_p:g}"
 
     def arrivals(self) -> list[Arrival]:
-        """When requests come and how long they are; ValueError for a trace that is broken or empty."""
+        """Arrival times and lengths of the requests; ValueError for a trace that is broken or empty."""
         if self.trace is not None:
             load = TraceLoad(path=self.trace, scale=self.scale, count=self.requests)
         else:

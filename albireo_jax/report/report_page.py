@@ -248,7 +248,7 @@ def _other_facts(report: Report) -> list[tuple[str, str]]:
             f"peak {kv.peak_pages:,} ({kv.peak_pages / kv.num_pages:.0%}), mean {number(kv.mean_pages)} "
             f"({kv.mean_pages / kv.num_pages:.0%}) of {kv.num_pages:,}",
         ),
-        ("requests that gave way", f"{kv.preemptions}"),
+        ("preemptions", f"{kv.preemptions}"),
         ("waiting for pages, of all requests", f"{number(kv.waited_for_pages_s)} s"),
         (
             "tokens computed in vain",

@@ -1,10 +1,10 @@
-"""Tokens that were computed in vain: what came after a request's end, and what was computed again.
+"""Counts tokens that were computed in vain: after a request's end, or a second time.
 
-An end by a stop token or an abort is seen a step late, so that a token behind it is computed and dropped. A
-request that gave way computes again what it does not find in pages when it comes back. For each request::
+An end by a stop token or an abort is seen a step late, so that a token behind it is computed and dropped.
+A request that was preempted computes again the tokens that it does not find in pages. For each request::
 
     positions   0 ........ needed - 1 | needed ...          the last token that comes out is never computed
-    computed    ------------------------------->            those behind `needed` are dropped
+    computed    ------------------------------->            tokens behind `needed` are dropped
     again             ---------->                           below what was computed before: recomputed
 """
 

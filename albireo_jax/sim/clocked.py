@@ -55,7 +55,7 @@ class ClockExecutor:
 
     @property
     def copy_times(self) -> CopyTimes:
-        """What copies took so far."""
+        """Times of all copies so far."""
         return self._lanes.copy_times
 
     @property

@@ -1,4 +1,4 @@
-"""How long a device takes for a step: the roofline of its arithmetic and memory, or a fitted line."""
+"""A device's time for a step: the roofline of its arithmetic and memory, or a fitted line."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ _LOGIT_BYTES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSpec:
-    """What one device can do at most, and the latency of one collective between devices.
+    """A device's peak rates, and the latency of one collective between devices.
 
     `link_bytes_per_s` is what a device sends to the others; it receives as much at the same time.
     """
@@ -32,7 +32,7 @@ H100_SXM = DeviceSpec(flops_per_s=989e12, bytes_per_s=3.35e12, link_bytes_per_s=
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepWork:
-    """What one rank computes, moves through its memory, and sends to the others in a step."""
+    """A step's work on one rank: arithmetic, bytes through its memory, and bytes sent to the other ranks."""
 
     flops: float
     memory_bytes: float

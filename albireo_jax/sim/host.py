@@ -1,4 +1,4 @@
-"""How long the host takes for its tasks of a step: T1 schedule, T2 prepare inputs, T5 process outputs.
+"""The host's time for its tasks of a step: T1 schedule, T2 prepare inputs, T5 process outputs.
 
 Each task takes a fixed time, so much a row, and so much a token. Nothing here says what of it is exposed: a
 simulated engine lets these seconds pass on its clock while the device runs what was queued, and its depth

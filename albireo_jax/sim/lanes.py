@@ -50,14 +50,14 @@ class CopyTimes(NamedTuple):
 
 
 class QueuedStep(NamedTuple):
-    """When a step ends, what its copies take, and how long the device waits for these or earlier ones."""
+    """A step's end, the time of its copies, and the device's wait for these or earlier copies."""
 
     finished_s: float
     copies: CopyTimes
 
 
 class Lanes:
-    """When queued steps and their copies end; a page takes `page_copy_s` in either direction."""
+    """A clock of queued steps and their copies; a page takes `page_copy_s` in either direction."""
 
     def __init__(self, clock: Clock, *, page_copy_s: float = 0.0) -> None:
         self._clock = clock
@@ -70,7 +70,7 @@ class Lanes:
 
     @property
     def copy_times(self) -> CopyTimes:
-        """What copies took so far."""
+        """Times of all copies so far."""
         return self._copy_times
 
     @property

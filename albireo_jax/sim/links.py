@@ -1,4 +1,4 @@
-"""How long collectives between the GPUs of one machine take: latency and bytes over bandwidth.
+"""The time of collectives between the GPUs of one machine: latency, and bytes over bandwidth.
 
 A collective of t ranks takes `start_s + hop_s * log2(t) + wire_bytes / bytes_per_s`, where the wire bytes are
 those that a rank sends in the bandwidth-optimal algorithm: 2 (t-1)/t of an all-reduced array, (t-1)/t of the

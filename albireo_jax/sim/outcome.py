@@ -1,4 +1,4 @@
-"""What the users of a run saw: when the tokens of each request came, on any clock."""
+"""A run as its users saw it: the times of each request's tokens, on any clock."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from albireo_jax.sim.workload import TimedOutput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestTimes:
-    """When a request arrived, got its first token and its last, and how many it got, at least one."""
+    """A request's arrival, the times of its first and last token, and its number of tokens, at least one."""
 
     arrived_s: float
     first_s: float

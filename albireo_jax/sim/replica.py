@@ -51,7 +51,7 @@ class Replica:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pressure:
-    """What was short: pages in use, requests waiting and running, at most and over steps; preemptions."""
+    """Use of resources: pages in use, requests waiting and running, at most and over steps; preemptions."""
 
     peak_pages: int
     mean_pages: float
@@ -174,7 +174,7 @@ def _engine(replica: Replica, forward: Cost) -> ClockedEngine:
 
 
 class _Times:
-    """When the tokens of requests came."""
+    """Times of requests' tokens."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self._arrived_s = {request.request_id: request.arrived_s for request in requests}

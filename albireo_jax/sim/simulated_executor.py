@@ -58,7 +58,7 @@ class SimExecutor:
 
     @property
     def copy_times(self) -> CopyTimes:
-        """What copies took so far."""
+        """Times of all copies so far."""
         return self._lanes.copy_times
 
     def dispatch(self, plan: StepPlan) -> "_SimHandle":
@@ -96,7 +96,7 @@ class _SimHandle:
 
 
 class _Sampled(NamedTuple):
-    """What a plan sampled, as in `SampledTokens`."""
+    """A plan's samples, as in `SampledTokens`."""
 
     ids: Int32s
     counts: Int32s

@@ -1,4 +1,4 @@
-"""What a step of one replica takes, put together from a rank's own work, collectives, sampling and the host.
+"""The time of a step of one replica: a rank's own work, collectives, sampling and the host.
 
 `StepModel.forward` may be a measured table of one rank's shard-shaped model, to which `with_collectives`
 adds what a single device cannot measure; or the roofline, with the share of the data sheet's rates that a

@@ -45,7 +45,7 @@ class SweepCase:
 
     @property
     def how(self) -> str:
-        """How the figures of the cluster come about; stands beside each of them."""
+        """The way in which the figures of the cluster come about; stands beside each of them."""
         if self.measured_replicas < self.num_replicas:
             how = f"one of {self.num_replicas} replicas measured, times {self.num_replicas}"
         elif self.num_replicas == 1:

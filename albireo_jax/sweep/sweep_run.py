@@ -45,7 +45,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Machine:
-    """Where a sweep runs."""
+    """The machine of a sweep."""
 
     device: Device
     gpu_memory_bytes: int | None

@@ -23,7 +23,7 @@ class Variant(StrEnum):
 
     @property
     def sampling(self) -> SamplingMode:
-        """Where rows are sampled."""
+        """The ranks that sample rows."""
         return SamplingMode.SHARDED if self is Variant.SHARDED else SamplingMode.REPLICATED
 
     @property
@@ -97,7 +97,7 @@ class SweepSettings:
 
     @property
     def how(self) -> str:
-        """How the figures of the cluster come about, in short; see `Case.how`."""
+        """The way in which the figures of the cluster come about, in short; see `Case.how`."""
         replicas = "one replica measured, times N/t" if self.one_replica else "all replicas measured, summed"
         return f"{replicas}; virtual devices share the cores" if self.virtual_devices else replicas
 

@@ -17,7 +17,7 @@ class BoundedCache(Generic[_Key, _Value]):
         self._num_bytes = 0
 
     def __len__(self) -> int:
-        """How many values are kept."""
+        """Number of values that are kept."""
         return len(self._values)
 
     def get(self, key: _Key) -> _Value | None:

@@ -237,7 +237,7 @@ class _GenerationTag(jinja2.ext.Extension):
 
 
 class _Deadline(threading.local):
-    """When the rendering on this thread has taken too long, on the thread's own clock."""
+    """The time, on this thread's own clock, at which a rendering has taken too long."""
 
     at_s: float = math.inf
 

@@ -264,7 +264,7 @@ class _StopFinder:
 
 
 class _Match(NamedTuple):
-    """Where a stop string is; ordered by its end, then by its start."""
+    """A stop string's place; ordered by its end, then by its start."""
 
     end: int
     start: int

@@ -72,7 +72,7 @@ def text_bound(backend: tokenizers.Tokenizer) -> TextBound | None:
 
 
 def _most_shrunk(state: _Json | None) -> int | None:
-    """How many bytes a normalizer makes one at most; None if that is not known."""
+    """The most bytes that a normalizer turns into one; None if that is not known."""
     if state is None:
         return 1
     shrinks = 1

@@ -1,4 +1,4 @@
-"""How byte-level vocabularies cut a text before merging, by llama.cpp's name for it.
+"""Splits a text before merging as byte-level vocabularies do, by llama.cpp's name of the rule.
 
 A GGUF file names its pre-tokenizer in `tokenizer.ggml.pre`. Each is a sequence of patterns: what a pattern
 matches becomes a piece of its own, and the next pattern looks inside the pieces. The patterns are those of

@@ -54,7 +54,7 @@ class TokenBytes(dict[int, bytes]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PieceDecoder:
-    """How a vocabulary's strings become bytes, and whether a text loses its first space."""
+    """Turns a vocabulary's strings into bytes, and says whether a text loses its first space."""
 
     piece: Callable[[str], bytes]
     drops_first_space: bool

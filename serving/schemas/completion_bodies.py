@@ -136,7 +136,7 @@ class SamplingBody(StructuredBody):
         return self.model_copy(update=values) if values else self
 
     def sampling_params(self, default_max_tokens: int | None) -> SamplingParams:
-        """How to choose tokens; raises ValueError for values out of range."""
+        """The body's sampling parameters; raises ValueError for values out of range."""
         given: dict[str, Any] = {"max_tokens": default_max_tokens}
         given |= {name: value for name, value in self if name in _SAMPLING_FIELDS and value is not None}
         if not self.stop:

@@ -26,7 +26,7 @@ FORMAT = 1
 
 
 class StepSize(NamedTuple):
-    """What decides the time of a step.
+    """The sizes that decide the time of a step.
 
     `is_decode`: each row computes one token and none is new. `row_pairs` and `chunk_pairs` count the pairs
     of queries and cached tokens that they see, of rows with one token and of prompt chunks.
@@ -140,7 +140,7 @@ class LoopTerms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """What one rank of `tp` takes, or all of them together.
+    """Measured sizes and times of one rank of `tp`, or of all of them together.
 
     `is_shard_shaped`: one device ran the model that one rank of `tp` has, so collectives are not in it, and
     it sampled a shard of the vocabulary. Otherwise `tp` devices ran all of it.
@@ -170,7 +170,7 @@ class Calibration:
     shards: tuple[Shard, ...]
 
     def shard(self, tp: int) -> Shard:
-        """What was measured for `tp`; raises ValueError, with the degrees there are."""
+        """The measurements for `tp`; raises ValueError, with the degrees there are."""
         for shard in self.shards:
             if shard.tp == tp:
                 return shard

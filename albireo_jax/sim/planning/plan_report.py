@@ -54,7 +54,7 @@ def rows(answer: Plan) -> tuple[Row, ...]:
 
 
 def verdict(run: SimulatedRun, targets: Targets, *, max_rows: int) -> str:
-    """What was short in a run that did not serve well, and how short."""
+    """The resource that was short in a run that did not serve well, and by how much."""
     pressure = run.pressure
     late = [request for request in run.outcome.requests if request.ttft_s > targets.ttft_s]
     slow = [request for request in run.outcome.requests if (request.tpot_s or 0.0) > targets.tpot_s]
@@ -101,7 +101,7 @@ def lines(answer: Plan) -> list[str]:
 
 
 def assumptions(answer: Plan) -> tuple[str, ...]:
-    """What the figures rest on, and what of the trace was used."""
+    """The assumptions behind the figures, and the part of the trace that was used."""
     question, workload = answer.question, answer.workload
     refused = (
         f"; {workload.num_too_long} requests longer than the model's context of "
@@ -187,7 +187,7 @@ def output_tokens_per_s(served: Served) -> float:
 
 
 def _weights(question: Question) -> str:
-    """What weights are stored as."""
+    """The format in which weights are stored."""
     kind, dtype = question.model.quantization, question.dtype.value
     return dtype if kind is None else f"{kind.value} matrices, the rest {dtype}"
 

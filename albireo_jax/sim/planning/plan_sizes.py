@@ -1,4 +1,4 @@
-"""What a plan is asked for, and what of it fits: degrees, memory and the requests that a replica gets."""
+"""The question that a plan answers, and the degrees, memory and requests of a replica that fit it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _GB = 10**9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """Which plan is wanted: of `num_gpus` GPUs for a model, a load and targets.
+    """The plan that is wanted: of `num_gpus` GPUs for a model, a load and targets.
 
     Of each GPU's memory, `memory_share` is for weights and pages, as in an engine. All combinations of `rows`
     and `step_tokens` are tried as `max_rows` and `max_step_tokens`. A replica is simulated with
@@ -103,7 +103,7 @@ class Excluded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Degrees:
-    """Those that fit and those that do not."""
+    """Degrees that fit, and degrees that do not."""
 
     fitting: tuple[Degree, ...]
     excluded: tuple[Excluded, ...]
@@ -133,7 +133,7 @@ class Workload:
 
 
 def read_workload(question: Question) -> Workload:
-    """What an engine would take of the trace; raises ValueError if that is less than two requests."""
+    """The requests of the trace that an engine would take; raises ValueError if they are fewer than two."""
     context = question.model.max_position
     whole = [each for each in question.arrivals if each.input_tokens > 0 and each.output_tokens > 0]
     kept = [each for each in whole if each.input_tokens + each.output_tokens <= context]
@@ -224,7 +224,7 @@ def _degree(question: Question, workload: Workload, *, tp: int) -> Degree:
 
 
 def _way_out(question: Question) -> str:
-    """How many GPUs would do for a request of any length that the trace may have."""
+    """The number of GPUs that would do for a request of any length that the trace may have."""
     for tp in question.model.tp_degrees():
         if weight_bytes(question.model, tp=tp, dtype=question.dtype) < question.budget_bytes:
             return f"Its weights fit at t={tp}, on {tp} GPUs or a multiple of that"

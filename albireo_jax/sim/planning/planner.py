@@ -1,4 +1,4 @@
-"""Which t, how many replicas, rows and step tokens serve most requests within latency targets.
+"""Finds the t, replicas, rows and step tokens that serve most requests within latency targets.
 
 The planner simulates: one replica of each plan runs the same share of the trace, with the shipped
 scheduler on a clock (`sim.replica`), at faster and faster arrivals. A plan's *goodput* is the highest rate

@@ -1,4 +1,4 @@
-"""How models write their tool calls and their reasoning, and which of these ways a model was taught.
+"""Formats of tool calls and reasoning, and the choice of a model's own by its chat template.
 
 A chat template says it: it shows the model calls from earlier turns, or describes how to write one.
 """
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class ToolFormat(StrEnum):
-    """How a model writes tool calls."""
+    """Formats in which models write tool calls."""
 
     HERMES = "hermes"
     LLAMA3_JSON = "llama3_json"
@@ -17,7 +17,7 @@ class ToolFormat(StrEnum):
 
 
 class ReasoningFormat(StrEnum):
-    """How a model sets off its reasoning: between `<think>` and `</think>`.
+    """Formats in which models set off their reasoning: between `<think>` and `</think>`.
 
     DEEPSEEK_R1 may leave the first tag out; QWEN3 does only where the prompt ends with it.
     """
@@ -38,7 +38,7 @@ _DEEPSEEK = "<\N{FULLWIDTH VERTICAL LINE}Assistant\N{FULLWIDTH VERTICAL LINE}>"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerFormat:
-    """How a model's answers are to be read.
+    """The formats of a model's answers.
 
     `names_first` tells the newer of Mistral's two ways: `name[ARGS]{…}` instead of a list of objects.
     """
@@ -56,7 +56,7 @@ class AnswerFormat:
 def answer_format(
     template: str, *, tools: ToolFormat | None = None, reasoning: ReasoningFormat | None = None
 ) -> AnswerFormat:
-    """How a model with this chat template answers; what is given is not guessed."""
+    """Formats of a model with this chat template; a format that is given is not guessed."""
     return AnswerFormat(
         tools=_tool_format(template) if tools is None else tools,
         reasoning=_reasoning_format(template) if reasoning is None else reasoning,

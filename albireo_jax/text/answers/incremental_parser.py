@@ -41,7 +41,7 @@ class IncrementalParser:
         self._final = final
 
     def hold(self, text: str) -> None:
-        """Put text aside that was read."""
+        """Keep text that was read for later."""
         if text:
             self._held.append(text)
 
@@ -179,7 +179,7 @@ class IncrementalParser:
         self._at = end
 
     def _before_beginning_of(self, markers: tuple[str, ...]) -> int:
-        """Where the text's end may begin a marker; the end itself if it cannot."""
+        """Offset from which the text's end may begin a marker; the end itself if it cannot."""
         text, end = self._text, len(self._text)
         if self._final:
             return end

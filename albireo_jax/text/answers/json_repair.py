@@ -43,7 +43,7 @@ class JsonRepair(JsonScanner):
         return written
 
     def mend(self, text: str, start: int) -> int:
-        """How far `text` was read from `start`; a few last characters wait for what comes after them."""
+        """Mend `text` from `start`; the offset up to which it was read may be short of the end."""
         at = as_is = start  # what lies between them needs no mending
         while at < len(text) and not (self.done or self.failed):
             end = self._read_strict(text, at)

@@ -135,7 +135,7 @@ class JsonScanner:
         self._open: list[State] = []  # for each open object or array, the state after a value in it
 
     def scan(self, text: str, start: int) -> int:
-        """Where the value, begun in earlier texts or at `start`, ends; the text's end if it goes on."""
+        """Offset of the end of the value, begun earlier or at `start`; the text's end if it goes on."""
         at, end, state, rows = start, len(text), self._state, ROWS
         while at < end:
             if state in STRINGS:

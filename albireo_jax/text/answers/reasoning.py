@@ -31,7 +31,7 @@ class Thinking(Enum):
 
 
 def thinking(format: ReasoningFormat, prompt: str, *, continued: str = "") -> Thinking:
-    """How an answer to `prompt` begins: the prompt may open the reasoning, or close it at once.
+    """The state in which an answer begins: `prompt` may open the reasoning, or close it at once.
 
     `continued` is the beginning of the answer, if the prompt ends with one.
     """

@@ -1,6 +1,6 @@
 """Structured output: from a schema, a regular expression or a grammar to the tokens that may come next.
 
-A grammar is written in llguidance's notation (see `grammar_notation`), tried in a process of its own
+A grammar is written in llguidance's notation (see `notation`), tried in a process of its own
 (see `grammar_trials`), compiled here, and kept; each request then gets a constraint that starts from a
 copy. All of that happens in the thread of the caller. What is left is a mask per token, mostly some
 10 µs; see `mask_threads`.

@@ -121,7 +121,7 @@ def _without_lookaround(pattern: str) -> str:
 
 
 def _end_of_group(pattern: str, start: int) -> int | None:
-    """Where the group that opens at `start` closes."""
+    """Offset at which the group that opens at `start` closes."""
     depth, in_class, position = 0, False, start
     while position < len(pattern):
         character = pattern[position]

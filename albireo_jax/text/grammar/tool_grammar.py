@@ -1,7 +1,7 @@
 """Constraints for answers with demanded tool calls, and for answers that are constrained after reasoning.
 
 Here stands only how calls and reasoning are written around what a caller wants, whose own translation is in
-`grammar_notation`. `<[7]>` stands for the token 7: a marker may be a token of its own, even a special one,
+`notation`. `<[7]>` stands for the token 7: a marker may be a token of its own, even a special one,
 which no text spells, so a grammar names both.
 """
 
