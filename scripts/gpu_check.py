@@ -215,7 +215,7 @@ def make(options: argparse.Namespace) -> int:
 
 
 def _ended(number: int, _: FrameType | None) -> None:
-    """ChatRequest to end: the part is ended too, and what there is of the table is printed."""
+    """Told to end: the part is ended too, and what there is of the table is printed."""
     raise SystemExit(128 + number)
 
 

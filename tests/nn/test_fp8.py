@@ -1,10 +1,13 @@
 """Products of codes with codes: against NumPy's, and codes that depend on nothing but their row."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from jax import Array
 from numpy.typing import NDArray
 
 from albireo_jax.core.config import Quantization
@@ -13,6 +16,7 @@ from albireo_jax.nn.layers import gated_mlp, linear
 from albireo_jax.nn.quantise import CodedWeight, encode
 
 DTYPES = (jnp.float32, jnp.bfloat16)
+Product = Callable[..., Array]
 
 
 def rows(dtype: jnp.dtype, *, spread: float = 3.0) -> jax.Array:
@@ -57,13 +61,13 @@ def test_peaks_at_the_edge_of_the_range_take_the_smallest_scale() -> None:
     assert np.isfinite(np.asarray(found.code_TD, np.float32)).all()
 
 
-@pytest.mark.parametrize("form", [ProductRows.ROUNDED, ProductRows.CODES])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_product_is_the_sum_of_products_of_codes(dtype: jnp.dtype, form: ProductRows) -> None:
+def assert_product(
+    product: Product, dtype: jnp.dtype, form: ProductRows, shape: tuple[int, int] = (256, 48)
+) -> None:
     """In float32 but for the order of sums; in bfloat16 the sum and its multiple are rounded."""
     x_TD = rows(dtype)
-    w = encode(jnp.asarray(np.random.default_rng(2).normal(size=(256, 48)), jnp.float32), Quantization.FP8)
-    y_TF = jax.jit(fp8_product, static_argnames="rows")(x_TD, w.code, scale_F=w.scale, rows=form)
+    w = encode(jnp.asarray(np.random.default_rng(2).normal(size=shape), jnp.float32), Quantization.FP8)
+    y_TF = jax.jit(product, static_argnames="rows")(x_TD, w.code, scale_F=w.scale, rows=form)
     code_TD, scale_T = numpy_codes(np.asarray(x_TD, np.float64))
     sum_TF = code_TD @ np.asarray(w.code, np.float64)
     wanted_TF = sum_TF * scale_T[:, None] * np.asarray(w.scale, np.float64)
@@ -72,6 +76,42 @@ def test_a_product_is_the_sum_of_products_of_codes(dtype: jnp.dtype, form: Produ
     noise_TF = 1e-6 * (np.abs(code_TD) @ np.abs(np.asarray(w.code, np.float64)))
     bound_TF = noise_TF * scale_T[:, None] * np.asarray(w.scale, np.float64) + rounding * np.abs(wanted_TF)
     assert np.all(np.abs(np.asarray(y_TF, np.float64) - wanted_TF) <= bound_TF)
+
+
+@pytest.mark.parametrize("form", [ProductRows.ROUNDED, ProductRows.CODES])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_product_is_the_sum_of_products_of_codes(dtype: jnp.dtype, form: ProductRows) -> None:
+    assert_product(fp8_product, dtype, form)
+
+
+def weights_transposed(x_TD: Array, w_DF: Array, *, scale_F: Array, rows: ProductRows) -> Array:
+    return fp8_product(x_TD, w_DF.T, scale_F=scale_F, rows=rows)
+
+
+def another_columns_scale(x_TD: Array, w_DF: Array, *, scale_F: Array, rows: ProductRows) -> Array:
+    return fp8_product(x_TD, w_DF, scale_F=jnp.roll(scale_F, 1), rows=rows)
+
+
+def another_rows_scale(x_TD: Array, w_DF: Array, *, scale_F: Array, rows: ProductRows) -> Array:
+    y_TF = fp8_product(x_TD, w_DF, scale_F=scale_F, rows=rows)
+    scale_T = coded_rows(x_TD).scale_T
+    return (y_TF * (jnp.roll(scale_T, 1) / scale_T)[:, None]).astype(y_TF.dtype)
+
+
+def rows_as_they_are(x_TD: Array, w_DF: Array, *, scale_F: Array, rows: ProductRows) -> Array:
+    return linear(x_TD, w_DF, scale_F=scale_F, rows=ProductRows.FLOATS)
+
+
+@pytest.mark.parametrize("form", [ProductRows.ROUNDED, ProductRows.CODES])
+@pytest.mark.parametrize(
+    "fault", [weights_transposed, another_columns_scale, another_rows_scale, rows_as_they_are]
+)
+def test_a_fault_in_a_product_is_seen(fault: Product, form: ProductRows) -> None:
+    """The matrix is square: transposed, it has the same shape."""
+    for dtype in DTYPES:
+        assert_product(fp8_product, dtype, form, (256, 256))
+        with pytest.raises(AssertionError):
+            assert_product(fault, dtype, form, (256, 256))
 
 
 def test_rows_enter_products_with_codes_as_they_are_told() -> None:
