@@ -2,9 +2,10 @@
 
 Both schedulers hold the same number of requests in steady decode and run without a device, each in a
 process of its own and in turns. Ours runs twice: in this environment, and in vLLM's (only NumPy is
-needed), so that both are also compared on one Python. vLLM's variants are those of its defaults: with
-its steps in flight (`async`, the default on accelerators) and one after the other (`sync`, its choice on
-CPUs), without prefix caching, which ours does not have either, and `async` with it.
+needed), so that both are also compared on one Python. Ours always caches prefixes. vLLM's variants are its
+defaults, with steps in flight (`async`, the default on accelerators) and one after the other (`sync`, its
+choice on CPUs), both without prefix caching, and `async` with it. Both freeze the garbage collector as
+their servers do, before there are requests.
 
     python -m benchmarks.peers.scheduler_calls --peer-python vllm=VENV/bin/python --model FOLDER
 """

@@ -1,6 +1,5 @@
 """Times plan and commit of our scheduler in steady decode, without a device, for `scheduler_calls`."""
 
-import gc
 from collections import deque
 from time import perf_counter
 from typing import Any
@@ -11,6 +10,7 @@ from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import SampledTokens, StepPlan
 from albireo_jax.core.types import Request
+from albireo_jax.engine.interpreter import release_interpreter, settle_interpreter
 from albireo_jax.measure.worker_channel import WorkerChannel
 from albireo_jax.sched.scheduler import Scheduler
 from benchmarks.peers.workers.worker_options import hello
@@ -48,12 +48,11 @@ def sampled(plan: StepPlan) -> SampledTokens:
 def measure(question: dict[str, Any]) -> dict[str, list[float]]:
     """Seconds of every plan and commit of `steps` decode steps, `depth` of them in flight, after warm-up."""
     rows, depth = question["rows"], question["depth"]
+    settle_interpreter()  # before there are requests, as `launch` does
     scheduler = loaded_scheduler(rows, question["prompt_len"], depth)
     in_flight: deque[StepPlan] = deque()
     plan_s: list[float] = []
     commit_s: list[float] = []
-    gc.collect()
-    gc.freeze()
     while len(commit_s) < question["steps"]:
         begin = perf_counter()
         plan = scheduler.plan()
@@ -70,7 +69,7 @@ def measure(question: dict[str, Any]) -> dict[str, list[float]]:
         if oldest.num_tokens == len(outputs) == rows and oldest.step >= question["warmup"]:
             plan_s.append(planned - begin)
             commit_s.append(committed - commit)
-    gc.unfreeze()
+    release_interpreter()
     return {"plan_s": plan_s, "commit_s": commit_s}
 
 

@@ -100,14 +100,14 @@ def measure(model: str, question: dict[str, Any]) -> dict[str, list[float]]:
     """Seconds of every schedule and update of `steps` decode steps, `depth` in flight, after warm-up."""
     rows = question["rows"]
     scheduler = new_scheduler(model, rows, question)
+    gc.collect()
+    gc.freeze()  # as vLLM's engine core does once it is built, before there are requests
     add_requests(scheduler, rows, question)
     prompts: dict[str, int] = {f"request-{row}": question["prompt_len"] for row in range(rows)}
     in_flight: deque[SchedulerOutput] = deque()
     plan_s: list[float] = []
     commit_s: list[float] = []
     step = 0
-    gc.collect()
-    gc.freeze()  # as vLLM's engine core does once it is built
     while len(commit_s) < question["steps"]:
         begin = perf_counter()
         planned_output = scheduler.schedule()
