@@ -17,6 +17,12 @@ from functools import partial  # noqa: E402
 from time import perf_counter  # noqa: E402
 from typing import Any  # noqa: E402
 
+from vllm import platforms  # noqa: E402
+from vllm.platforms.cpu import CpuPlatform  # noqa: E402
+
+# A build for GPUs finds no platform on a machine that has none; the scheduler asks it for a name only.
+platforms.current_platform = CpuPlatform()
+
 from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 from vllm.sampling_params import SamplingParams  # noqa: E402
 from vllm.utils.hashing import get_hash_fn_by_name  # noqa: E402
