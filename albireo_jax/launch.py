@@ -9,10 +9,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from albireo_jax.core.config import Dtype, EngineConfig, GenerationConfig, ModelConfig
+from albireo_jax.core.config import Dtype, EngineConfig, GenerationConfig
 from albireo_jax.core.gpu_options import LayerForm
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.memory import MemoryPlan
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.model_files import find_model
 from albireo_jax.core.plan import CopyCosts
 from albireo_jax.core.sampling_defaults import NO_DEFAULTS, read_sampling_defaults

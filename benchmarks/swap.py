@@ -26,10 +26,11 @@ from pathlib import Path
 import numpy as np
 
 from albireo_jax import LLM
-from albireo_jax.core.config import Dtype, ModelConfig, SchedulerConfig
+from albireo_jax.core.config import Dtype, SchedulerConfig
 from albireo_jax.core.hf_config import model_config_from_hf
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.memory import page_bytes
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.model_files import find_model
 from albireo_jax.core.plan import CopyCosts, StepPlan
 from albireo_jax.core.token_ids import token_array

@@ -10,12 +10,12 @@ from albireo_jax.cli.options import EngineFlags
 from albireo_jax.core.config import (
     Dtype,
     EngineConfig,
-    ModelConfig,
     ParallelConfig,
     Quantization,
     SchedulerConfig,
 )
 from albireo_jax.core.gpu_options import GpuConfig, LayerForm, ProductLibrary
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.types import Request
 from albireo_jax.launch import Prepared, prepare_random
 from albireo_jax.models.registry import random_model

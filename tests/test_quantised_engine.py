@@ -11,11 +11,11 @@ from albireo_jax.core.config import (
     CacheConfig,
     Dtype,
     EngineConfig,
-    ModelConfig,
     ParallelConfig,
     Quantization,
     SchedulerConfig,
 )
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.types import Request
 from albireo_jax.launch import Prepared, prepare_random
 from albireo_jax.runtime.batch import Bucket

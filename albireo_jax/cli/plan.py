@@ -12,8 +12,9 @@ from rich.table import Table
 
 from albireo_jax.cli.number_lists import comma_separated
 from albireo_jax.cli.options import with_flags
-from albireo_jax.core.config import MEMORY_SHARE, Dtype, KvDtype, ModelConfig, Quantization, SamplingMode
+from albireo_jax.core.config import MEMORY_SHARE, Dtype, KvDtype, Quantization, SamplingMode
 from albireo_jax.core.hf_config import model_config_from_hf, read_hf_config
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.model_files import find_model
 
 if TYPE_CHECKING:

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from albireo_jax.core.config import ModelConfig
 from albireo_jax.core.errors import ModelError, UnknownArchitectureError
 from albireo_jax.core.hf_refusals import refuse_unsupported
 from albireo_jax.core.hf_rope import read_rope, rope_to_hf
 from albireo_jax.core.json_fields import Json, integer, positive, read_json, truth
+from albireo_jax.core.model_config import ModelConfig
 
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",

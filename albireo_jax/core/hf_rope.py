@@ -8,15 +8,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from albireo_jax.core.config import (
+from albireo_jax.core.errors import ModelError
+from albireo_jax.core.json_fields import Json, integer, positive, truth
+from albireo_jax.core.model_config import (
     LinearRopeScaling,
     Llama3RopeScaling,
     ModelConfig,
     RopeScaling,
     YarnRopeScaling,
 )
-from albireo_jax.core.errors import ModelError
-from albireo_jax.core.json_fields import Json, integer, positive, truth
 
 _DEFAULT_THETA = 10000.0
 _ORIGINAL = "original_max_position_embeddings"

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from albireo_jax.core.config import Dtype, KvDtype, ModelConfig
+from albireo_jax.core.config import Dtype, KvDtype
 from albireo_jax.core.errors import CapacityError
+from albireo_jax.core.model_config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

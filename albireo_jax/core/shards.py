@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from albireo_jax.core.config import ModelConfig
+from albireo_jax.core.model_config import ModelConfig
 
 
 def shard_shaped(model: ModelConfig, tp: int) -> ModelConfig:

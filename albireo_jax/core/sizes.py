@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-from albireo_jax.core.config import Dtype, EngineConfig, ModelConfig
+from albireo_jax.core.config import Dtype, EngineConfig
 from albireo_jax.core.gpu_options import LayerForm
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.memory import MemoryPlan, host_pages, plan_memory, rules_bytes
+from albireo_jax.core.model_config import ModelConfig
 
 LARGE_DEVICE_BYTES = 80 * 10**9
 """Memory from which a device is large."""

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from albireo_jax.core.config import ModelConfig
 from albireo_jax.core.gpu_options import LayerForm
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.nn.axes import axes_of, has_layers
 from albireo_jax.nn.decoder import DecoderWeights, Layered
 from albireo_jax.nn.quantise import quantised

@@ -21,10 +21,11 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.config import Dtype
 from albireo_jax.core.errors import WeightError
 from albireo_jax.core.gpu_options import LayerForm
 from albireo_jax.core.hf_config import model_config_to_hf, read_hf_config
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.model_files import CHECKPOINT_MARK
 from albireo_jax.nn.canonical import (
     CanonicalRead,

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int32, Real
 
-from albireo_jax.core.config import ModelConfig, Quantization
+from albireo_jax.core.config import Quantization
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.nn.axes import has_layers
 from albireo_jax.nn.fp8 import ProductRows
 from albireo_jax.nn.layers import (

@@ -10,16 +10,16 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from albireo_jax.core.config import (
+from albireo_jax.core.errors import ModelError, UnknownArchitectureError, WeightError
+from albireo_jax.core.gguf_metadata import GgufTensor, read_gguf_header, split_parts
+from albireo_jax.core.hf_rope import yarn_attention_factor
+from albireo_jax.core.model_config import (
     LinearRopeScaling,
     Llama3RopeScaling,
     ModelConfig,
     RopeScaling,
     YarnRopeScaling,
 )
-from albireo_jax.core.errors import ModelError, UnknownArchitectureError, WeightError
-from albireo_jax.core.gguf_metadata import GgufTensor, read_gguf_header, split_parts
-from albireo_jax.core.hf_rope import yarn_attention_factor
 from albireo_jax.nn.layers import rope_frequencies
 from albireo_jax.nn.tensors import StoredTensor
 

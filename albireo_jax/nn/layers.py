@@ -13,7 +13,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int32, Real
 from numpy.typing import NDArray
 
-from albireo_jax.core.config import LinearRopeScaling, Llama3RopeScaling, RopeScaling, YarnRopeScaling
+from albireo_jax.core.model_config import (
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    RopeScaling,
+    YarnRopeScaling,
+)
 from albireo_jax.nn.fp8 import ProductRows, fp8_product
 
 

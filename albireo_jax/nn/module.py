@@ -12,9 +12,9 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
-from albireo_jax.core.config import ModelConfig
 from albireo_jax.core.errors import WeightError
 from albireo_jax.core.gpu_options import LayerForm
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.nn.axes import logical_axes
 from albireo_jax.nn.decoder import (
     DecoderWeights,

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Real
 
-from albireo_jax.core.config import ModelConfig, Quantization
+from albireo_jax.core.config import Quantization
 from albireo_jax.core.gpu_options import LayerForm
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.nn.decoder import DecoderWeights, Layered
 from albireo_jax.nn.shapes import SCALES, layer_name, weight_names, weight_shapes
 from albireo_jax.nn.sharding import TP, named_sharding, placement

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.config import Dtype
 from albireo_jax.core.gpu_options import LayerForm
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.nn.axes import axes_of
 from albireo_jax.nn.canonical import canonical_shapes, canonical_sharding, layer_sharding, read_canonical
 from albireo_jax.nn.decoder import DecoderWeights

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from albireo_jax.core.config import ModelConfig
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.nn.axes import axes_of
 from albireo_jax.nn.decoder import DecoderWeights
 

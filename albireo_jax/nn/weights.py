@@ -18,9 +18,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from numpy.typing import NDArray
 
-from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.config import Dtype
 from albireo_jax.core.errors import WeightError
 from albireo_jax.core.gpu_options import LayerForm
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.nn.axes import has_layers
 from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.nn.quantise import quantised

@@ -5,8 +5,9 @@ import logging
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from albireo_jax.core.config import AttentionBackend, Dtype, KvDtype, ModelConfig
+from albireo_jax.core.config import AttentionBackend, Dtype, KvDtype
 from albireo_jax.core.errors import ModelError
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.ops.attention_cuda import check_shape
 from albireo_jax.ops.cuda.kernels import LaunchFn, architecture_of, launch_on
 from albireo_jax.runtime.state import PAGE_DTYPES

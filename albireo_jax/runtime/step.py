@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32
 
-from albireo_jax.core.config import ModelConfig, Quantization, SamplingMode
+from albireo_jax.core.config import Quantization, SamplingMode
 from albireo_jax.core.gpu_options import ProductLibrary
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.nn.decoder import (
     AddNormFn,
     DecoderWeights,

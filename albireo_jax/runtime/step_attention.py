@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int32
 
-from albireo_jax.core.config import ModelConfig
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.plan import TOKEN_ON_DEVICE
 from albireo_jax.nn.decoder import (
     AddNormFn,

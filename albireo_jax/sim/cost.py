@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from albireo_jax.core.config import Dtype, KvDtype, ModelConfig
+from albireo_jax.core.config import Dtype, KvDtype
 from albireo_jax.core.memory import count_weights, page_bytes, weight_bytes
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.plan import StepPlan
 from albireo_jax.sim.lanes import Cost
 

@@ -19,7 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from albireo_jax.core.config import Dtype, KvDtype, ModelConfig, SamplingMode
+from albireo_jax.core.config import Dtype, KvDtype, SamplingMode
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.plan import StepPlan
 from albireo_jax.sim.cost import DeviceSpec, rank_cost
 from albireo_jax.sim.gpus import Gpu

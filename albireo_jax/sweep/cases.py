@@ -8,13 +8,13 @@ from albireo_jax.core.config import (
     CacheConfig,
     Dtype,
     EngineConfig,
-    ModelConfig,
     ParallelConfig,
     SamplingMode,
     SchedulerConfig,
 )
 from albireo_jax.core.errors import CapacityError
 from albireo_jax.core.memory import page_bytes, plan_memory, rules_bytes, weight_bytes
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.sim.workload import Arrival
 from albireo_jax.sweep.sweep_settings import SweepSettings, Variant, engine_samplings, listed
 

@@ -16,10 +16,10 @@ from albireo_jax.core.config import (
     MEMORY_SHARE,
     CacheConfig,
     EngineConfig,
-    ModelConfig,
     Quantization,
     SchedulerConfig,
 )
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.launch import cache_folder
 from albireo_jax.runtime.compile import use_persistent_cache
 from albireo_jax.runtime.device_memory import take_memory

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import NDArray
 
-from albireo_jax.core.config import KvDtype, ModelConfig, SamplingMode
+from albireo_jax.core.config import KvDtype, SamplingMode
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.plan import SlotParams
 from albireo_jax.nn.sharding import TP
 from albireo_jax.ops.kv_cache import KvCache

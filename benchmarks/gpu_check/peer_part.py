@@ -12,9 +12,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.config import Dtype
 from albireo_jax.core.hf_config import model_config_to_hf
 from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.types import Request
 from albireo_jax.measure.worker_process import WorkerEndedError
 from benchmarks.gpu_check.check import LARGE_QWEN, SMALL_QWEN, Check, Sizes

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from albireo_jax.core.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from albireo_jax.core.config import CacheConfig, EngineConfig, SchedulerConfig
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.shards import shard_shaped
 from albireo_jax.launch import prepare_random
 from albireo_jax.measure.records import versions

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import NDArray
 
-from albireo_jax.core.config import KvDtype, ModelConfig
+from albireo_jax.core.config import KvDtype
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.plan import StepPlan
 from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.ops.kv_cache import dequantise

@@ -18,7 +18,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from albireo_jax.core.config import Dtype, KvDtype, Llama3RopeScaling, ModelConfig, Quantization, SamplingMode
+from albireo_jax.core.config import Dtype, KvDtype, Quantization, SamplingMode
+from albireo_jax.core.model_config import Llama3RopeScaling, ModelConfig
 from albireo_jax.nn.axes import has_layers
 from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.nn.quantise import weight_dtypes

@@ -8,9 +8,10 @@ in which the host waits for the device.
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
-from albireo_jax.core.config import Dtype, ModelConfig, Quantization
+from albireo_jax.core.config import Dtype, Quantization
 from albireo_jax.core.logit_rules import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED_TOKENS
 from albireo_jax.core.memory import page_bytes, rules_bytes, weight_bytes
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.nn.axes import has_layers
 from albireo_jax.nn.shapes import weight_names
 from albireo_jax.runtime.batch import SLOT_FIELDS, Bucket

@@ -15,7 +15,8 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 
-from albireo_jax.core.config import Dtype, KvDtype, ModelConfig
+from albireo_jax.core.config import Dtype, KvDtype
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.nn.decoder import Projected
 from albireo_jax.nn.layers import Rotation
 from albireo_jax.ops.cuda.kernels import Architecture, Entry, Kernel, Launch, ptx

@@ -6,8 +6,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
-from albireo_jax.core.config import ModelConfig
 from albireo_jax.core.hf_config import model_config_from_hf
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.measure.records import Device, Series, series_by_metric
 from albireo_jax.sim.gpus import find_gpu
 from albireo_jax.sim.replica import Targets

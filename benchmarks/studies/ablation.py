@@ -25,13 +25,13 @@ from matplotlib.figure import Figure
 from albireo_jax.core.config import (
     CacheConfig,
     EngineConfig,
-    ModelConfig,
     ParallelConfig,
     SamplingMode,
     SchedulerConfig,
 )
 from albireo_jax.core.dataclass_json import dataclass_from_json
 from albireo_jax.core.hf_config import model_config_from_hf
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.measure.figures import Line, line_figure, stacked_bars, svg_file
 from albireo_jax.measure.loads import FixedBatch, cluster_arrivals, sampled_requests
 from albireo_jax.measure.records import Device, SampleTable, Series, cpu_device

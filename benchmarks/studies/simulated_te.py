@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from albireo_jax.core.config import ModelConfig, SamplingMode, SchedulerConfig
+from albireo_jax.core.config import SamplingMode, SchedulerConfig
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.plan import StepPlan
 from albireo_jax.core.types import Request
 from albireo_jax.measure.figures import BarSegment, Line, Mark, grouped_bars, line_figure, svg_file

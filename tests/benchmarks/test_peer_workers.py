@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from albireo_jax.core.config import Dtype, LinearRopeScaling
+from albireo_jax.core.config import Dtype
 from albireo_jax.core.hf_config import model_config_to_hf
+from albireo_jax.core.model_config import LinearRopeScaling
 from albireo_jax.core.model_files import find_model
 from albireo_jax.measure.worker_process import WorkerEndedError
 from albireo_jax.models.registry import load_model, model_config

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from albireo_jax.core.config import ModelConfig, SamplingMode
+from albireo_jax.core.config import SamplingMode
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.sim.gpus import GPUS
 from albireo_jax.sim.host import NO_HOST, OWN_HOST, VLLM_0_11_2
 from albireo_jax.sim.planning.plan_sizes import Excluded, Question

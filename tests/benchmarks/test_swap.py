@@ -2,7 +2,8 @@
 
 import pytest
 
-from albireo_jax.core.config import Dtype, ModelConfig, SchedulerConfig
+from albireo_jax.core.config import Dtype, SchedulerConfig
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.sim.cost import H100_SXM, roofline_cost
 from benchmarks.swap import Memory, Pages, SimulatedDevice, Talks, simulate
 

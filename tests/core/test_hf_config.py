@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 
-from albireo_jax.core.config import LinearRopeScaling, Llama3RopeScaling, RopeScaling, YarnRopeScaling
 from albireo_jax.core.errors import ModelError, UnknownArchitectureError
 from albireo_jax.core.hf_config import (
     ARCHITECTURES,
     model_config_from_hf,
     model_config_to_hf,
     read_hf_config,
+)
+from albireo_jax.core.model_config import (
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    RopeScaling,
+    YarnRopeScaling,
 )
 
 LLAMA: dict[str, Any] = {

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.config import Dtype
 from albireo_jax.core.memory import page_bytes, weight_bytes
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.shards import shard_shaped
 
 MODEL = ModelConfig(

@@ -8,16 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from albireo_jax.core.config import (
-    CacheConfig,
-    EngineConfig,
-    ModelConfig,
-    ParallelConfig,
-    SchedulerConfig,
-)
+from albireo_jax.core.config import CacheConfig, EngineConfig, ParallelConfig, SchedulerConfig
 from albireo_jax.core.errors import ContextLengthError, UnknownModelError
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.logit_rules import LogitRules
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.model_files import find_model
 from albireo_jax.core.types import Request, SamplingParams
 

@@ -1,6 +1,6 @@
 """The shape of Llama-3.1-8B, without the scaling of its rotary embedding."""
 
-from albireo_jax.core.config import ModelConfig
+from albireo_jax.core.model_config import ModelConfig
 
 LLAMA_8B = ModelConfig(
     architecture="LlamaForCausalLM",

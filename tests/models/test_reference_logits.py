@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from albireo_jax.core.config import Dtype, Llama3RopeScaling, ModelConfig
+from albireo_jax.core.config import Dtype
 from albireo_jax.core.hf_config import read_hf_config
+from albireo_jax.core.model_config import Llama3RopeScaling, ModelConfig
 from albireo_jax.core.model_files import find_model
 from albireo_jax.models.registry import load_model, model_config
 from albireo_jax.nn.decoder import forward, head, logits, queries_keys_values, weight_specs

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from albireo_jax.core.config import Dtype, Llama3RopeScaling, ModelConfig
+from albireo_jax.core.config import Dtype
+from albireo_jax.core.model_config import Llama3RopeScaling, ModelConfig
 from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.random_weights import random_weights

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.config import Dtype
 from albireo_jax.core.errors import ModelError, WeightError
 from albireo_jax.core.gpu_options import LayerForm
 from albireo_jax.core.hf_config import model_config_from_hf, model_config_to_hf
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.model_files import ModelFormat, find_model
 from albireo_jax.models.registry import load_model, model_config, random_model
 from albireo_jax.nn.canonical import canonical_shapes, from_canonical, to_canonical

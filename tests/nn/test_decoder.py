@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.config import Dtype
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.nn.decoder import (
     forward,
     head,

@@ -10,8 +10,8 @@ import gguf
 import numpy as np
 import pytest
 
-from albireo_jax.core.config import LinearRopeScaling, Llama3RopeScaling, YarnRopeScaling
 from albireo_jax.core.errors import ModelError, UnknownArchitectureError, WeightError
+from albireo_jax.core.model_config import LinearRopeScaling, Llama3RopeScaling, YarnRopeScaling
 from albireo_jax.core.model_files import find_model
 from albireo_jax.nn.gguf import GgufSource, model_config_from_gguf
 from albireo_jax.nn.layers import rope_frequencies

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from albireo_jax.core.config import LinearRopeScaling, Llama3RopeScaling, YarnRopeScaling
+from albireo_jax.core.model_config import LinearRopeScaling, Llama3RopeScaling, YarnRopeScaling
 from albireo_jax.nn.layers import (
     causal_attention,
     embed,

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.config import Dtype
 from albireo_jax.core.errors import WeightError
 from albireo_jax.core.gpu_options import LayerForm
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.nn.axes import has_layers
 from albireo_jax.nn.decoder import unstack
 from albireo_jax.nn.module import Decoder

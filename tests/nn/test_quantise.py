@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from albireo_jax.core.config import Dtype, EngineConfig, ModelConfig, Quantization
+from albireo_jax.core.config import Dtype, EngineConfig, Quantization
 from albireo_jax.core.errors import ModelError, WeightError
 from albireo_jax.core.gpu_options import LayerForm
 from albireo_jax.core.hf_config import model_config_from_hf, model_config_to_hf
 from albireo_jax.core.memory import weight_bytes
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.models.llama import HF_NAMES
 from albireo_jax.nn.checkpoint import restore_weights, save
 from albireo_jax.nn.decoder import DecoderWeights, Projected, forward, queries_keys_values, unstack

@@ -7,8 +7,9 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.config import Dtype
 from albireo_jax.core.memory import weight_bytes
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.nn.axes import axes_of, logical_axes
 from albireo_jax.nn.shapes import axis_sizes, weight_names, weight_shapes
 from albireo_jax.nn.sharding import make_mesh, named_sharding, partition_spec

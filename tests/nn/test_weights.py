@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from albireo_jax.core.config import Dtype, ModelConfig, Quantization
+from albireo_jax.core.config import Dtype, Quantization
 from albireo_jax.core.errors import WeightError
 from albireo_jax.core.gpu_options import LayerForm
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.models.llama import HF_NAMES
 from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.nn.sharding import make_mesh

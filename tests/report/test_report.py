@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from albireo_jax.core.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from albireo_jax.core.config import CacheConfig, EngineConfig, SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.engine.energy import EnergyReading
 from albireo_jax.engine.timeline import TaskTable
 from albireo_jax.launch import prepare_random

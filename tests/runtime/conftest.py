@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from albireo_jax.core.config import KvDtype, ModelConfig, SamplingMode, SchedulerConfig
+from albireo_jax.core.config import KvDtype, SamplingMode, SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.types import Request
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline

@@ -12,11 +12,11 @@ from albireo_jax.core.config import (
     CacheConfig,
     Dtype,
     EngineConfig,
-    ModelConfig,
     Quantization,
     SchedulerConfig,
 )
 from albireo_jax.core.memory import layer_bytes
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.launch import prepare_random
 from albireo_jax.models.registry import random_model
 from albireo_jax.nn.decoder import unstack

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from albireo_jax.core.config import ModelConfig, SamplingMode, SchedulerConfig
+from albireo_jax.core.config import SamplingMode, SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.logit_rules import LogitRules
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.plan import SlotRules, StepPlan
 from albireo_jax.core.types import Request
 from albireo_jax.nn.module import Decoder

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import pytest
 
-from albireo_jax.core.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from albireo_jax.core.config import CacheConfig, EngineConfig, ParallelConfig, SchedulerConfig
 from albireo_jax.core.gpu_options import GpuConfig, LayerForm
 from albireo_jax.core.logit_rules import LogitRules
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.types import Request
 from albireo_jax.launch import Prepared, prepare_random
 from albireo_jax.runtime.batch import Bucket

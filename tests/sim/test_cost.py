@@ -3,8 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from albireo_jax.core.config import Dtype, KvDtype, ModelConfig, Quantization
+from albireo_jax.core.config import Dtype, KvDtype, Quantization
 from albireo_jax.core.memory import page_bytes, weight_bytes
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.plan import StepPlan
 from albireo_jax.sim.cost import H100_SXM, linear_cost, roofline_cost, step_work
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from albireo_jax.core.config import Dtype, ModelConfig, SamplingMode
+from albireo_jax.core.config import Dtype, SamplingMode
 from albireo_jax.core.memory import page_bytes, rules_bytes, weight_bytes
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.sim.gpus import GPUS, Gpu
 from albireo_jax.sim.host import OWN_HOST, HostTerms
 from albireo_jax.sim.planning.plan_report import as_json, config_yaml, lines, rows

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from albireo_jax.core.config import Dtype, ModelConfig, SamplingMode
+from albireo_jax.core.config import Dtype, SamplingMode
 from albireo_jax.core.memory import weight_bytes
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.plan import StepPlan
 from albireo_jax.sim.gpus import GPUS, find_gpu
 from albireo_jax.sim.host import NO_HOST, OWN_HOST, host_terms, read_host_terms

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from albireo_jax.core.config import ModelConfig, SamplingMode
+from albireo_jax.core.config import SamplingMode
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.measure.loads import (
     FixedBatch,
     OfferedLoad,

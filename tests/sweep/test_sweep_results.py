@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from albireo_jax.core.config import Dtype, ModelConfig, SchedulerConfig
+from albireo_jax.core.config import Dtype, SchedulerConfig
 from albireo_jax.core.dataclass_json import dataclass_from_json
 from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.types import Request
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import TaskTable, TaskTime, Timeline

@@ -9,12 +9,12 @@ from albireo_jax.core.config import (
     CacheConfig,
     Dtype,
     KvDtype,
-    ModelConfig,
     SamplingMode,
 )
 from albireo_jax.core.errors import CapacityError
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.memory import MemoryPlan, plan_memory, rules_bytes, weight_bytes
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.types import Request
 from albireo_jax.sim.gpus import Gpu
 from albireo_jax.sim.replica import Targets

@@ -8,7 +8,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from albireo_jax.core.config import Dtype, ModelConfig
+from albireo_jax.core.config import Dtype
+from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.models.llama import GGUF_NAMES
 from albireo_jax.nn.weights import expected_tensors
 
