@@ -38,6 +38,7 @@ from albireo_jax.runtime.sampling_programs import choose_sampling
 from albireo_jax.runtime.state import StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram, default_products
 from albireo_jax.sched.scheduler import Scheduler
+from albireo_jax.text.grammar.compiler import grammar_compiler
 from albireo_jax.text.grammar.mask_threads import ThreadedMaskMaker
 from albireo_jax.text.tokenizer import Tokenizer
 
@@ -105,8 +106,9 @@ def launch(
     asks_model = config.generation_config is GenerationConfig.AUTO
     defaults = read_sampling_defaults(files.path) if asks_model else NO_DEFAULTS
     ready = prepare(config, progress=progress, measure_sampling=measure_sampling)
-    service = EngineService(ready.loop, ready.limits)
     eos_token_ids = tuple(dict.fromkeys((*tokenizer.eos_token_ids, *ready.model_config.eos_token_ids)))
+    compiler = grammar_compiler(tokenizer, vocab_size=ready.limits.vocab_size, eos_token_ids=eos_token_ids)
+    service = EngineService(ready.loop, ready.limits, compiler=compiler)
     frontend = Frontend(
         service, tokenizer, limits=ready.limits, eos_token_ids=eos_token_ids, defaults=defaults
     )

@@ -1,5 +1,6 @@
 """Calls from routes to the engine: long work runs in threads, so that the event loop stays free."""
 
+import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,9 +19,6 @@ TOKENIZING = BoundedPool("tokenization", threads=max(2, min(4, os.cpu_count() or
 
 RENDERING = BoundedPool("chat templates", threads=2, max_queued=256)
 """Where long conversations are rendered."""
-
-GRAMMARS = BoundedPool("grammars", threads=32, max_queued=64)
-"""Threads that compile grammars; most of them wait for processes that try these."""
 
 _CHOICE_CHARACTERS = 64
 """Characters whose tokenization takes as long as a request takes to be written."""
@@ -51,12 +49,12 @@ async def encode_all(
 
 
 async def prepare(frontend: Frontend, params: SamplingParams) -> None:
-    """Have another thread compile the grammar that `params` ask for, if they do.
+    """Have the engine compile the grammar that `params` ask for, if they do.
 
     Raises ValueError for a wrong one, OverloadedError if too many wait.
     """
     if params.structured is not None:
-        await GRAMMARS.run(lambda: frontend.prepare(params))
+        await asyncio.wrap_future(frontend.prepare(params.structured))
 
 
 async def open_stream(

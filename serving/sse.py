@@ -10,15 +10,17 @@ from typing import Any, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from albireo_jax.core.errors import EngineDeadError
+from albireo_jax.core.errors import EngineDeadError, OverloadedError, RefusedRequestError
 from albireo_jax.core.types import FinishReason
 from albireo_jax.engine.choices import ChoiceDelta, Completion
 from albireo_jax.engine.output_streams import AsyncOutputStream
 from albireo_jax.serving.api_errors import (
     ApiError,
     answer_failed,
+    bad_request,
     engine_dead,
     internal_error,
+    overloaded,
     shutting_down,
 )
 from albireo_jax.serving.openai_objects import UsageCounter
@@ -100,6 +102,10 @@ async def stream_events(
         yield event(error.body())
     except EngineDeadError as error:
         yield event(engine_dead(error).body())
+    except RefusedRequestError as error:
+        yield event(bad_request(str(error)).body())
+    except OverloadedError as error:
+        yield event(overloaded(error).body())
     except Exception:
         _logger.exception("a stream failed")
         yield event(internal_error().body())
@@ -141,11 +147,15 @@ class EventStream(Response):
 async def read_to_end(stream: AsyncOutputStream, receive: Receive) -> list[Completion]:
     """Wait for the completions of all choices of a stream; there are none if the client left.
 
-    Raises EngineDeadError, and ApiError if the engine could not complete one of the choices.
+    Raises EngineDeadError or OverloadedError, and ApiError if the engine could not complete one of the
+    choices or found it wrong.
     """
     watcher = asyncio.create_task(_close_when_gone(stream, receive))
     try:
         completions = await stream.completions()
+    except RefusedRequestError as error:
+        raise bad_request(str(error)) from error
+    else:
         _raise_unless_completed(completions)
         return completions
     finally:

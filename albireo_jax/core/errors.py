@@ -3,7 +3,8 @@
 ::
 
     ValueError                      what a caller asked for is wrong: value and limit in the message
-    └── ContextLengthError          a prompt, or a prompt and its answer, beyond the longest sequence
+    ├── ContextLengthError          a prompt, or a prompt and its answer, beyond the longest sequence
+    └── RefusedRequestError         what the engine found wrong with a request after it had taken it
     AlbireoError                    what the engine, a model file or a device did
     ├── ModelError                  a model that cannot be loaded; also a ValueError
     │   ├── UnknownModelError       no such name, folder or file
@@ -14,6 +15,8 @@
     ├── OverloadedError             too much work of a kind waits already; the caller may try again
     └── EngineDeadError             the engine thread stopped; the cause is chained
 """
+
+from typing import NamedTuple
 
 
 class AlbireoError(Exception):
@@ -29,6 +32,10 @@ class ContextLengthError(ValueError):
     def __init__(self, limit: int, reason: str) -> None:
         super().__init__(f"This model's maximum context length is {limit} tokens. However, {reason}")
         self.limit = limit
+
+
+class RefusedRequestError(ValueError):
+    """The engine took a request and then found it wrong, for instance a constraint that does not compile."""
 
 
 class ModelError(AlbireoError, ValueError):
@@ -61,3 +68,17 @@ class OverloadedError(AlbireoError):
 
 class EngineDeadError(AlbireoError):
     """The engine stopped after an error, which is chained; nothing more is served."""
+
+
+class Refusal(NamedTuple):
+    """Why the engine gave up a request that it had taken, as plain data.
+
+    With `is_overload` the same request may be taken a little later; otherwise the request is wrong.
+    """
+
+    message: str
+    is_overload: bool = False
+
+    def error(self) -> RefusedRequestError | OverloadedError:
+        """The error to raise where the request's output is read."""
+        return OverloadedError(self.message) if self.is_overload else RefusedRequestError(self.message)

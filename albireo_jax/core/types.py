@@ -9,8 +9,9 @@ from typing import NamedTuple, cast
 
 from albireo_jax.core import checks
 from albireo_jax.core.config import MAX_LOGPROBS
+from albireo_jax.core.errors import Refusal
 from albireo_jax.core.logit_rules import MAX_WORDS, LogitRules
-from albireo_jax.core.plan import Int32s, LogprobArrays, TokenConstraint
+from albireo_jax.core.plan import Int32s, LogprobArrays
 from albireo_jax.core.token_ids import token_array
 
 MAX_STOP_IDS = 32
@@ -174,10 +175,11 @@ class Request:
     read-only already is taken as it is, so that the samples of one prompt share it.
 
     `max_tokens` and `seed` are resolved (no None); `stop_ids` are all ids that end it, the model's
-    end-of-sequence ids included unless they are ignored. n > 1 is n requests with distinct seeds, each
-    with a `constraint` of its own, which the engine changes as it takes in tokens. Only requests of the same
-    `cache_salt` find each other's prefixes in the cache. `page_digests` are those of the prompt's full pages
-    from `sched.prefix_tree.packed_digests`; without them the scheduler makes them when it needs them.
+    end-of-sequence ids included unless they are ignored. n > 1 is n requests with distinct seeds.
+    `structured` is compiled in the engine; with `ignore_eos` it never allows an end-of-sequence id. Only
+    requests of the same `cache_salt` find each other's prefixes in the cache. `page_digests` are those of the
+    prompt's full pages from `sched.prefix_tree.packed_digests`; without them the scheduler makes them when it
+    needs them.
     """
 
     request_id: str
@@ -191,7 +193,8 @@ class Request:
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
     rules: LogitRules | None = None
-    constraint: TokenConstraint | None = None
+    structured: StructuredOutput | None = None
+    ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     cache_salt: str = ""
@@ -266,7 +269,8 @@ class RequestOutput(NamedTuple):
     A named tuple, not a dataclass: a step of 512 rows makes 512 of them on the engine thread.
     `token_id` is None when the request ended without one (abort, error). `scores` come if the request
     asked for log probabilities. The first token brings how many tokens of the prompt were in the cache.
-    `is_text` is False for a token that only ended the request, one of its stop ids.
+    `is_text` is False for a token that only ended the request, one of its stop ids. A `refusal` comes with
+    the error that ends a request whose constraint cannot be compiled.
     """
 
     request_id: str
@@ -275,6 +279,7 @@ class RequestOutput(NamedTuple):
     scores: RequestLogprobs | None = None
     cached_tokens: int = 0
     is_text: bool = True
+    refusal: Refusal | None = None
 
 
 def _optional(name: str, value: object, *, low: int, high: int) -> int | None:

@@ -16,12 +16,14 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, TypeGuard
 
 from albireo_jax.core.errors import EngineDeadError
 from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.plan import Int32s
 from albireo_jax.core.sampling_defaults import NO_DEFAULTS, SamplingDefaults
-from albireo_jax.core.types import RequestOutput, SamplingParams
+from albireo_jax.core.types import RequestOutput, SamplingParams, StructuredOutput
 from albireo_jax.engine.choices import Choice, Completion, collect
 from albireo_jax.engine.output_readers import EventLoopReader, OutputReader, QueueReader
 from albireo_jax.engine.output_streams import AsyncOutputStream, SyncOutputStream
@@ -60,7 +62,13 @@ class Frontend:
         self._service = service
         self._tokenizer = tokenizer
         self._limits = limits
-        self._requests = RequestWriter(tokenizer, limits, eos_token_ids=eos_token_ids, clock=clock)
+        self._requests = RequestWriter(
+            tokenizer,
+            limits,
+            eos_token_ids=eos_token_ids,
+            clock=clock,
+            compile_first=service.first_mask,
+        )
         self._clock = clock
         self._lock = threading.Lock()  # guards the replacing of _readers
         self._readers: tuple[OutputReader, ...] = ()
@@ -96,12 +104,13 @@ class Frontend:
                 f"a prompt is a text, token ids or chat messages, got {prompt!r:.100}"
             ) from error
 
-    def prepare(self, params: SamplingParams) -> None:
-        """Compile the grammar that `params` ask for now; it may take seconds. Otherwise `stream` compiles it.
+    def prepare(self, structured: StructuredOutput) -> "Future[Int32s]":
+        """Compile the grammar of requests to come now; it may take seconds. Otherwise `stream` waits for it.
 
-        Raises ValueError for a grammar that is malformed or too complex.
+        The future, or the call, raises ValueError for a grammar that is malformed or too complex,
+        OverloadedError if too many wait.
         """
-        self._requests.prepare(params)
+        return self._requests.prepare(structured)
 
     def generate(
         self,

@@ -90,6 +90,9 @@ class OutputReader(ABC):
 
         A text may end before its request does, by a stop string or because it cannot be read.
         """
+        if output.refusal is not None:
+            stream.fail(output.refusal.error())
+            return output.finish_reason
         try:
             if output.finish_reason is FinishReason.ERROR:
                 self.service.check_running()

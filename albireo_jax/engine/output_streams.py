@@ -35,7 +35,9 @@ class OutputStream:
         self._failure = error
 
     def take(self) -> list[ChoiceDelta]:
-        """The deltas since the last call. Raises EngineDeadError if the engine died and no more will come."""
+        """The deltas since the last call. Raises EngineDeadError if the engine died and no more will come,
+        RefusedRequestError for a request that the engine found wrong.
+        """
         deltas, self._deltas = self._deltas, []
         if not deltas:
             self.raise_failure()

@@ -2,7 +2,9 @@
 
 import itertools
 import random
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +12,12 @@ import numpy as np
 from albireo_jax.core.errors import ContextLengthError
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.logit_rules import MAX_BAD_WORD_TOKENS, NO_RULES, LogitRules
+from albireo_jax.core.plan import Int32s
 from albireo_jax.core.token_ids import token_array
-from albireo_jax.core.types import MAX_SEED, Request, SamplingParams
+from albireo_jax.core.types import MAX_SEED, Request, SamplingParams, StructuredOutput
 from albireo_jax.sched.prefix_tree import packed_digests
-from albireo_jax.text.grammar.compiler import Grammar, GrammarCompiler
+from albireo_jax.text.bounded_cache import BoundedCache
+from albireo_jax.text.grammar.notation import size_of
 from albireo_jax.text.tokenizer import Tokenizer
 
 
@@ -23,11 +27,17 @@ class PromptFree:
 
     stop_ids: tuple[int, ...]
     rules: LogitRules | None
-    grammar: Grammar | None
+
+
+_MAX_MASKS = 256
+_MAX_MASK_BYTES = 2**24  # of the masks and of the texts that they belong to
 
 
 class RequestWriter:
-    """Writes requests under ids of their own; any thread may call it. `clock` gives their arrivals."""
+    """Writes requests under ids of their own; any thread may call it. `clock` gives their arrivals.
+
+    `compile_first` has a constraint compiled in the engine, and gives the mask of an answer's first token.
+    """
 
     def __init__(
         self,
@@ -36,6 +46,7 @@ class RequestWriter:
         *,
         eos_token_ids: Sequence[int],
         clock: Callable[[], float],
+        compile_first: "Callable[[StructuredOutput], Future[Int32s]]",
     ) -> None:
         self._tokenizer = tokenizer
         self._limits = limits
@@ -43,27 +54,27 @@ class RequestWriter:
         self._eos_token_ids = tuple(token_id for token_id in eos_token_ids if token_id < limits.vocab_size)
         self._clock = clock
         self._next_id = itertools.count()
-        self._grammars: GrammarCompiler | None = None
-        if self._eos_token_ids:
-            self._grammars = GrammarCompiler(
-                tokenizer, vocab_size=limits.vocab_size, eos_token_ids=self._eos_token_ids
-            )
+        self._compile_first = compile_first
+        self._lock = threading.Lock()  # guards the next
+        self._first_masks = BoundedCache[StructuredOutput, Int32s](_MAX_MASKS, max_bytes=_MAX_MASK_BYTES)
 
-    def prepare(self, params: SamplingParams) -> None:
-        """Compile the grammar that `params` ask for, so that `write` finds it; may take seconds.
+    def prepare(self, structured: StructuredOutput) -> "Future[Int32s]":
+        """Have a constraint compiled, so that `write` need not wait for it; may take seconds.
 
-        Raises ValueError for one that is malformed or too complex.
+        The future, or the call, raises as `EngineService.first_mask` does.
         """
-        self._grammar(params)
+        future = self._compile_first(structured)
+        future.add_done_callback(lambda done: self._keep_mask(structured, done))
+        return future
 
     def prompt_free(self, params: SamplingParams) -> PromptFree:
         """The part of the requests that is the same for every prompt. Raises ValueError."""
         stop_ids = params.stop_token_ids
         if not params.ignore_eos:
             stop_ids = (*self._eos_token_ids, *stop_ids)
-        grammar, rules = self._grammar(params), self._rules(params)
-        self._check_first_token(params, stop_ids, rules=rules or NO_RULES, grammar=grammar)
-        return PromptFree(stop_ids=tuple(dict.fromkeys(stop_ids)), rules=rules, grammar=grammar)
+        rules = self._rules(params)
+        self._check_first_token(params, stop_ids, rules=rules or NO_RULES)
+        return PromptFree(stop_ids=tuple(dict.fromkeys(stop_ids)), rules=rules)
 
     def write(
         self,
@@ -87,7 +98,6 @@ class RequestWriter:
         prompt = token_array("the prompt", token_ids)  # one for all samples
         digests = packed_digests(prompt, salt=cache_salt, page_size=self._limits.page_size)
         same = self.prompt_free(params) if prompt_free is None else prompt_free
-        grammar = same.grammar
         logprobs = self._limits.resolve_logprobs("logprobs", params.logprobs)
         prompt_logprobs = self._limits.resolve_logprobs("prompt_logprobs", params.prompt_logprobs)
         return [
@@ -103,7 +113,8 @@ class RequestWriter:
                 seed=(seed + sample) % (MAX_SEED + 1),
                 stop_ids=same.stop_ids,
                 rules=same.rules,
-                constraint=None if grammar is None else grammar.constraint(ignore_eos=params.ignore_eos),
+                structured=params.structured,
+                ignore_eos=params.ignore_eos,
                 logprobs=logprobs,
                 prompt_logprobs=prompt_logprobs,
                 cache_salt=cache_salt,
@@ -113,12 +124,21 @@ class RequestWriter:
             for sample in range(params.n)
         ]
 
-    def _grammar(self, params: SamplingParams) -> Grammar | None:
-        if params.structured is None:
-            return None
-        if self._grammars is None:
-            raise ValueError("structured output needs an end-of-sequence id, the model has none")
-        return self._grammars.compile(params.structured)
+    def _first_token_ids(self, structured: StructuredOutput, *, ignore_eos: bool) -> Int32s:
+        """The tokens that an answer may begin with; waits until they are known. Raises as `prepare`."""
+        with self._lock:
+            mask = self._first_masks.get(structured)
+        if mask is None:
+            mask = self.prepare(structured).result()
+        token_ids = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).astype(np.int32)
+        return token_ids[~np.isin(token_ids, self._eos_token_ids)] if ignore_eos else token_ids
+
+    def _keep_mask(self, structured: StructuredOutput, done: "Future[Int32s]") -> None:
+        if done.cancelled() or done.exception() is not None:
+            return
+        mask = done.result()
+        with self._lock:
+            self._first_masks.put(structured, mask, num_bytes=size_of(structured) + mask.nbytes)
 
     def _rules(self, params: SamplingParams) -> LogitRules | None:
         """The rules of `params` in token ids; None if they change nothing."""
@@ -139,15 +159,15 @@ class RequestWriter:
         stop_ids: Sequence[int],
         *,
         rules: LogitRules,
-        grammar: Grammar | None,
     ) -> None:
         """Raise ValueError if the rules of a request leave no token that its answer could begin with."""
         banned = [word[0] for word in rules.bad_words if len(word) == 1]
         banned += stop_ids if params.min_tokens else ()
         if len(rules.allowed_token_ids):
             name, allowed = "allowed_token_ids", rules.allowed_token_ids
-        elif grammar is not None:
-            name, allowed = "structured output", grammar.first_token_ids(ignore_eos=params.ignore_eos)
+        elif params.structured is not None:
+            name = "structured output"
+            allowed = self._first_token_ids(params.structured, ignore_eos=params.ignore_eos)
         elif len(banned) >= self._limits.vocab_size:
             name, allowed = "bad_words", np.arange(self._limits.vocab_size, dtype=np.int32)
         else:

@@ -5,6 +5,7 @@ Who runs what::
     caller threads:  submit(request) --> check limits --+            +--> deliver(outputs)
                      abort(request_id) -----------------+--> inbox   |    (engine thread, once a step)
                      forget_prefixes() -----------------+
+    compile pool:    constraints of requests -----------+--> inbox
     engine thread:   take the inbox -> scheduler.add / abort / forget_prefixes -> loop.step() -> publish
 
 An error that one request caused, while it is added or aborted, ends that request alone. Any other end of
@@ -12,8 +13,11 @@ the thread, by an error, a panic of an extension module or a request to exit, en
 service is DEAD from then on. Callers are told that much and no more, since the error's text may hold
 another caller's; the log has it whole, and Python callers find it chained.
 
-Messages and outputs are plain data (`InboxMessage`, `RequestOutput`, `SchedulerStats`), so the same
-protocol can cross a process border. The scheduler is touched by the engine thread only. One condition
+A request's constraint is compiled beside the engine thread (see `constraint_compiler`). The request waits for
+it outside the scheduler, and those behind it go on.
+
+Requests and outputs are plain data (`Request`, `RequestOutput`, `SchedulerStats`), so that they can cross a
+process border. The scheduler is touched by the engine thread only. One condition
 guards the inbox, the open requests and the state; it is never held while the loop steps or while
 outputs are delivered.
 """
@@ -23,12 +27,15 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
 
-from albireo_jax.core.errors import EngineDeadError
+from albireo_jax.core.errors import EngineDeadError, OverloadedError, Refusal
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.types import FinishReason, Request, RequestOutput
+from albireo_jax.core.plan import Int32s, TokenConstraint
+from albireo_jax.core.types import FinishReason, Request, RequestOutput, StructuredOutput
+from albireo_jax.engine.constraint_compiler import Compiler, ConstraintCompiler, NoCompiler
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.sched.scheduler_stats import SchedulerStats
 
@@ -63,7 +70,22 @@ class ForgetPrefixes:
     """Inbox message: requests behind it find no cached page of those before it."""
 
 
-InboxMessage = Request | Abort | ForgetPrefixes
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """Inbox message: a request, and its constraint if it asked for one."""
+
+    request: Request
+    constraint: "Future[TokenConstraint] | None"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiled:
+    """Inbox message: the constraint that a request waited for is there, or could not be made."""
+
+    submitted: Submitted
+
+
+InboxMessage = Submitted | Compiled | Abort | ForgetPrefixes
 """What the inbox takes."""
 
 
@@ -71,13 +93,16 @@ class EngineService:
     """Runs an engine loop on one thread; `submit` and `abort` may be called from any thread.
 
     Every request that `submit` accepted ends with exactly one output that has a finish reason, whatever
-    happens: ABORT when it was aborted or the service stopped, ERROR when it could not be added or the
-    engine thread ended.
+    happens: ABORT when it was aborted or the service stopped, ERROR when it could not be added, its
+    constraint could not be compiled, or the engine thread ended. Without a `compiler` all constraints are
+    refused.
     """
 
-    def __init__(self, loop: EngineLoop, limits: EngineLimits) -> None:
+    def __init__(self, loop: EngineLoop, limits: EngineLimits, *, compiler: Compiler | None = None) -> None:
         self._loop = loop
         self._limits = limits
+        self._constraints = ConstraintCompiler(compiler or NoCompiler())
+        self._compiling: dict[str, Submitted] = {}  # of the engine thread
         self._thread: threading.Thread | None = None
         self._stats = loop.scheduler.stats()  # replaced whole by the engine thread, read by any
         self._changed = threading.Condition()  # guards the four below
@@ -122,6 +147,15 @@ class EngineService:
             self._thread.start()
         atexit.register(self.stop)
 
+    def first_mask(self, structured: StructuredOutput) -> "Future[Int32s]":
+        """Compile a constraint for requests to come; the words of the tokens that an answer may begin with.
+
+        The future, or the call, raises ValueError saying what is wrong with it, OverloadedError if too many
+        wait to be compiled, EngineDeadError if the engine does not run.
+        """
+        self.check_running()
+        return self._constraints.first_mask(structured)
+
     def submit(self, *requests: Request) -> None:
         """Queue requests, all of them or none.
 
@@ -138,7 +172,10 @@ class EngineService:
             ):
                 raise ValueError(f"a request id among {list(request_ids)} is in use")
             self._open |= request_ids
-            self._inbox += requests
+            self._inbox += [
+                Submitted(request=request, constraint=self._constraints.constraint(request))
+                for request in requests
+            ]
             self._changed.notify_all()
 
     def abort(self, *request_ids: str) -> None:
@@ -152,9 +189,7 @@ class EngineService:
 
         For when what was cached is no longer what would be computed; may be called in any state.
         """
-        with self._changed:
-            self._inbox.append(ForgetPrefixes())
-            self._changed.notify_all()
+        self._post(ForgetPrefixes())
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Wait until no request is open; False if some still are after `timeout_s`.
@@ -178,7 +213,13 @@ class EngineService:
                 self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
+        self._constraints.close()
         atexit.unregister(self.stop)
+
+    def _post(self, message: InboxMessage) -> None:
+        with self._changed:
+            self._inbox.append(message)
+            self._changed.notify_all()
 
     # The engine thread.
 
@@ -219,25 +260,58 @@ class EngineService:
 
     def _apply(self, messages: list[InboxMessage]) -> list[RequestOutput]:
         """Pass messages on to the scheduler; the outputs of requests that end by it."""
-        scheduler = self._loop.scheduler
         outputs: list[RequestOutput] = []
         for message in messages:
             match message:
-                case Request():
-                    output = self._add(message)
+                case Submitted():
+                    output = self._begin(message)
+                case Compiled():
+                    output = self._resume(message.submitted)
                 case Abort():
-                    output = scheduler.abort(message.request_id)
+                    output = self._abort(message.request_id)
                 case ForgetPrefixes():
-                    output = scheduler.forget_prefixes()
+                    output = self._loop.scheduler.forget_prefixes()
             if output is not None:
                 outputs.append(output)
         return outputs
 
-    def _add(self, request: Request) -> RequestOutput | None:
+    def _begin(self, submitted: Submitted) -> RequestOutput | None:
+        """Add a request to the scheduler now, or when its constraint is compiled."""
+        compiled = submitted.constraint
+        if compiled is None:
+            return self._add(submitted.request, None)
+        self._compiling[submitted.request.request_id] = submitted
+        if compiled.done():
+            return self._resume(submitted)
+        compiled.add_done_callback(lambda _: self._post(Compiled(submitted=submitted)))
+        return None
+
+    def _resume(self, submitted: Submitted) -> RequestOutput | None:
+        """Add a request whose constraint is compiled, or end it with what is wrong; None if it has ended."""
+        request_id, compiled = submitted.request.request_id, submitted.constraint
+        if compiled is None or self._compiling.get(request_id) is not submitted:
+            return None
+        del self._compiling[request_id]
+        error = compiled.exception()
+        if error is None:
+            return self._add(submitted.request, compiled.result())
+        refusal = None
+        if isinstance(error, ValueError | OverloadedError):
+            refusal = Refusal(str(error), is_overload=isinstance(error, OverloadedError))
+        else:
+            _logger.error("the constraint of request %s cannot be compiled", request_id, exc_info=error)
+        return RequestOutput(request_id, None, FinishReason.ERROR, refusal=refusal)
+
+    def _abort(self, request_id: str) -> RequestOutput | None:
+        if self._compiling.pop(request_id, None) is not None:
+            return RequestOutput(request_id, None, FinishReason.ABORT)
+        return self._loop.scheduler.abort(request_id)
+
+    def _add(self, request: Request, constraint: TokenConstraint | None) -> RequestOutput | None:
         """Add a request to the scheduler; one that cannot be added ends, and the others go on."""
         scheduler = self._loop.scheduler
         try:
-            return scheduler.add(request)
+            return scheduler.add(request, constraint)
         except Exception:
             _logger.exception("request %s cannot be added", request.request_id)
             scheduler.abort(request.request_id)

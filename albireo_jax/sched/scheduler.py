@@ -19,7 +19,6 @@ The last token of a request is known ahead from `max_tokens`: its slot and pages
 plan as soon as its last step is planned, since the device runs steps in order. An end by a stop
 token is seen when its step is committed; what later steps computed for it is dropped, because its id is
 gone or its epoch is old.
-
 A row with a constraint waits for its own tokens and masks, and delays no other row: see `constraints`.
 """
 
@@ -38,6 +37,7 @@ from albireo_jax.core.plan import (
     SampledTokens,
     SlotParams,
     StepPlan,
+    TokenConstraint,
 )
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched import policy
@@ -119,17 +119,17 @@ class Scheduler:
             dropped=self._dropped,
         )
 
-    def add(self, request: Request) -> RequestOutput | None:
+    def add(self, request: Request, constraint: TokenConstraint | None = None) -> RequestOutput | None:
         """Queue `request` behind all others; ValueError if it could never finish or its id is in use.
 
-        Gives the output of a request that ends at once because its constraint allows nothing or fails.
+        Gives the output of a request that ends at once because its own `constraint` allows nothing or fails.
         """
         self._limits.check(request)
         if request.request_id in self._live:
             raise ValueError(f"request id {request.request_id!r} is in use")
         sequence = Sequence(request, request.prompt_token_ids, root=self._cache.root(request))
-        if request.constraint is not None:
-            sequence.answer = ConstrainedAnswer(request, request.constraint)
+        if constraint is not None:
+            sequence.answer = ConstrainedAnswer(request, constraint)
             if (reason := sequence.answer.update_mask(len(request.prompt_token_ids))) is not None:
                 return RequestOutput(request.request_id, None, reason)
             self._pending.num_constrained += 1

@@ -83,7 +83,7 @@ class Sequence:
     def repeats(self) -> bool:
         """Whether the device can sample one token after another without the host, up to a stop."""
         request = self.request
-        return request.rules is None and request.constraint is None and not self.wants_scores
+        return request.rules is None and self.answer is None and not self.wants_scores
 
     def give_prompt_scores(self) -> tuple[LogprobArrays, ...]:
         """Hand out what `prompt_scores` holds."""
@@ -129,7 +129,7 @@ class Sequence:
 
     def _rules(self) -> SlotRules | None:
         request = self.request
-        if request.rules is None and request.constraint is None:
+        if request.rules is None and self.answer is None:
             return None
         return SlotRules(
             rules=request.rules or NO_RULES,

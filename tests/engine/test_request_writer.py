@@ -8,13 +8,20 @@ import pytest
 from albireo_jax.core.errors import ContextLengthError
 from albireo_jax.core.logit_rules import MAX_BAD_WORDS, MAX_WORDS
 from albireo_jax.core.types import SamplingParams
+from albireo_jax.engine.constraint_compiler import ConstraintCompiler, NoCompiler
 from albireo_jax.engine.request_writer import RequestWriter
 from tests.labs.engine_lab import LIMITS, lab, tiny_tokenizer
 
 
 def _writer() -> RequestWriter:
     tokenizer = tiny_tokenizer()
-    return RequestWriter(tokenizer, LIMITS, eos_token_ids=tokenizer.eos_token_ids, clock=time.perf_counter)
+    return RequestWriter(
+        tokenizer,
+        LIMITS,
+        eos_token_ids=tokenizer.eos_token_ids,
+        clock=time.perf_counter,
+        compile_first=ConstraintCompiler(NoCompiler()).first_mask,
+    )
 
 
 def test_as_many_words_as_the_limit_says_can_be_refused_and_no_more() -> None:

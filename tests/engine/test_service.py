@@ -4,125 +4,29 @@ import random
 import threading
 from collections import Counter
 from dataclasses import replace
-from queue import SimpleQueue
 
-import numpy as np
 import pytest
 
-from albireo_jax.core.errors import ConstraintError, EngineDeadError
-from albireo_jax.core.plan import Executor, Int32s, SampledTokens, StepHandle, StepPlan
+from albireo_jax.core.errors import EngineDeadError
+from albireo_jax.core.plan import Executor, SampledTokens, StepHandle, StepPlan
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.engine.service import MAX_MESSAGES, EngineService, ServiceState
 from tests.labs.engine_lab import LIMITS, sim_loop, tokens_alone
+from tests.labs.service_lab import Collector, plain_request
 
 LONG = 1500
 
 
-def _request(request_id: str, *, max_tokens: int = 8, prompt_len: int = 5) -> Request:
-    return Request(
-        request_id=request_id,
-        prompt_token_ids=tuple((len(request_id) * 7 + i) % 90 for i in range(prompt_len)),
-        max_tokens=max_tokens,
-        temperature=1.0,
-        seed=sum(map(ord, request_id)),
-    )
-
-
-class _Collector:
-    """Keeps all outputs; `wait_for_end` blocks until a number of requests have ended."""
-
-    def __init__(self) -> None:
-        self.outputs: list[RequestOutput] = []
-        self._ended: SimpleQueue[str] = SimpleQueue()
-
-    def deliver(self, outputs: list[RequestOutput]) -> None:
-        self.outputs += outputs
-        for output in outputs:
-            if output.finish_reason is not None:
-                self._ended.put(output.request_id)
-
-    def wait_for_end(self, count: int) -> None:
-        for _ in range(count):
-            self._ended.get(timeout=60)
-
-    def ends(self) -> dict[str, FinishReason]:
-        ended = [output for output in self.outputs if output.finish_reason is not None]
-        assert len({output.request_id for output in ended}) == len(ended), "a request ended twice"
-        return {output.request_id: output.finish_reason for output in ended if output.finish_reason}
-
-    def tokens(self, request_id: str) -> list[int]:
-        return [
-            output.token_id
-            for output in self.outputs
-            if output.request_id == request_id and output.token_id is not None
-        ]
-
-
-def _start(**loop_options: int) -> tuple[EngineService, _Collector]:
-    service, collector = EngineService(sim_loop(**loop_options), LIMITS), _Collector()
+def _start(**loop_options: int) -> tuple[EngineService, Collector]:
+    service, collector = EngineService(sim_loop(**loop_options), LIMITS), Collector()
     service.start(collector.deliver)
     return service, collector
-
-
-class _Mute:
-    """A constraint that fails at once, or allows nothing."""
-
-    def __init__(self, *, fails: bool) -> None:
-        self._fails = fails
-
-    def mask(self) -> Int32s:
-        if self._fails:
-            raise ConstraintError("too complex")
-        return np.zeros(-(-LIMITS.vocab_size // 32), np.int32)
-
-    def advance(self, token_id: int) -> None:
-        raise AssertionError(f"token {token_id} was not allowed")
-
-
-@pytest.mark.parametrize(("fails", "reason"), [(True, FinishReason.ERROR), (False, FinishReason.STOP)])
-def test_a_request_that_ends_as_it_is_added_is_answered(fails: bool, reason: FinishReason) -> None:
-    service, collector = _start()
-    service.submit(replace(_request("mute"), constraint=_Mute(fails=fails)), _request("other"))
-    collector.wait_for_end(2)
-    service.stop()
-    assert collector.ends() == {"mute": reason, "other": FinishReason.LENGTH}
-    assert collector.tokens("mute") == []
-
-
-class _Broken:
-    """A constraint that raises when it is first asked, or when it takes in its first token."""
-
-    def __init__(self, error: BaseException, *, in_mask: bool) -> None:
-        self._error = error
-        self._in_mask = in_mask
-
-    def mask(self) -> Int32s:
-        if self._in_mask:
-            raise self._error
-        return np.full(-(-LIMITS.vocab_size // 32), -1, np.int32)
-
-    def advance(self, token_id: int) -> None:
-        raise self._error
-
-
-@pytest.mark.parametrize("in_mask", [True, False])
-@pytest.mark.parametrize("kind", [ConstraintError, LookupError, MemoryError, BaseException])
-def test_a_constraint_that_raises_anything_ends_its_request_alone(
-    kind: type[BaseException], in_mask: bool
-) -> None:
-    service, collector = _start()
-    broken = _Broken(kind("a grammar of nobody else's concern"), in_mask=in_mask)
-    service.submit(replace(_request("broken"), constraint=broken), _request("other"))
-    collector.wait_for_end(2)
-    service.stop()
-    assert collector.ends() == {"broken": FinishReason.ERROR, "other": FinishReason.LENGTH}
-    assert service.stats().pages_in_use == 0
 
 
 def test_many_threads_get_the_tokens_they_get_alone() -> None:
     service, collector = _start(max_rows=8)
     requests = [
-        _request(f"{i:0{1 + i % 5}}", max_tokens=1 + i % 20, prompt_len=1 + i % 40) for i in range(60)
+        plain_request(f"{i:0{1 + i % 5}}", max_tokens=1 + i % 20, prompt_len=1 + i % 40) for i in range(60)
     ]
     threads = [
         threading.Thread(
@@ -150,7 +54,7 @@ def test_prefixes_are_forgotten_in_the_order_of_the_calls() -> None:
         if call == "forget":
             service.forget_prefixes()
         else:
-            service.submit(replace(_request("prompt", prompt_len=40), request_id=call, seed=i))
+            service.submit(replace(plain_request("prompt", prompt_len=40), request_id=call, seed=i))
             collector.wait_for_end(1)
     cached = {output.request_id: 0 for output in collector.outputs}
     for output in collector.outputs:
@@ -162,9 +66,9 @@ def test_prefixes_are_forgotten_in_the_order_of_the_calls() -> None:
 
 def test_a_request_that_runs_while_prefixes_are_forgotten_leaves_none() -> None:
     service, collector = _start()
-    service.submit(replace(_request("old", prompt_len=40), max_tokens=300))
+    service.submit(replace(plain_request("old", prompt_len=40), max_tokens=300))
     service.forget_prefixes()
-    service.submit(replace(_request("old", prompt_len=40), request_id="new"))
+    service.submit(replace(plain_request("old", prompt_len=40), request_id="new"))
     assert service.drain(60)
     assert set(collector.ends()) == {"old", "new"}
     assert sum(output.cached_tokens for output in collector.outputs) == 0
@@ -175,7 +79,7 @@ def test_random_aborts_leave_nothing_behind() -> None:
     rng = random.Random(1)
     service, collector = _start(max_rows=8)
     for i in range(200):
-        service.submit(_request(f"a{i}", max_tokens=rng.choice((1, 3, LONG))))
+        service.submit(plain_request(f"a{i}", max_tokens=rng.choice((1, 3, LONG))))
         service.abort(f"a{rng.randrange(i + 1)}")
     for i in range(200):
         service.abort(f"a{i}")
@@ -195,10 +99,10 @@ def test_an_idle_engine_does_not_step() -> None:
         calls["clock"] += 1  # the loop and the service read it at every step
         return 0.0
 
-    collector = _Collector()
+    collector = Collector()
     service = EngineService(sim_loop(clock=clock), LIMITS)
     service.start(collector.deliver)
-    service.submit(_request("one"))
+    service.submit(plain_request("one"))
     service.stop()
     before = calls["clock"]
     assert before > 0
@@ -212,13 +116,13 @@ def test_an_idle_engine_does_not_step() -> None:
 
 def test_stop_ends_what_is_open_and_refuses_the_rest() -> None:
     service, collector = _start()
-    service.submit(*(_request(f"s{i}", max_tokens=LONG) for i in range(30)))
+    service.submit(*(plain_request(f"s{i}", max_tokens=LONG) for i in range(30)))
     service.stop()
     assert collector.ends() == {f"s{i}": FinishReason.ABORT for i in range(30)}
     assert service.state is ServiceState.STOPPED
     assert service.stats().pages_in_use == 0
     with pytest.raises(EngineDeadError, match="stopped"):
-        service.submit(_request("late"))
+        service.submit(plain_request("late"))
     service.abort("late")
     service.stop()
     with pytest.raises(RuntimeError, match="starts once"):
@@ -228,7 +132,7 @@ def test_stop_ends_what_is_open_and_refuses_the_rest() -> None:
 def test_a_service_that_never_started_stops() -> None:
     service = EngineService(sim_loop(), LIMITS)
     with pytest.raises(EngineDeadError, match="new"):
-        service.submit(_request("early"))
+        service.submit(plain_request("early"))
     service.stop()
     assert service.state is ServiceState.STOPPED
 
@@ -236,7 +140,7 @@ def test_a_service_that_never_started_stops() -> None:
 @pytest.mark.parametrize("fail_at", [0, 1, 7])
 def test_a_loop_that_raises_ends_every_request_with_an_error(fail_at: int) -> None:
     service, collector = _start(fail_at=fail_at)
-    requests = [_request(f"e{i}", max_tokens=LONG) for i in range(20)]
+    requests = [plain_request(f"e{i}", max_tokens=LONG) for i in range(20)]
     accepted = []
     for request in requests:
         try:
@@ -247,7 +151,7 @@ def test_a_loop_that_raises_ends_every_request_with_an_error(fail_at: int) -> No
     collector.wait_for_end(len(accepted))
     assert collector.ends() == dict.fromkeys(accepted, FinishReason.ERROR)
     with pytest.raises(EngineDeadError, match="stopped on an internal error") as caught:
-        service.submit(_request("late"))
+        service.submit(plain_request("late"))
     assert isinstance(caught.value.__cause__, RuntimeError)
     with pytest.raises(EngineDeadError):
         service.drain(60)
@@ -295,7 +199,7 @@ def test_any_end_of_the_engine_thread_ends_every_request(
     loop = sim_loop(
         wrap=(lambda inner: _Raising(inner, error, in_wait=place == "wait")) if in_executor else None
     )
-    service, collector = EngineService(loop, LIMITS), _Collector()
+    service, collector = EngineService(loop, LIMITS), Collector()
     deliver_step = collector.deliver
 
     def deliver(outputs: list[RequestOutput]) -> None:
@@ -305,11 +209,11 @@ def test_any_end_of_the_engine_thread_ends_every_request(
 
     service.start(deliver)
     if place in ("plan", "check_idle"):
-        service.submit(_request("first", max_tokens=1))
+        service.submit(plain_request("first", max_tokens=1))
         collector.wait_for_end(1)
         assert service.drain(60)
         monkeypatch.setattr(loop.scheduler, place, fail)
-    requests = [_request(f"e{i}", max_tokens=LONG if place != "check_idle" else 3) for i in range(20)]
+    requests = [plain_request(f"e{i}", max_tokens=LONG if place != "check_idle" else 3) for i in range(20)]
     service.submit(*requests)
     collector.wait_for_end(len(requests))
     service._thread.join(60)  # type: ignore[union-attr]
@@ -318,7 +222,7 @@ def test_any_end_of_the_engine_thread_ends_every_request(
     if place != "check_idle":
         reasons = [collector.ends()[request.request_id] for request in requests]
         assert reasons == [FinishReason.ERROR] * len(requests)
-    for refused in (service.check_running, lambda: service.submit(_request("late")), service.drain):
+    for refused in (service.check_running, lambda: service.submit(plain_request("late")), service.drain):
         with pytest.raises(EngineDeadError) as caught:
             refused()
         assert "secret" not in str(caught.value)
@@ -330,16 +234,16 @@ def test_a_request_that_cannot_be_added_ends_alone(monkeypatch: pytest.MonkeyPat
     loop = sim_loop()
     add = loop.scheduler.add
 
-    def add_all_but_one(request: Request) -> RequestOutput | None:
-        ended = add(request)
+    def add_all_but_one(request: Request, constraint: None) -> RequestOutput | None:
+        ended = add(request, constraint)
         if request.request_id == "bad":
             raise TypeError("no such request was foreseen")
         return ended
 
     monkeypatch.setattr(loop.scheduler, "add", add_all_but_one)
-    service, collector = EngineService(loop, LIMITS), _Collector()
+    service, collector = EngineService(loop, LIMITS), Collector()
     service.start(collector.deliver)
-    service.submit(_request("good"), _request("bad"), _request("other"))
+    service.submit(plain_request("good"), plain_request("bad"), plain_request("other"))
     collector.wait_for_end(3)
     assert service.drain(60)
     assert collector.ends() == {
@@ -363,9 +267,9 @@ def test_many_requests_at_once_are_added_a_part_before_each_step() -> None:
         return step()
 
     loop.step = counting_step  # type: ignore[method-assign]
-    service, collector = EngineService(loop, LIMITS), _Collector()
+    service, collector = EngineService(loop, LIMITS), Collector()
     service.start(collector.deliver)
-    requests = [_request(f"m{i}", max_tokens=1) for i in range(3 * MAX_MESSAGES)]
+    requests = [plain_request(f"m{i}", max_tokens=1) for i in range(3 * MAX_MESSAGES)]
     service.submit(*requests)
     service.abort(*(request.request_id for request in requests[::2]))
     assert service.drain(60)
@@ -376,14 +280,14 @@ def test_many_requests_at_once_are_added_a_part_before_each_step() -> None:
 
 def test_a_group_is_taken_whole_or_not_at_all() -> None:
     service, collector = _start()
-    too_long = _request("big", max_tokens=LIMITS.max_model_len)
+    too_long = plain_request("big", max_tokens=LIMITS.max_model_len)
     with pytest.raises(ValueError, match=r"exceed the model's limit of 2048"):
-        service.submit(_request("small"), too_long)
+        service.submit(plain_request("small"), too_long)
     with pytest.raises(ValueError, match="in use"):
-        service.submit(_request("twin"), _request("twin"))
-    service.submit(_request("small", max_tokens=LONG))
+        service.submit(plain_request("twin"), plain_request("twin"))
+    service.submit(plain_request("small", max_tokens=LONG))
     with pytest.raises(ValueError, match="in use"):
-        service.submit(_request("small"))
+        service.submit(plain_request("small"))
     service.abort("small")
     assert service.drain(60)
     assert set(collector.ends()) == {"small"}
@@ -392,7 +296,7 @@ def test_a_group_is_taken_whole_or_not_at_all() -> None:
 
 def test_drain_tells_when_requests_are_still_open() -> None:
     service, _ = _start()
-    service.submit(*(_request(f"d{i}", max_tokens=LONG) for i in range(40)))
+    service.submit(*(plain_request(f"d{i}", max_tokens=LONG) for i in range(40)))
     assert not service.drain(0)
     service.stop()
     assert service.drain(0)

@@ -51,9 +51,10 @@ def scheduler(mask_maker: MaskMaker | None = None, **config: int) -> Scheduler:
     return Scheduler(terms, limits, mask_maker=mask_maker)
 
 
-def request(request_id: str, script: Script | None = None, **fields) -> Request:
+def request(request_id: str, script: Script | None = None, **fields) -> tuple[Request, Script | None]:
+    """What `Scheduler.add` takes."""
     values = {"prompt_token_ids": (1, 2, 3), "max_tokens": 8, "stop_ids": (EOS,)} | fields
-    return Request(request_id=request_id, constraint=script, **values)
+    return Request(request_id=request_id, **values), script
 
 
 def planned(engine: Scheduler) -> StepPlan:

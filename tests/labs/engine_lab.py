@@ -19,6 +19,7 @@ from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import Executor, StepHandle, StepPlan
 from albireo_jax.core.sampling_defaults import NO_DEFAULTS, SamplingDefaults
 from albireo_jax.core.types import Request
+from albireo_jax.engine.constraint_compiler import Compiler
 from albireo_jax.engine.energy import Meter, NoEnergyMeter
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.loop import EngineLoop
@@ -28,6 +29,7 @@ from albireo_jax.sched.constraints import MaskMaker
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sim.lanes import Clock
 from albireo_jax.sim.simulated_executor import SimExecutor
+from albireo_jax.text.grammar.compiler import GrammarCompiler, grammar_compiler
 from albireo_jax.text.grammar.mask_threads import ThreadedMaskMaker
 from albireo_jax.text.tokenizer import Tokenizer
 from albireo_jax.text.tokenizer_parts import TokenizerParts
@@ -61,6 +63,12 @@ def tiny_tokenizer() -> Tokenizer:
             chat_templates={"default": CHAT_TEMPLATE},
         )
     )
+
+
+def tiny_compiler(limits: EngineLimits) -> GrammarCompiler | None:
+    """Compiles grammars over the tokens of `tiny_tokenizer`."""
+    tokenizer = tiny_tokenizer()
+    return grammar_compiler(tokenizer, vocab_size=limits.vocab_size, eos_token_ids=tokenizer.eos_token_ids)
 
 
 def byte_piece(character: str) -> str:
@@ -137,12 +145,13 @@ def lab(
     *,
     energy: Meter = NO_ENERGY,
     defaults: SamplingDefaults = NO_DEFAULTS,
+    compiler: Compiler | None = None,
     **loop_options: Any,
 ) -> Iterator[Lab]:
     """A running simulated engine."""
     loop = sim_loop(limits, **loop_options)
     tokenizer = tiny_tokenizer()
-    service = EngineService(loop, limits)
+    service = EngineService(loop, limits, compiler=compiler or tiny_compiler(limits))
     frontend = Frontend(
         service, tokenizer, limits=limits, eos_token_ids=tokenizer.eos_token_ids, defaults=defaults
     )

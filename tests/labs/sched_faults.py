@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -108,13 +109,13 @@ def ban_forgotten(plan: StepPlan) -> StepPlan:
 
 
 def newest_first(case: Case, house: House) -> Journal:
-    held: list[Request] = []
+    held: list[tuple[Request, Rule | None]] = []
 
-    def add(real: Scheduler, request: Request) -> None:
+    def add(real: Scheduler, *request: Any) -> None:
         held.append(request)
         if len(held) == 2:
-            real.add(held.pop())
-            real.add(held.pop())
+            real.add(*held.pop())
+            real.add(*held.pop())
 
     return with_calls(add=add)(case, house)
 
@@ -164,8 +165,8 @@ def abort_of_another(real: Scheduler, _: str) -> RequestOutput | None:
     return real.abort("r2")
 
 
-def stop_ids_forgotten(real: Scheduler, request: Request) -> None:
-    real.add(replace(request, stop_ids=()))
+def stop_ids_forgotten(real: Scheduler, request: Request, rule: Rule | None) -> None:
+    real.add(replace(request, stop_ids=()), rule)
 
 
 def stop_ids_of_all_forgotten(real: Scheduler, plan: StepPlan, sampled) -> list[RequestOutput]:
@@ -181,8 +182,8 @@ def preempted_behind_all(real: Scheduler) -> StepPlan | None:
     return real.plan()
 
 
-def one_token_more(real: Scheduler, request: Request) -> None:
-    real.add(replace(request, max_tokens=request.max_tokens + 1))
+def one_token_more(real: Scheduler, request: Request, rule: Rule | None) -> None:
+    real.add(replace(request, max_tokens=request.max_tokens + 1), rule)
 
 
 def row_left_out(real: Scheduler) -> StepPlan | None:
@@ -195,27 +196,22 @@ def row_left_out(real: Scheduler) -> StepPlan | None:
     return plan
 
 
-def constraint_dropped(real: Scheduler, request: Request) -> RequestOutput | None:
-    return real.add(replace(request, constraint=None))
+def constraint_dropped(real: Scheduler, request: Request, _: Rule | None) -> RequestOutput | None:
+    return real.add(request)
 
 
-def rule_changed(real: Scheduler, request: Request) -> RequestOutput | None:
-    if not isinstance(request.constraint, Rule):
+def rule_changed(real: Scheduler, request: Request, rule: Rule | None) -> RequestOutput | None:
+    if rule is None:
         return real.add(request)
-    bond = request.constraint.bond
-    return real.add(replace(request, constraint=Rule(replace(bond, modulus=bond.modulus + 1))))
+    return real.add(request, Rule(replace(rule.bond, modulus=rule.bond.modulus + 1)))
 
 
-def failure_passed_over(real: Scheduler, request: Request) -> RequestOutput | None:
-    if not isinstance(request.constraint, Rule):
-        return real.add(request)
-    return real.add(replace(request, constraint=Rule(replace(request.constraint.bond, fails_after=None))))
+def failure_passed_over(real: Scheduler, request: Request, rule: Rule | None) -> RequestOutput | None:
+    return real.add(request, None if rule is None else Rule(replace(rule.bond, fails_after=None)))
 
 
-def end_passed_over(real: Scheduler, request: Request) -> RequestOutput | None:
-    if not isinstance(request.constraint, Rule):
-        return real.add(request)
-    return real.add(replace(request, constraint=Rule(replace(request.constraint.bond, max_length=None))))
+def end_passed_over(real: Scheduler, request: Request, rule: Rule | None) -> RequestOutput | None:
+    return real.add(request, None if rule is None else Rule(replace(rule.bond, max_length=None)))
 
 
 def masks_of_rows_that_have_none(plan: StepPlan) -> StepPlan:
@@ -259,8 +255,8 @@ def host_page_twice(plan: StepPlan) -> StepPlan:
     return replace(plan, copies=replace(plan.copies, to_host=tuple(zip(pages, hosts, strict=True))))
 
 
-def prefixes_of_all_salts(real: Scheduler, request: Request) -> RequestOutput | None:
-    return real.add(replace(request, cache_salt=""))
+def prefixes_of_all_salts(real: Scheduler, request: Request, rule: Rule | None) -> RequestOutput | None:
+    return real.add(replace(request, cache_salt=""), rule)
 
 
 def prefixes_found_too_early(real: Scheduler) -> StepPlan | None:

@@ -329,8 +329,7 @@ def run(case: Case, house: House, *, break_scheduler=_same, break_executor=_same
         while arriving and arriving[0][0] <= step:
             request = arriving.pop(0)[1]
             bond = case.bond(request)
-            bound = replace(request, constraint=Rule(bond)) if bond.modulus else request
-            ended = scheduler.add(bound)
+            ended = scheduler.add(request, Rule(bond) if bond.modulus else None)
             journal.events += [request] if ended is None else [request, ended]
         for request in [case.requests[index] for at, index in case.aborts if at == step]:
             if (output := scheduler.abort(request.request_id)) is not None:

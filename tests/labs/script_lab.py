@@ -25,6 +25,7 @@ from albireo_jax.serving.request_body import parse_body
 from albireo_jax.serving.schemas.chat_bodies import ChatBody
 from albireo_jax.sim.lanes import Clock
 from albireo_jax.text.answers.answer_formats import ToolFormat, answer_format
+from albireo_jax.text.grammar.compiler import GrammarCompiler
 from albireo_jax.text.grammar.mask_threads import ThreadedMaskMaker
 from albireo_jax.text.tokenizer import Tokenizer
 from albireo_jax.text.tokenizer_parts import TokenizerParts
@@ -115,7 +116,8 @@ def script_client(template: str, *answers: str, **app_options: Any) -> Iterator[
     config = SchedulerConfig(max_rows=8, max_step_tokens=256, depth=2)
     scheduler = Scheduler(config, limits, mask_maker=ThreadedMaskMaker())
     loop = EngineLoop(scheduler, ScriptedExecutor(scripts, clock), depth=2, timeline=timeline)
-    service = EngineService(loop, limits)
+    compiler = GrammarCompiler(tokenizer, vocab_size=limits.vocab_size, eos_token_ids=tokenizer.eos_token_ids)
+    service = EngineService(loop, limits, compiler=compiler)
     frontend = Frontend(service, tokenizer, limits=limits, eos_token_ids=tokenizer.eos_token_ids)
     lab = Lab(
         served_name="tiny",

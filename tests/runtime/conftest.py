@@ -1,8 +1,9 @@
 """Small engines on virtual devices: a random model, the shipped scheduler, loop and executor."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 from albireo_jax.core.config import KvDtype, SamplingMode, SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.model_config import ModelConfig
+from albireo_jax.core.plan import TokenConstraint
 from albireo_jax.core.types import Request
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
@@ -80,10 +82,18 @@ class SmallEngine:
     executor: JaxExecutor
     loop: EngineLoop
 
-    def run(self, requests: Sequence[Request]) -> dict[str, list[int]]:
-        """Token ids of each request; every step is bounded by what the requests can need."""
+    def run(
+        self,
+        requests: Sequence[Request],
+        *,
+        constraints: Mapping[str, TokenConstraint] = MappingProxyType({}),
+    ) -> dict[str, list[int]]:
+        """Token ids of each request; every step is bounded by what the requests can need.
+
+        `constraints` are those of the requests by id.
+        """
         for request in requests:
-            self.loop.scheduler.add(request)
+            self.loop.scheduler.add(request, constraints.get(request.request_id))
         tokens: dict[str, list[int]] = {request.request_id: [] for request in requests}
         bound = 100 + 20 * sum(len(request.prompt_token_ids) + request.max_tokens for request in requests)
         for _ in range(bound):

@@ -136,11 +136,12 @@ def test_constrained_rows_follow_their_masks_and_disturb_nobody(
             max_tokens=20,
             temperature=1.0,
             seed=index,
-            constraint=Rising(),
         )
         for index in range(11)
     ]
-    tokens = engine(tp=tp, depth=depth, max_rows=32, max_step_tokens=64).run([*SAMPLED, *constrained])
+    tokens = engine(tp=tp, depth=depth, max_rows=32, max_step_tokens=64).run(
+        [*SAMPLED, *constrained], constraints={request.request_id: Rising() for request in constrained}
+    )
     assert {name: ids for name, ids in tokens.items() if name in alone} == alone
     for request in constrained:
         ids = tokens[request.request_id]

@@ -38,8 +38,8 @@ class Told:
 def test_the_steps_of_other_rows_go_on_while_a_mask_is_made() -> None:
     maker = Told()
     engine = scheduler(maker)
-    engine.add(request("bound", Script((5,), (6,), (EOS,))))
-    engine.add(request("free"))
+    engine.add(*request("bound", Script((5,), (6,), (EOS,))))
+    engine.add(*request("free"))
     assert commit(engine, planned(engine), 5, 1) == [("bound", 5, None), ("free", 1, None)]
     for token_id in (2, 3):
         assert engine.take_masks() == []
@@ -59,7 +59,7 @@ def test_the_steps_of_other_rows_go_on_while_a_mask_is_made() -> None:
 def test_an_end_that_is_found_late_is_an_output_without_a_token(last, reason: FinishReason) -> None:
     maker = Told()
     engine = scheduler(maker)
-    engine.add(request("bound", Script((5,), last)))
+    engine.add(*request("bound", Script((5,), last)))
     assert commit(engine, planned(engine), 5) == [("bound", 5, None)]
     assert engine.plan() is None
     assert engine.has_work
@@ -73,11 +73,11 @@ def test_a_mask_of_a_request_that_was_aborted_is_dropped() -> None:
     maker = Told()
     engine = scheduler(maker)
     script = Script((5,), (6,))
-    engine.add(request("bound", script))
+    engine.add(*request("bound", script))
     commit(engine, planned(engine), 5)
     assert engine.abort("bound") == RequestOutput("bound", None, FinishReason.ABORT)
     engine.check_idle()
-    engine.add(request("bound", Script((7,), (8,))))  # another one of that name
+    engine.add(*request("bound", Script((7,), (8,))))  # another one of that name
     maker.go_on()
     assert script.taken == []  # nobody asked any more
     assert engine.take_masks() == []
@@ -94,10 +94,10 @@ def test_a_mask_of_a_request_that_was_aborted_is_dropped() -> None:
 def test_a_request_that_gave_way_comes_back_with_its_mask_and_not_before() -> None:
     maker = Told()
     engine = scheduler(maker)
-    engine.add(request("bound", Script((5,), (6,), (7,))))
+    engine.add(*request("bound", Script((5,), (6,), (7,))))
     commit(engine, planned(engine), 5)
     engine._preempt(0)
-    engine.add(request("behind"))
+    engine.add(*request("behind"))
     engine.check_invariants()
     assert engine.plan() is None  # nobody overtakes it
     maker.go_on()
@@ -111,7 +111,7 @@ def test_a_request_that_gave_way_comes_back_with_its_mask_and_not_before() -> No
 def test_a_request_that_gave_way_may_end_in_the_waiting_line() -> None:
     maker = Told()
     engine = scheduler(maker)
-    engine.add(request("bound", Script((5,), ())))
+    engine.add(*request("bound", Script((5,), ())))
     commit(engine, planned(engine), 5)
     engine._preempt(0)
     maker.go_on()
@@ -127,7 +127,7 @@ def test_who_asks_the_process_to_end_is_heard_on_the_engine_thread() -> None:
 
     maker = Told()
     engine = scheduler(maker)
-    engine.add(request("bound", Exits((5,))))
+    engine.add(*request("bound", Exits((5,))))
     commit(engine, planned(engine), 5)
     maker.go_on()
     with pytest.raises(SystemExit):
@@ -149,7 +149,7 @@ def test_a_loop_with_nothing_else_to_do_waits_for_a_mask_with_a_bound() -> None:
     maker = Told(waits=3)
     engine = scheduler(maker)
     loop = EngineLoop(engine, _Fives(), depth=1, timeline=Timeline())
-    engine.add(request("bound", Script((5,), ()), stop_ids=()))
+    engine.add(*request("bound", Script((5,), ()), stop_ids=()))
     assert [len(loop.step()) for _ in range(3)] == [1, 0, 0]
     assert loop.has_work
     assert loop.step() == [RequestOutput("bound", None, FinishReason.STOP)]

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.types import SamplingParams
+from albireo_jax.core.types import Request, SamplingParams
+from albireo_jax.engine.constraint_compiler import ConstraintCompiler
 from albireo_jax.engine.request_writer import RequestWriter
 from albireo_jax.runtime.batch import pack_params
 from albireo_jax.runtime.logit_rule_programs import LogitRulesShape, pack_rules
@@ -29,6 +30,7 @@ from albireo_jax.serving.schemas.chat_bodies import ChatBody, TokenizeBody
 from albireo_jax.serving.schemas.completion_bodies import CompletionBody, DetokenizeBody
 from albireo_jax.serving.schemas.strict_model import StrictModel
 from albireo_jax.text.answers.answer_formats import ToolFormat, answer_format
+from albireo_jax.text.grammar.compiler import GrammarCompiler
 from albireo_jax.text.tokenizer import Tokenizer
 from tests.labs.engine_lab import CHAT_TEMPLATE, LIMITS
 from tests.labs.script_lab import script_tokenizer
@@ -134,8 +136,16 @@ class _Boundary:
         self._tokenizer = tokenizer
         self._limits = limits
         self._format = answer_format(CHAT_TEMPLATE, tools=ToolFormat.HERMES)
+        compiler = GrammarCompiler(
+            tokenizer, vocab_size=limits.vocab_size, eos_token_ids=tokenizer.eos_token_ids
+        )
+        self._constraints = ConstraintCompiler(compiler)
         self._writer = RequestWriter(
-            tokenizer, limits, eos_token_ids=tokenizer.eos_token_ids, clock=time.perf_counter
+            tokenizer,
+            limits,
+            eos_token_ids=tokenizer.eos_token_ids,
+            clock=time.perf_counter,
+            compile_first=self._constraints.first_mask,
         )
 
     def take(self, schema: type[StrictModel], body: dict[str, Any]) -> list[Sequence]:
@@ -163,14 +173,19 @@ class _Boundary:
         requests = [request for ids in prompts for request in self._writer.write(ids, params)[:2]]
         for request in requests:
             self._limits.check(request)
-        return [Sequence(request=request, known_ids=request.prompt_token_ids) for request in requests]
+        return [self._sequence(request) for request in requests]
+
+    def _sequence(self, request: Request) -> Sequence:
+        """A sequence with its first mask, if it is constrained."""
+        sequence = Sequence(request=request, known_ids=request.prompt_token_ids)
+        if (constraint := self._constraints.constraint(request)) is not None:
+            sequence.answer = ConstrainedAnswer(request, constraint.result())
+            sequence.answer.update_mask(len(request.prompt_token_ids))
+        return sequence
 
 
 def _pack(sequence: Sequence) -> None:
-    """Do the engine thread's part of adding a sequence: its mask, its parameters and its rules."""
-    request = sequence.request
-    if request.constraint is not None:
-        ConstrainedAnswer(request, request.constraint).update_mask(len(request.prompt_token_ids))
+    """Do the engine thread's part of adding a sequence: its parameters and its rules."""
     params = sequence.slot_params(0, ())
     pack_params([params], padding_slot=8)
     if params.rules is not None:

@@ -333,8 +333,8 @@ def test_constrained_requests_run_on_the_simulated_engine(smollm2: Vocabulary) -
                 temperature=1.0,
                 seed=seed,
                 stop_ids=smollm2.eos,
-                constraint=grammar.constraint(),
-            )
+            ),
+            grammar.constraint(),
         )
     answers: dict[str, list[int]] = {}
     reasons: list[FinishReason] = []

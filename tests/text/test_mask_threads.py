@@ -13,6 +13,7 @@ from albireo_jax.engine.service import EngineService
 from albireo_jax.sched.constraints import ConstrainedAnswer, InlineMaskMaker, MaskMaker
 from albireo_jax.text.grammar.mask_threads import ThreadedMaskMaker
 from tests.labs.engine_lab import LIMITS, lab, sim_loop
+from tests.labs.service_lab import NamedConstraints, bound_by
 
 ALL = np.packbits(np.arange(-(-LIMITS.vocab_size // 32) * 32) < LIMITS.vocab_size, bitorder="little").view(
     np.int32
@@ -51,7 +52,7 @@ class Hands:
 
 
 def begun(gate: Gate) -> ConstrainedAnswer:
-    request = Request(request_id="r", prompt_token_ids=(1,), max_tokens=99, constraint=gate)
+    request = Request(request_id="r", prompt_token_ids=(1,), max_tokens=99)
     answer = ConstrainedAnswer(request, gate)
     assert answer.update_mask(1) is None
     answer.take(5, position=2)
@@ -126,10 +127,13 @@ def test_an_engine_answers_others_while_a_mask_is_made() -> None:
                 ended.set()
 
     gate = Gate(lambda: opened.wait(BOUND_S))
-    service = EngineService(sim_loop(), LIMITS)
+    service = EngineService(sim_loop(), LIMITS, compiler=NamedConstraints(gate=gate))
     service.start(deliver)
     try:
-        service.submit(Request(request_id="bound", prompt_token_ids=(1, 2), max_tokens=9, constraint=gate))
+        bound = Request(
+            request_id="bound", prompt_token_ids=(1, 2), max_tokens=9, structured=bound_by("gate")
+        )
+        service.submit(bound)
         service.submit(Request(request_id="free", prompt_token_ids=(1, 2), max_tokens=50))
         assert ended.wait(BOUND_S)
         assert (len(tokens["free"]), len(tokens["bound"])) == (50, 1)

@@ -2,7 +2,7 @@
 
 A grammar is written in llguidance's notation (see `notation`), tried in a process of its own
 (see `grammar_trials`), compiled here, and kept; each request then gets a constraint that starts from a
-copy. All of that happens in the thread of the caller. What is left is a mask per token, mostly some
+copy. All of that happens in the thread that calls. What is left is a mask per token, mostly some
 10 µs; see `mask_threads`.
 
 The mask allows what the bytes of the tokens allow, however the text is cut into tokens. Special tokens are
@@ -55,6 +55,11 @@ class GrammarCompiler:
         self._refusals = BoundedCache[StructuredOutput, str](_MAX_REFUSALS, max_bytes=_MAX_KEPT_BYTES)
         self._open: dict[StructuredOutput, Future[Grammar]] = {}  # being compiled
 
+    def find(self, structured: StructuredOutput) -> "Grammar | None":
+        """The grammar of `structured` if it was compiled lately; returns at once."""
+        with self._lock:
+            return self._grammars.get(structured)
+
     def compile(self, structured: StructuredOutput) -> "Grammar":
         """The grammar of `structured`, in seconds at most.
 
@@ -103,6 +108,14 @@ class GrammarCompiler:
         return _Workshop(trie=vocabulary.trie(), trial=GrammarSandbox(vocabulary), known=known | eos, eos=eos)
 
 
+def grammar_compiler(
+    tokenizer: Tokenizer, *, vocab_size: int, eos_token_ids: Sequence[int]
+) -> GrammarCompiler | None:
+    """A compiler for a model; None for one without an end-of-sequence id, whose answers could not end."""
+    eos = [token_id for token_id in eos_token_ids if token_id < vocab_size]
+    return GrammarCompiler(tokenizer, vocab_size=vocab_size, eos_token_ids=eos) if eos else None
+
+
 class Grammar:
     """A compiled grammar: the constraints of any number of requests start from it, in any thread."""
 
@@ -120,11 +133,9 @@ class Grammar:
         allowed = self._allowed(ignore_eos=ignore_eos)
         return GrammarConstraint(self._matcher.deep_copy(), allowed=allowed, first=self._first)
 
-    def first_token_ids(self, *, ignore_eos: bool = False) -> Int32s:
-        """The tokens that an answer may begin with."""
-        words = self._first & self._allowed(ignore_eos=ignore_eos)
-        bits = np.unpackbits(words.view(np.uint8), bitorder="little")
-        return np.flatnonzero(bits).astype(np.int32)
+    def first_mask(self) -> Int32s:
+        """Words of the tokens that an answer may begin with, as in `TokenConstraint.mask`."""
+        return self._first & self._known
 
     def _allowed(self, *, ignore_eos: bool) -> Int32s:
         return self._known & ~self._eos if ignore_eos else self._known
