@@ -268,7 +268,8 @@ class RequestOutput(NamedTuple):
     The steps of one plan bring an output each, in their order.
     A named tuple, not a dataclass: a step of 512 rows makes 512 of them on the engine thread.
     `token_id` is None when the request ended without one (abort, error). `scores` come if the request
-    asked for log probabilities. The first token brings how many tokens of the prompt were in the cache.
+    asked for log probabilities. The first token brings how many tokens of the prompt were in the cache, and
+    the time `started_s` at which the step was planned that began to compute the request.
     `is_text` is False for a token that only ended the request, one of its stop ids. A `refusal` comes with
     the error that ends a request whose constraint cannot be compiled.
     """
@@ -280,6 +281,7 @@ class RequestOutput(NamedTuple):
     cached_tokens: int = 0
     is_text: bool = True
     refusal: Refusal | None = None
+    started_s: float | None = None
 
 
 def _optional(name: str, value: object, *, low: int, high: int) -> int | None:

@@ -80,12 +80,21 @@ def collect(deltas: Iterable[ChoiceDelta]) -> list[Completion]:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Choice:
-    """A request of a stream as its reader sees it; `last_s` is when its latest token left the engine."""
+    """A request of a stream as its reader sees it.
+
+    `started_s` is when the engine began to compute it, `first_s` and `last_s` when its first and its latest
+    token left the engine. `finish_reason` is None until it ended.
+    """
 
     index: int
     request: Request
     detokenizer: Detokenizer
+    started_s: float | None = None
+    first_s: float | None = None
     last_s: float | None = None
+    num_tokens: int = 0
+    cached_tokens: int = 0
+    finish_reason: FinishReason | None = None
 
 
 def with_logprobs(delta: ChoiceDelta, scores: RequestLogprobs, request: Request) -> ChoiceDelta:

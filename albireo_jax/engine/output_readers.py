@@ -58,6 +58,8 @@ class OutputReader(ABC):
     def abort(self, stream: OutputStream) -> None:
         """End a stream's open choices early."""
         if stream.open:
+            for choice in stream.open.values():
+                choice.finish_reason = FinishReason.ABORT
             self._metrics.record(Tally(finished=[FinishReason.ABORT] * len(stream.open)))
             self.service.abort(*stream.open)
             self.leave(stream)
@@ -72,13 +74,14 @@ class OutputReader(ABC):
                 continue  # its stream was closed
             choice, stream = entry
             if output.token_id is not None:
-                _count_token(choice, delivered_s, tally)
+                _count_token(choice, output, delivered_s, tally=tally)
             touched[stream] = None
             reason = self._read(output, choice, stream)
             if reason is not None:
                 del self._open[output.request_id], stream.open[output.request_id]
+                choice.finish_reason = reason
                 tally.finished.append(reason)
-                tally.request_s.append(delivered_s - choice.request.arrived_s)
+                _count_end(choice, delivered_s, tally)
         if touched:
             self._metrics.record(tally)
             for stream in touched:
@@ -153,11 +156,25 @@ class EventLoopReader(OutputReader):
                 self.abort(stream)
 
 
-def _count_token(choice: Choice, delivered_s: float, tally: Tally) -> None:
+def _count_token(choice: Choice, output: RequestOutput, delivered_s: float, *, tally: Tally) -> None:
+    """Note a token of a choice; the first one tells how long the request waited and was prepared."""
+    choice.num_tokens += 1
     tally.generated_tokens += 1
-    if choice.last_s is None:
+    if choice.last_s is not None:
+        tally.inter_token_s.append(delivered_s - choice.last_s)
+    else:
+        choice.first_s, choice.started_s = delivered_s, output.started_s
+        choice.cached_tokens = output.cached_tokens
         tally.prompt_tokens += len(choice.request.prompt_token_ids)
         tally.first_token_s.append(delivered_s - choice.request.arrived_s)
-    else:
-        tally.inter_token_s.append(delivered_s - choice.last_s)
+        if output.started_s is not None:
+            tally.queue_s.append(output.started_s - choice.request.arrived_s)
+            tally.prefill_s.append(delivered_s - output.started_s)
     choice.last_s = delivered_s
+
+
+def _count_end(choice: Choice, delivered_s: float, tally: Tally) -> None:
+    """Note how long a choice took that ended."""
+    tally.request_s.append(delivered_s - choice.request.arrived_s)
+    if choice.first_s is not None:
+        tally.decode_s.append(delivered_s - choice.first_s)

@@ -9,13 +9,14 @@ from albireo_jax.engine.choices import Choice, ChoiceDelta, Completion, collect
 
 
 class OutputStream:
-    """The open choices of one call by request id, and the deltas that were not taken yet.
+    """The choices of one call, the open ones by request id, and the deltas that were not taken yet.
 
     Read it to its end or close it: a `with` block closes what it leaves open, which frees the pages. `abort`
     ends the open choices of the stream that it is given.
     """
 
     def __init__(self, choices: Sequence[Choice], *, abort: "Callable[[OutputStream], None]") -> None:
+        self.choices = tuple(choices)
         self.open = {choice.request.request_id: choice for choice in choices}
         self._abort = abort
         self._deltas: list[ChoiceDelta] = []

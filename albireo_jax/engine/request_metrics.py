@@ -52,6 +52,9 @@ class Tally:
 
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    queue_s: list[float] = field(default_factory=list[float])
+    prefill_s: list[float] = field(default_factory=list[float])
+    decode_s: list[float] = field(default_factory=list[float])
     first_token_s: list[float] = field(default_factory=list[float])
     inter_token_s: list[float] = field(default_factory=list[float])
     request_s: list[float] = field(default_factory=list[float])
@@ -63,11 +66,15 @@ class MetricsSnapshot:
     """Totals since the start; times in seconds.
 
     `prompt_tokens` counts the prompts of requests that got a first token; `finished` counts requests
-    by reason, those whose reader left as aborted.
+    by reason, those whose reader left as aborted. `queue_s` is from arrival to start, `prefill_s` from there
+    to the first token, `decode_s` from there to the end.
     """
 
     prompt_tokens: int
     generated_tokens: int
+    queue_s: HistogramSnapshot
+    prefill_s: HistogramSnapshot
+    decode_s: HistogramSnapshot
     first_token_s: HistogramSnapshot
     inter_token_s: HistogramSnapshot
     request_s: HistogramSnapshot
@@ -81,6 +88,9 @@ class RequestMetrics:
         self._lock = threading.Lock()
         self._prompt_tokens = 0
         self._generated_tokens = 0
+        self._queue_s = Histogram(FIRST_TOKEN_BOUNDS_S)
+        self._prefill_s = Histogram(FIRST_TOKEN_BOUNDS_S)
+        self._decode_s = Histogram(REQUEST_BOUNDS_S)
         self._first_token_s = Histogram(FIRST_TOKEN_BOUNDS_S)
         self._inter_token_s = Histogram(TOKEN_BOUNDS_S)
         self._request_s = Histogram(REQUEST_BOUNDS_S)
@@ -92,6 +102,9 @@ class RequestMetrics:
             self._prompt_tokens += tally.prompt_tokens
             self._generated_tokens += tally.generated_tokens
             for histogram, values in (
+                (self._queue_s, tally.queue_s),
+                (self._prefill_s, tally.prefill_s),
+                (self._decode_s, tally.decode_s),
                 (self._first_token_s, tally.first_token_s),
                 (self._inter_token_s, tally.inter_token_s),
                 (self._request_s, tally.request_s),
@@ -107,6 +120,9 @@ class RequestMetrics:
             return MetricsSnapshot(
                 prompt_tokens=self._prompt_tokens,
                 generated_tokens=self._generated_tokens,
+                queue_s=self._queue_s.snapshot(),
+                prefill_s=self._prefill_s.snapshot(),
+                decode_s=self._decode_s.snapshot(),
                 first_token_s=self._first_token_s.snapshot(),
                 inter_token_s=self._inter_token_s.snapshot(),
                 request_s=self._request_s.snapshot(),

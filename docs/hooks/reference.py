@@ -21,6 +21,7 @@ from typer.main import get_command
 
 from albireo_jax.cli.commands import app as command_line
 from albireo_jax.core.types import SamplingParams
+from albireo_jax.serving import vllm_metrics
 from albireo_jax.serving.app import create_app
 from albireo_jax.serving.routes import prometheus
 from albireo_jax.serving.schemas.chat_bodies import ChatBody
@@ -28,6 +29,9 @@ from albireo_jax.serving.schemas.completion_bodies import CompletionBody
 from albireo_jax.serving.schemas.foreign_fields import FOREIGN
 from albireo_jax.serving.schemas.list_limits import LIST_LIMITS
 from albireo_jax.serving.schemas.strict_model import StrictModel
+
+METRIC_PREFIXES = ("albireo_", "vllm:")
+"""Names of metrics begin with one of these."""
 
 _MARKER = re.compile(r"^<!-- reference: (\w+)(?: (.*?))? -->$", re.MULTILINE)
 
@@ -235,22 +239,26 @@ def _routes(_: str) -> Iterator[str]:
 
 
 def metric_names() -> dict[str, str]:
-    """The name and the description of every metric, read from the source of the collector."""
+    """The name and the description of every metric, read from the source of the collectors."""
     found: dict[str, str] = {}
-    for node in ast.walk(ast.parse(Path(inspect.getfile(prometheus)).read_text())):
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or len(node.args) < 2:
-            continue
-        texts = [arg.value for arg in node.args[:2] if isinstance(arg, ast.Constant)]
-        if len(texts) == 2 and str(texts[0]).startswith("albireo_"):
-            is_counter = node.func.id.startswith("Counter")
-            found[f"{texts[0]}_total" if is_counter else str(texts[0])] = str(texts[1])
+    for module in (prometheus, vllm_metrics):
+        for node in ast.walk(ast.parse(Path(inspect.getfile(module)).read_text())):
+            if not isinstance(node, ast.Call) or len(node.args) < 2:
+                continue
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+            texts = [arg.value for arg in node.args[:2] if isinstance(arg, ast.Constant)]
+            if len(texts) == 2 and str(texts[0]).startswith(METRIC_PREFIXES):
+                is_counter = called.lower().startswith("counter")
+                found[f"{texts[0]}_total" if is_counter else str(texts[0])] = str(texts[1])
     return found
 
 
-def _metrics(_: str) -> Iterator[str]:
+def _metrics(prefix: str) -> Iterator[str]:
+    """The metrics whose names begin in one way."""
     yield from _table("metric", "meaning")
     for name, meaning in metric_names().items():
-        yield _row(f"`{name}`", _text(meaning))
+        if name.startswith(prefix):
+            yield _row(f"`{name}`", _text(meaning))
 
 
 def _llm(_: str) -> Iterator[str]:

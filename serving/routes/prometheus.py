@@ -1,11 +1,17 @@
-"""GET /metrics: requests, cache, latencies, ways to sample, tasks and energy, as Prometheus text."""
+"""GET /metrics: requests, cache, latencies, ways to sample, tasks and energy, for Prometheus.
+
+Metrics of our own are named `albireo_…`. Those that vLLM has too stand under its names besides, so that
+boards, gateways and autoscalers made for it work here; see `serving.vllm_metrics`.
+"""
 
 from collections.abc import Iterator, Mapping
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.openmetrics.exposition import ALLOWUTF8
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
 from starlette.responses import PlainTextResponse, Response
 
@@ -16,16 +22,26 @@ from albireo_jax.sched.kv_pages import KvPageStats
 from albireo_jax.sched.prefix_cache import CacheStats
 from albireo_jax.sched.scheduler_stats import SchedulerStats
 from albireo_jax.serving.dependencies import EngineDependency, ServedEngine
+from albireo_jax.serving.vllm_metrics import histogram_buckets, vllm_families
+
+_OPENMETRICS = "application/openmetrics-text"
+_OPENMETRICS_1_0_0 = f"{_OPENMETRICS}; version=1.0.0; charset=utf-8"
 
 router = APIRouter()
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(engine: EngineDependency) -> Response:
-    """All figures, of this moment."""
+async def metrics(request: Request, engine: EngineDependency) -> Response:
+    """All figures, of this moment: as Prometheus text, or as OpenMetrics to whom accepts that."""
     registry = CollectorRegistry()
     registry.register(_EngineCollector(engine))
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    # Not the library's own choice: its default escaping turns the colon in vLLM's names into an underscore.
+    accepted = [each.partition(";")[0].strip() for each in request.headers.get("accept", "").split(",")]
+    if _OPENMETRICS in accepted:
+        text, content_type = generate_openmetrics(registry, escaping=ALLOWUTF8), _OPENMETRICS_1_0_0
+    else:
+        text, content_type = generate_latest(registry, escaping=ALLOWUTF8), CONTENT_TYPE_PLAIN_0_0_4
+    return Response(text, headers={"Content-Type": content_type})
 
 
 class _EngineCollector(Collector):
@@ -36,14 +52,17 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
-        stats = self._engine.service.stats()
+        engine = self._engine
+        stats = engine.service.stats()
         yield from _scheduler_families(stats)
         yield from _cache_families(stats.tiers, stats.cache)
-        requests = self._engine.frontend.metrics.snapshot()
+        requests = engine.frontend.metrics.snapshot()
         yield from _request_families(requests)
-        yield from _sampling_families(self._engine.timeline.routes())
-        yield from _task_families(self._engine.timeline.table())
-        yield from _energy_families(self._engine.energy.read(), output_tokens=requests.generated_tokens)
+        yield from _latency_families(requests)
+        yield from _sampling_families(engine.timeline.routes())
+        yield from _task_families(engine.timeline.table())
+        yield from _energy_families(engine.energy.read(), output_tokens=requests.generated_tokens)
+        yield from vllm_families(stats, requests, engine.limits, model_name=engine.served_name)
 
 
 def _scheduler_families(stats: SchedulerStats) -> Iterator[Metric]:
@@ -101,15 +120,25 @@ def _request_families(snapshot: MetricsSnapshot) -> Iterator[Metric]:
     for reason, count in snapshot.finished.items():
         finished.add_metric([reason.value], count)
     yield finished
+
+
+def _latency_families(snapshot: MetricsSnapshot) -> Iterator[Metric]:
     yield _histogram("albireo_time_to_first_token_seconds", "Arrival to first token", snapshot.first_token_s)
     yield _histogram("albireo_inter_token_latency_seconds", "Token to token", snapshot.inter_token_s)
     yield _histogram("albireo_request_latency_seconds", "Arrival to last token", snapshot.request_s)
+    yield _histogram(
+        "albireo_request_queue_seconds", "Arrival to the first step of the request", snapshot.queue_s
+    )
+    yield _histogram(
+        "albireo_request_prefill_seconds", "First step of the request to first token", snapshot.prefill_s
+    )
+    yield _histogram("albireo_request_decode_seconds", "First token to last token", snapshot.decode_s)
 
 
 def _histogram(name: str, documentation: str, snapshot: HistogramSnapshot) -> Metric:
-    buckets = [(str(bound), count) for bound, count in zip(snapshot.bounds, snapshot.cumulative, strict=True)]
-    buckets.append(("+Inf", snapshot.count))
-    return HistogramMetricFamily(name, documentation, buckets=buckets, sum_value=snapshot.sum)
+    return HistogramMetricFamily(
+        name, documentation, buckets=histogram_buckets(snapshot), sum_value=snapshot.sum
+    )
 
 
 def _sampling_families(routes: Mapping[str, RouteTotals]) -> Iterator[Metric]:

@@ -153,7 +153,12 @@ def lab(
     tokenizer = tiny_tokenizer()
     service = EngineService(loop, limits, compiler=compiler or tiny_compiler(limits))
     frontend = Frontend(
-        service, tokenizer, limits=limits, eos_token_ids=tokenizer.eos_token_ids, defaults=defaults
+        service,
+        tokenizer,
+        limits=limits,
+        eos_token_ids=tokenizer.eos_token_ids,
+        clock=loop.timeline.clock,
+        defaults=defaults,
     )
     try:
         yield Lab(

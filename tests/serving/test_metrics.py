@@ -60,6 +60,9 @@ def test_an_engine_that_did_nothing_has_all_families_at_zero() -> None:
     with lab() as engine:
         samples = _scrape(engine)
     assert samples.pop(("albireo_kv_pages",)) == engine.limits.num_pages
+    limits = engine.limits
+    config = (str(limits.page_size), "0", str(limits.num_host_pages), str(limits.num_pages))
+    assert samples.pop(("vllm:cache_config_info", *config)) == 1
     assert set(samples.values()) == {0}
     for task in TASKS:
         assert any(key[0] == "albireo_task_seconds" and task in key for key in samples)
