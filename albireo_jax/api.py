@@ -3,29 +3,16 @@
 import difflib
 import inspect
 import pickle
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import PurePath
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar, Unpack, get_type_hints
 
-from albireo_jax.core.checks import ArrayLike, choice, flag
-from albireo_jax.core.config import (
-    MAX_LOGPROBS,
-    MEMORY_SHARE,
-    STEP_TOKENS,
-    AttentionBackend,
-    CacheConfig,
-    EngineConfig,
-    GenerationConfig,
-    KvDtype,
-    ParallelConfig,
-    SamplingMode,
-    SchedulerConfig,
-    model_dtype,
-    weight_quantization,
-)
-from albireo_jax.core.gpu_options import GpuConfig
+from albireo_jax.core.checks import ArrayLike, flag
+from albireo_jax.core.config import EngineConfig, EngineOverrides
+from albireo_jax.core.engine_options import ENGINE_OPTIONS, engine_config, override
 from albireo_jax.core.types import SamplingParams
 from albireo_jax.engine.choices import ChoiceDelta, Completion
 from albireo_jax.engine.frontend import Prompt
@@ -42,6 +29,8 @@ Conversation = Iterable[Mapping[str, Any]]
 PromptLike = str | Mapping[str, Any] | Iterable[int] | Conversation | ArrayLike
 """A text, token ids (a list, tuple, iterator, NumPy or JAX array), messages, or one of these in a dict with
 `prompt`, `prompt_token_ids` or `messages`, as vLLM has it."""
+
+_Make = TypeVar("_Make", bound=Callable[..., None])
 
 _NAMES_ELSEWHERE = {
     "tensor_parallel_size": "tp",
@@ -70,71 +59,54 @@ class Generation:
     outputs: tuple[Completion, ...]
 
 
+def _with_options(make: _Make) -> _Make:
+    """Show the options of an engine in the signature of LLM, where `help` and notebooks look for them."""
+    signature = inspect.signature(make)
+    kinds = get_type_hints(EngineOverrides)
+    options = [
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=option.default.value if isinstance(option.default, StrEnum) else option.default,
+            annotation=kinds[option.name],
+        )
+        for option in ENGINE_OPTIONS
+    ]
+    own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    positional = [each for each in own if each.kind is not inspect.Parameter.KEYWORD_ONLY]
+    shown = [*positional, *options, *own[len(positional) :]]
+    make.__signature__ = signature.replace(parameters=shown)  # pyright: ignore[reportFunctionMemberAccess]
+    return make
+
+
 class LLM:
     """A loaded model, compiled and ready; close it, or use it in a `with` block.
 
-    `model` is a built-in name (`smollm2`), a Hugging Face folder, a GGUF file or a saved checkpoint. `dtype`
-    None or "auto" is bfloat16 on GPUs and float32 on CPUs.
+    `model` is a built-in name (`smollm2`), a Hugging Face folder, a GGUF file or a saved checkpoint. The
+    options are the fields of `core.config.EngineConfig` and of the configurations that it holds, where they
+    are explained. Options that are not given are as in `config`, whose model is left aside, or have defaults.
+    `dtype` None or "auto" is bfloat16 on GPUs and float32 on CPUs.
     `virtual_devices` lets the CPU stand for that many devices; what is None fits the machine by itself.
     `quantization` "int8", "fp8" or "fp8_w8a16" keeps the layers' matrices in one byte a number, made of what
     is loaded; "fp8" rounds what they are multiplied with too.
-    Pages, their precision, those on the host and the sharing of prefixes are as in `core.config.CacheConfig`,
-    rows, steps and their depth as in `core.config.SchedulerConfig`.
-    `cuda_graph_collectives` is as in `core.gpu_options.GpuConfig`.
     `generation_config` "none" leaves the sampling defaults of the model's files aside.
     Raises ValueError or ModelError for what cannot be served, naming the value and the limit.
     """
 
+    @_with_options
     def __init__(
         self,
         model: str | PurePath,
+        config: EngineConfig | None = None,
         *,
-        tp: int = 1,
-        virtual_devices: int = 0,
-        dtype: str | None = None,
-        quantization: str | None = None,
-        max_model_len: int | None = None,
-        max_rows: int = 64,
-        max_step_tokens: int | None = None,
-        num_pages: int | None = None,
-        page_size: int = 16,
-        kv_cache_dtype: str = "auto",
-        memory_share: float = MEMORY_SHARE,
-        host_kv_memory_bytes: int = 0,
-        prefix_caching: bool = True,
-        depth: int = 2,
-        decode_steps: int = 1,
-        sampling: str = "sharded",
-        attention: str = "auto",
-        max_logprobs: int = MAX_LOGPROBS,
-        generation_config: str = "auto",
-        cuda_graph_collectives: bool = False,
         measure_sampling: bool = False,
         progress: Progress | None = None,
-        **unknown: Any,
+        **overrides: Unpack[EngineOverrides],
     ) -> None:
-        _refuse(unknown)
-        config = EngineConfig(
-            model=str(model) if isinstance(model, PurePath) else model,
-            dtype=model_dtype(dtype),
-            quantization=weight_quantization(quantization),
-            max_model_len=max_model_len,
-            max_logprobs=max_logprobs,
-            **_chosen(sampling=sampling, attention=attention, generation_config=generation_config),
-            parallel=ParallelConfig(tp=tp, virtual_devices=virtual_devices),
-            cache=CacheConfig(
-                page_size=page_size,
-                num_pages=num_pages,
-                kv_dtype=choice("kv_cache_dtype", kv_cache_dtype, KvDtype),
-                memory_share=memory_share,
-                host_memory_bytes=host_kv_memory_bytes,
-                prefix_caching=prefix_caching,
-            ),
-            **_scheduling(max_rows, max_step_tokens, depth=depth, decode_steps=decode_steps),
-            gpu=GpuConfig(cuda_graph_collectives=cuda_graph_collectives),
-        )
+        _refuse(overrides)
+        chosen = _config(model, config, overrides)
         measures = flag("measure_sampling", measure_sampling)
-        self.engine: Engine = launch(config, progress=progress, measure_sampling=measures)
+        self.engine: Engine = launch(chosen, progress=progress, measure_sampling=measures)
 
     def generate(
         self,
@@ -265,32 +237,22 @@ def _read(stream: SyncOutputStream) -> Generator[ChoiceDelta]:
             yield from deltas
 
 
-def _scheduling(
-    max_rows: int, max_step_tokens: int | None, *, depth: int, decode_steps: int
-) -> dict[str, Any]:
-    """The options of steps; the device decides on their tokens if the caller does not."""
-    config = SchedulerConfig(
-        max_rows=max_rows,
-        max_step_tokens=STEP_TOKENS if max_step_tokens is None else max_step_tokens,
-        depth=depth,
-        decode_steps=decode_steps,
-    )
-    return {"scheduler": config, "step_tokens_by_device": max_step_tokens is None}
+def _config(model: str | PurePath, config: object, overrides: Mapping[str, Any]) -> EngineConfig:
+    """The configuration that the arguments of an LLM mean; raises ValueError for what is refused."""
+    name = str(model) if isinstance(model, PurePath) else model
+    if config is None:
+        return engine_config(name, overrides)
+    if not isinstance(config, EngineConfig):
+        raise ValueError(f"config must be an EngineConfig, got {config!r:.200}")
+    return override(replace(config, model=name), overrides)
 
 
-def _chosen(*, sampling: str, attention: str, generation_config: str) -> dict[str, Any]:
-    """Options that are one of a few names; raises ValueError for another."""
-    return {
-        "sampling": choice("sampling", sampling, SamplingMode),
-        "attention": choice("attention", attention, AttentionBackend),
-        "generation_config": choice("generation_config", generation_config, GenerationConfig),
-    }
-
-
-def _refuse(unknown: Mapping[str, object]) -> None:
+def _refuse(overrides: Mapping[str, object]) -> None:
     """Raise ValueError for an option that is not known, naming the one that was probably meant, or all."""
-    for name in unknown:
-        known = [option for option in inspect.signature(LLM).parameters if option != "unknown"]
+    known = [*inspect.signature(LLM).parameters]
+    for name in overrides:
+        if name in known:
+            continue
         near = _NAMES_ELSEWHERE.get(name) or next(iter(difflib.get_close_matches(name, known, n=1)), None)
         hint = f"did you mean {near!r}?" if near else f"those known are {known}"
         raise ValueError(f"LLM has no option {name!r}; {hint}")

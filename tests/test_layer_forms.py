@@ -138,7 +138,7 @@ def test_names_of_no_form_and_no_library_are_refused() -> None:
 def test_flags_leave_step_tokens_to_the_device_and_graphs_without_collectives_unless_they_say_so() -> None:
     config = EngineFlags().engine_config("any")
     assert (config.step_tokens_by_device, config.gpu.cuda_graph_collectives) == (True, False)
-    config = EngineFlags(max_step_tokens=1024, cuda_graph_collectives=True).engine_config("any")
+    config = EngineFlags({"max_step_tokens": 1024, "cuda_graph_collectives": True}).engine_config("any")
     assert (config.step_tokens_by_device, config.gpu.cuda_graph_collectives) == (False, True)
     assert config.scheduler.max_step_tokens == 1024
     with pytest.raises(ValueError, match="cuda_graph_collectives must be"):

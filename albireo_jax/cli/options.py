@@ -1,9 +1,10 @@
-"""The flags of the commands: those of the engine as one dataclass, the others as types of parameters."""
+"""Flags of the commands, made from the options of configurations or written as types of parameters."""
 
 import inspect
 import math
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from enum import StrEnum
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -11,25 +12,10 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from albireo_jax.cli.config_file import use_config_file
-from albireo_jax.core.config import (
-    MAX_DEPTH,
-    MAX_LOGPROBS,
-    MEMORY_SHARE,
-    STEP_TOKENS,
-    TP_DEGREES,
-    AttentionBackend,
-    CacheConfig,
-    Dtype,
-    EngineConfig,
-    GenerationConfig,
-    KvDtype,
-    ParallelConfig,
-    Quantization,
-    SamplingMode,
-    SchedulerConfig,
-    model_dtype,
-)
-from albireo_jax.core.gpu_options import GpuConfig
+from albireo_jax.core import checks
+from albireo_jax.core.config import EngineConfig
+from albireo_jax.core.engine_options import ENGINE_OPTIONS, engine_config, engine_option
+from albireo_jax.core.options import OptionField, alternatives, options_of
 from albireo_jax.text.answers.answer_formats import ReasoningFormat, ToolFormat
 
 Model = Annotated[
@@ -46,227 +32,149 @@ NoModel = Annotated[
 ]
 
 
-def _model_dtype(value: str) -> Dtype | None:
-    try:
-        return model_dtype(value)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class EngineFlags:
-    """Flags of every command that runs an engine; see `with_engine_flags`."""
+    """The values of the flags that set an engine's options; see `with_engine_flags`."""
 
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.yaml",
-            help="Read flags from a YAML file, one `flag: value` a line; the command line wins.",
-            is_eager=True,
-            callback=use_config_file,
-            show_default=False,
-        ),
-    ] = None
-    tp: Annotated[
-        int, typer.Option(metavar="N", help=f"Devices that share the model: one of {list(TP_DEGREES)}.")
-    ] = 1
-    virtual_devices: Annotated[
-        int, typer.Option(metavar="N", help="Let the CPU stand for N devices; 0: use real ones.")
-    ] = 0
-    dtype: Annotated[
-        Dtype | None,
-        typer.Option(
-            parser=_model_dtype,
-            metavar="auto|float32|bfloat16",
-            help="Of weights and activations. Default, and auto: bfloat16 on GPUs, float32 on CPUs.",
-            show_default=False,
-        ),
-    ] = None
-    quantization: Annotated[
-        Quantization | None,
-        typer.Option(
-            metavar="|".join(Quantization),
-            help="Keep the layers' matrices in one byte a number, made while loading; fp8 also rounds what "
-            "they are multiplied with (W8A8), the others only weights. Default: as --dtype.",
-            show_default=False,
-        ),
-    ] = None
-    max_model_len: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Longest sequence, prompt and answer. Default: the model's own, or what memory holds.",
-            show_default=False,
-        ),
-    ] = None
-    max_rows: Annotated[
-        int, typer.Option(metavar="N", help="Requests computed at once; the others wait.")
-    ] = 64
-    max_step_tokens: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Tokens computed per step; longer prompts take several. Default: 512; 2048 on 80 GB GPUs.",
-            show_default=False,
-        ),
-    ] = None
-    num_pages: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Pages of the key/value cache. Default: what requests can use and memory holds.",
-            show_default=False,
-        ),
-    ] = None
-    page_size: Annotated[int, typer.Option(metavar="N", help="Tokens per page.")] = 16
-    kv_cache_dtype: Annotated[
-        KvDtype,
-        typer.Option(
-            metavar="|".join(KvDtype),
-            help="Of cached keys and values; int8 and fp8 are scaled per token and head. auto: as the model.",
-        ),
-    ] = KvDtype.AUTO
-    memory_share: Annotated[
-        float,
-        typer.Option(
-            metavar="X",
-            help="Share of each GPU's memory for weights and pages; activations and CUDA need what is left.",
-        ),
-    ] = MEMORY_SHARE
-    max_logprobs: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            help="Likeliest tokens that can be asked for beside each token; 0: no log probabilities.",
-        ),
-    ] = MAX_LOGPROBS
-    host_kv_memory: Annotated[
-        float,
-        typer.Option(
-            metavar="GIB",
-            help="Memory of the host for cached keys and values that have no room on the devices; 0: none.",
-        ),
-    ] = 0.0
-    prefix_caching: Annotated[
-        bool,
-        typer.Option(
-            "--prefix-caching/--no-prefix-caching",
-            help="Read the beginning of a prompt from the cache if an earlier one began like it.",
-        ),
-    ] = True
-    depth: Annotated[
-        int,
-        typer.Option(metavar="N", help=f"Steps in flight, up to {MAX_DEPTH}; 1 plans and computes in turn."),
-    ] = 2
-    decode_steps: Annotated[
-        int,
-        typer.Option(
-            metavar="K",
-            help="Tokens per request that one dispatch samples while nothing waits; they come in bursts.",
-        ),
-    ] = 1
-    sampling: Annotated[
-        SamplingMode,
-        typer.Option(
-            metavar="sharded|replicated",
-            help="Split the sampling of a step over the devices, or do all of it on each.",
-        ),
-    ] = SamplingMode.SHARDED
-    attention: Annotated[
-        AttentionBackend,
-        typer.Option(
-            metavar="|".join(AttentionBackend),
-            help="Operations of XLA, or CUDA kernels. auto: kernels on NVIDIA GPUs for models they can do.",
-        ),
-    ] = AttentionBackend.AUTO
-    generation_config: Annotated[
-        GenerationConfig,
-        typer.Option(
-            metavar="|".join(GenerationConfig),
-            help="Sampling parameters that a request leaves out: the model's generation_config.json, or not.",
-        ),
-    ] = GenerationConfig.AUTO
-    cuda_graph_collectives: Annotated[
-        bool,
-        typer.Option(
-            "--cuda-graph-collectives/--no-cuda-graph-collectives",
-            help="Record collectives into CUDA graphs; NCCL is said to hang there at times.",
-        ),
-    ] = False
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def engine_config(self, model: str) -> EngineConfig:
         """The configuration of an engine for `model`; raises ValueError for values out of range."""
-        return EngineConfig(
-            model=model,
-            dtype=self.dtype,
-            quantization=self.quantization,
-            max_model_len=self.max_model_len,
-            max_logprobs=self.max_logprobs,
-            sampling=self.sampling,
-            attention=self.attention,
-            generation_config=self.generation_config,
-            parallel=ParallelConfig(tp=self.tp, virtual_devices=self.virtual_devices),
-            cache=CacheConfig(
-                page_size=self.page_size,
-                num_pages=self.num_pages,
-                kv_dtype=self.kv_cache_dtype,
-                memory_share=self.memory_share,
-                host_memory_bytes=_gib(self.host_kv_memory),
-                prefix_caching=self.prefix_caching,
-            ),
-            scheduler=SchedulerConfig(
-                max_rows=self.max_rows,
-                max_step_tokens=STEP_TOKENS if self.max_step_tokens is None else self.max_step_tokens,
-                depth=self.depth,
-                decode_steps=self.decode_steps,
-            ),
-            step_tokens_by_device=self.max_step_tokens is None,
-            gpu=GpuConfig(cuda_graph_collectives=self.cuda_graph_collectives),
-        )
+        given = [option for option in ENGINE_OPTIONS if option.flag in self.values]
+        return engine_config(model, {option.name: _value(option, self.values) for option in given})
 
 
-def _gib(size: float) -> int:
-    """Bytes of a size in GiB."""
-    if not math.isfinite(size):
-        raise ValueError(f"host_kv_memory must be a finite number, got {size}")
-    return int(size * 2**30)
+_ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.yaml",
+        help="Read flags from a YAML file, one `flag: value` a line; the command line wins.",
+        is_eager=True,
+        callback=use_config_file,
+        show_default=False,
+    ),
+]
+
+
+def engine_flag(name: str, *, help: str | None = None) -> Any:
+    """The flag of an engine's option for a command that has it without the others, with a help of its own."""
+    option = engine_option(name).option
+    return _flag(replace(engine_option(name), option=replace(option, help=help or option.help)))
+
+
+def engine_default(name: str) -> Any:
+    """The default of an engine's option."""
+    return engine_option(name).default
+
+
+def with_engine_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that runs an engine all its flags, as the argument `engine`."""
+    added = [_parameter("config", _ConfigFile, None), *map(_option_parameter, ENGINE_OPTIONS)]
+    return _with_parameters(command, added, make=EngineFlags, argument="engine")
 
 
 def with_flags(kind: type[Any], *, argument: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the fields of a dataclass as flags; it takes them as one argument of that name.
 
-    typer reads flags from a function's signature, so the signature it sees is the command's own with
-    the fields in place of the argument.
+    A field is annotated with a flag of typer's or with an `Option`.
     """
     hints = get_type_hints(kind, include_extras=True)
+    options = {option.field: option for option in options_of(kind)}
     added = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            annotation=hints[field.name],
-        )
+        _option_parameter(options[field.name])
+        if field.name in options
+        else _parameter(field.name, hints[field.name], field.default)
         for field in fields(kind)
     ]
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(command)
-        own = [parameter for name, parameter in signature.parameters.items() if name != argument]
+    def make(values: Mapping[str, Any]) -> Any:
+        given = {option.field: _value(option, values) for option in options.values()}
+        return kind(**{field.name: given.get(field.name, values.get(field.name)) for field in fields(kind)})
 
-        @wraps(command)
-        def run(**values: Any) -> None:
-            flags = kind(**{parameter.name: values.pop(parameter.name) for parameter in added})
-            command(**{argument: flags}, **values)
-
-        run.__signature__ = signature.replace(parameters=[*own, *added])  # pyright: ignore[reportAttributeAccessIssue]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
-        return run
-
-    return decorate
+    return lambda command: _with_parameters(command, added, make=make, argument=argument)
 
 
-with_engine_flags = with_flags(EngineFlags, argument="engine")
-"""Gives a command that runs an engine all its flags, as the argument `engine`."""
+def _with_parameters(
+    command: Callable[..., None],
+    added: Sequence[inspect.Parameter],
+    *,
+    make: Callable[[dict[str, Any]], Any],
+    argument: str,
+) -> Callable[..., None]:
+    """The command with parameters more, whose values `make` turns into the argument of that name.
+
+    typer reads flags from a function's signature, so the signature it sees is the command's own with
+    the parameters in place of the argument.
+    """
+    signature = inspect.signature(command)
+    own = [parameter for name, parameter in signature.parameters.items() if name != argument]
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        flags = make({parameter.name: values.pop(parameter.name) for parameter in added})
+        command(**{argument: flags}, **values)
+
+    run.__signature__ = signature.replace(parameters=[*own, *added])  # pyright: ignore[reportAttributeAccessIssue]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
+    return run
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    required = inspect.Parameter.empty if default is MISSING else default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=required, annotation=annotation)
+
+
+def _option_parameter(option: OptionField) -> inspect.Parameter:
+    """The parameter that typer makes the flag of an option from."""
+    default, kind = option.default, option.kind
+    if option.option.gib_flag:
+        default, kind = option.default / 2**30, float
+    elif tuple in alternatives(kind):
+        kind = list[str] | None  # a flag that may be repeated
+    return _parameter(option.flag, Annotated[kind, _flag(option)], default)
+
+
+def _flag(option: OptionField) -> Any:
+    """The flag of an option, without its name: typer takes that of the parameter."""
+    none_word, choices = option.option.none_word, option.choices
+
+    def parse(text: str) -> StrEnum | None:
+        assert choices is not None, "only a choice has a word for None"
+        try:
+            return checks.optional_choice(option.name, text, choices, none_word=none_word)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return typer.Option(
+        metavar=option.option.metavar or _metavar(option),
+        help=option.option.help,
+        show_default=option.default is not None,
+        parser=None if none_word is None else parse,
+    )
+
+
+def _metavar(option: OptionField) -> str | None:
+    """The sign for a value that suits its type; a switch has none."""
+    if option.option.gib_flag:
+        return "GIB"
+    if option.choices is not None:
+        return "|".join((*filter(None, [option.option.none_word]), *option.choices))
+    return {int: "N", float: "X"}.get(alternatives(option.kind)[0])
+
+
+def _value(option: OptionField, values: Mapping[str, Any]) -> Any:
+    """The value of an option's field, of those that the command line gives by flag."""
+    value = values[option.flag]
+    if option.option.gib_flag:
+        return _gib(option.flag, value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _gib(name: str, size: float) -> int:
+    """Bytes of a size in GiB."""
+    if not math.isfinite(size):
+        raise ValueError(f"{name} must be a finite number, got {size}")
+    return int(size * 2**30)
 
 
 def _optional(name: str, *, metavar: str, help: str) -> Any:

@@ -57,6 +57,11 @@ def integer(name: str, value: object, *, low: int | None, high: int | None = MAX
     return number
 
 
+def optional_integer(name: str, value: object, *, low: int) -> int | None:
+    """`value` as an int of at least `low`, or None."""
+    return None if value is None else integer(name, value, low=low)
+
+
 def number(name: str, value: object, *, low: float, high: float, open_low: bool = False) -> float:
     """`value` as a finite float within the limits, the lower one left out if `open_low`."""
     given = plain(value)
@@ -90,6 +95,15 @@ def choice(name: str, value: object, kind: type[_Choice], *, also: tuple[str, ..
     if not isinstance(value, str) or value not in [*kind]:
         raise ValueError(f"{name} must be one of {[*also, *(str(k) for k in kind)]}, got {value!r:.200}")
     return kind(value)
+
+
+def optional_choice(
+    name: str, value: object, kind: type[_Choice], *, none_word: str | None = None
+) -> _Choice | None:
+    """The member of `kind` that `value` is or names, or None for None and for the word that stands for it."""
+    if value is None or (none_word is not None and value == none_word):
+        return None
+    return choice(name, value, kind, also=() if none_word is None else (none_word,))
 
 
 def ordered(name: str, values: object, *, of: str) -> list[Any]:

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from pathlib import PurePath
+from typing import Annotated, TypedDict
 
 from albireo_jax.core import checks
-from albireo_jax.core.gpu_options import GpuConfig
+from albireo_jax.core.gpu_options import GpuConfig, GpuOverrides
+from albireo_jax.core.options import Option
 
 TP_DEGREES = (1, 2, 4, 8)
 MAX_DEPTH = 8
@@ -111,8 +113,8 @@ class GenerationConfig(StrEnum):
 class ParallelConfig:
     """Devices: the tensor-parallel degree, and virtual CPU devices to run it on (0: real ones)."""
 
-    tp: int = 1
-    virtual_devices: int = 0
+    tp: Annotated[int, Option(help=f"Devices that share the model: one of {list(TP_DEGREES)}.")] = 1
+    virtual_devices: Annotated[int, Option(help="Let the CPU stand for N devices; 0: use real ones.")] = 0
 
     def __post_init__(self) -> None:
         """Refuse degrees that no mesh has."""
@@ -125,6 +127,13 @@ class ParallelConfig:
             raise ValueError(f"virtual_devices {self.virtual_devices} is below tp {self.tp}")
 
 
+class ParallelOverrides(TypedDict, total=False):
+    """Keyword arguments that set a `ParallelConfig`."""
+
+    tp: int
+    virtual_devices: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheConfig:
     """KV pages: tokens per page, how many pages (None: as many as the memory holds), and their precision.
@@ -135,19 +144,42 @@ class CacheConfig:
     that hold its beginning, while they last, instead of computing them again.
     """
 
-    page_size: int = 16
-    num_pages: int | None = None
-    kv_dtype: KvDtype = KvDtype.AUTO
-    memory_share: float = MEMORY_SHARE
-    host_memory_bytes: int = 0
-    prefix_caching: bool = True
+    num_pages: Annotated[
+        int | None,
+        Option(help="Pages of the key/value cache. Default: what requests can use and memory holds."),
+    ] = None
+    page_size: Annotated[int, Option(help="Tokens per page.")] = 16
+    kv_dtype: Annotated[
+        KvDtype,
+        Option(
+            name="kv_cache_dtype",
+            help="Of cached keys and values; int8 and fp8 are scaled per token and head. auto: as the model.",
+        ),
+    ] = KvDtype.AUTO
+    memory_share: Annotated[
+        float,
+        Option(
+            help="Share of each GPU's memory for weights and pages; activations and CUDA need what is left."
+        ),
+    ] = MEMORY_SHARE
+    host_memory_bytes: Annotated[
+        int,
+        Option(
+            name="host_kv_memory_bytes",
+            gib_flag="host_kv_memory",
+            help="Memory of the host for cached keys and values that have no room on the devices; 0: none.",
+        ),
+    ] = 0
+    prefix_caching: Annotated[
+        bool, Option(help="Read the beginning of a prompt from the cache if an earlier one began like it.")
+    ] = True
 
     def __post_init__(self) -> None:
         """Refuse caches that hold nothing."""
         _set(
             self,
             page_size=checks.integer("page_size", self.page_size, low=1),
-            num_pages=_optional("num_pages", self.num_pages, low=1),
+            num_pages=checks.optional_integer("num_pages", self.num_pages, low=1),
             kv_dtype=checks.choice("kv_cache_dtype", self.kv_dtype, KvDtype),
             memory_share=checks.number("memory_share", self.memory_share, low=-math.inf, high=math.inf),
             host_memory_bytes=checks.integer(
@@ -163,6 +195,17 @@ class CacheConfig:
             raise ValueError(f"memory_share must be above 0 and below 1, got {self.memory_share}")
 
 
+class CacheOverrides(TypedDict, total=False):
+    """Keyword arguments that set a `CacheConfig`."""
+
+    num_pages: int | None
+    page_size: int
+    kv_cache_dtype: str
+    memory_share: float
+    host_kv_memory_bytes: int
+    prefix_caching: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
     """Limits of a step, and how many steps are in flight.
@@ -173,11 +216,25 @@ class SchedulerConfig:
     nothing waits, up to `decode_steps` steps are one dispatch: tokens come in bursts of so many.
     """
 
-    max_rows: int = 64
-    max_step_tokens: int = STEP_TOKENS
-    depth: int = 2
+    max_rows: Annotated[int, Option(help="Requests computed at once; the others wait.")] = 64
+    max_step_tokens: Annotated[
+        int,
+        Option(
+            is_open=True,
+            help="Tokens computed per step; longer prompts take several. Default: 512; 2048 on 80 GB GPUs.",
+        ),
+    ] = STEP_TOKENS
+    depth: Annotated[
+        int, Option(help=f"Steps in flight, up to {MAX_DEPTH}; 1 plans and computes in turn.")
+    ] = 2
+    decode_steps: Annotated[
+        int,
+        Option(
+            metavar="K",
+            help="Tokens per request that one dispatch samples while nothing waits; they come in bursts.",
+        ),
+    ] = 1
     max_copied_pages: int = 64
-    decode_steps: int = 1
 
     def __post_init__(self) -> None:
         """Refuse limits that would let nothing run."""
@@ -194,6 +251,15 @@ class SchedulerConfig:
             raise ValueError(f"max_step_tokens {self.max_step_tokens} is below max_rows {self.max_rows}")
 
 
+class SchedulerOverrides(TypedDict, total=False):
+    """Keyword arguments that set a `SchedulerConfig`; max_step_tokens None leaves them to the device."""
+
+    max_rows: int
+    max_step_tokens: int | None
+    depth: int
+    decode_steps: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """All that `launch` needs to turn a model into a running engine.
@@ -206,16 +272,45 @@ class EngineConfig:
     """
 
     model: str
-    dtype: Dtype | None = None
-    quantization: Quantization | None = None
-    max_model_len: int | None = None
-    max_logprobs: int = MAX_LOGPROBS
-    sampling: SamplingMode = SamplingMode.SHARDED
-    attention: AttentionBackend = AttentionBackend.AUTO
-    generation_config: GenerationConfig = GenerationConfig.AUTO
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    cache: CacheConfig = field(default_factory=CacheConfig)
+    dtype: Annotated[
+        Dtype | None,
+        Option(
+            none_word="auto",
+            help="Of weights and activations. Default, and auto: bfloat16 on GPUs, float32 on CPUs.",
+        ),
+    ] = None
+    quantization: Annotated[
+        Quantization | None,
+        Option(
+            help="Keep the layers' matrices in one byte a number, made while loading; fp8 also rounds what "
+            "they are multiplied with (W8A8), the others only weights. Default: as --dtype."
+        ),
+    ] = None
+    max_model_len: Annotated[
+        int | None,
+        Option(help="Longest sequence, prompt and answer. Default: the model's own, or what memory holds."),
+    ] = None
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    max_logprobs: Annotated[
+        int, Option(help="Likeliest tokens that can be asked for beside each token; 0: no log probabilities.")
+    ] = MAX_LOGPROBS
+    sampling: Annotated[
+        SamplingMode, Option(help="Split the sampling of a step over the devices, or do all of it on each.")
+    ] = SamplingMode.SHARDED
+    attention: Annotated[
+        AttentionBackend,
+        Option(
+            help="Operations of XLA, or CUDA kernels. auto: kernels on NVIDIA GPUs for models they can do."
+        ),
+    ] = AttentionBackend.AUTO
+    generation_config: Annotated[
+        GenerationConfig,
+        Option(
+            help="Sampling parameters that a request leaves out: the model's generation_config.json, or not."
+        ),
+    ] = GenerationConfig.AUTO
     gpu: GpuConfig = field(default_factory=GpuConfig)
     step_tokens_by_device: bool = False
 
@@ -224,23 +319,29 @@ class EngineConfig:
         _set(
             self,
             model=_model_name(self.model),
-            dtype=model_dtype(self.dtype),
-            quantization=weight_quantization(self.quantization),
-            max_model_len=_optional("max_model_len", self.max_model_len, low=2),
+            dtype=checks.optional_choice("dtype", self.dtype, Dtype, none_word="auto"),
+            quantization=checks.optional_choice("quantization", self.quantization, Quantization),
+            max_model_len=checks.optional_integer("max_model_len", self.max_model_len, low=2),
             max_logprobs=checks.integer("max_logprobs", self.max_logprobs, low=0, high=MAX_LOGPROBS),
             sampling=checks.choice("sampling", self.sampling, SamplingMode),
             attention=checks.choice("attention", self.attention, AttentionBackend),
+            generation_config=checks.choice("generation_config", self.generation_config, GenerationConfig),
         )
 
 
-def model_dtype(value: object) -> Dtype | None:
-    """The dtype that `value` names; None, and "auto", are the one that suits the devices."""
-    return None if value is None or value == "auto" else checks.choice("dtype", value, Dtype, also=("auto",))
+class EngineOverrides(ParallelOverrides, CacheOverrides, SchedulerOverrides, GpuOverrides, total=False):
+    """Keyword arguments that set an `EngineConfig` and the configurations that it holds.
 
+    Texts stand for members of the enumerations. The fields themselves say what the options mean.
+    """
 
-def weight_quantization(value: object) -> Quantization | None:
-    """The quantization that `value` names; None is none."""
-    return None if value is None else checks.choice("quantization", value, Quantization)
+    dtype: str | None
+    quantization: str | None
+    max_model_len: int | None
+    max_logprobs: int
+    sampling: str
+    attention: str
+    generation_config: str
 
 
 def _model_name(value: object) -> str:
@@ -248,10 +349,6 @@ def _model_name(value: object) -> str:
     if not isinstance(name, str) or not name:
         raise ValueError(f"model must be a name or a path, got {value!r:.200}")
     return name
-
-
-def _optional(name: str, value: object, *, low: int) -> int | None:
-    return None if value is None else checks.integer(name, value, low=low)
 
 
 def _among(name: str, value: object, allowed: tuple[int, ...]) -> int:

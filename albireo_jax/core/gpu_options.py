@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
+from typing import Annotated, TypedDict
 
 from albireo_jax.core import checks
-
-_Choice = TypeVar("_Choice", bound=StrEnum)
+from albireo_jax.core.options import Option
 
 
 class LayerForm(StrEnum):
@@ -40,17 +39,21 @@ class GpuConfig:
 
     layer_form: LayerForm | None = None
     product_library: ProductLibrary | None = None
-    cuda_graph_collectives: bool = False
+    cuda_graph_collectives: Annotated[
+        bool, Option(help="Record collectives into CUDA graphs; NCCL is said to hang there at times.")
+    ] = False
 
     def __post_init__(self) -> None:
         """Refuse names of no form or library."""
-        form = _chosen("layer_form", self.layer_form, LayerForm)
-        library = _chosen("product_library", self.product_library, ProductLibrary)
+        form = checks.optional_choice("layer_form", self.layer_form, LayerForm)
+        library = checks.optional_choice("product_library", self.product_library, ProductLibrary)
         graphs = checks.flag("cuda_graph_collectives", self.cuda_graph_collectives)
         object.__setattr__(self, "cuda_graph_collectives", graphs)
         object.__setattr__(self, "layer_form", form)
         object.__setattr__(self, "product_library", library)
 
 
-def _chosen(name: str, value: object, kind: type[_Choice]) -> _Choice | None:
-    return None if value is None else checks.choice(name, value, kind)
+class GpuOverrides(TypedDict, total=False):
+    """Keyword arguments that set a `GpuConfig`."""
+
+    cuda_graph_collectives: bool
