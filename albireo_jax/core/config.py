@@ -92,6 +92,21 @@ class AttentionBackend(StrEnum):
     CUDA = "cuda"
 
 
+class SchedulingPolicy(StrEnum):
+    """The order in which requests start, and which of them is preempted; `sched.policy` has the functions.
+
+    FCFS serves requests in the order of their arrival, PRIORITY the lowest `priority` first.
+    """
+
+    FCFS = "fcfs"
+    PRIORITY = "priority"
+
+    @property
+    def takes_priority(self) -> bool:
+        """Whether the order depends on the `priority` of requests; others refuse all but 0."""
+        return self is SchedulingPolicy.PRIORITY
+
+
 class SamplingMode(StrEnum):
     """The ranks that sample a step's rows: each a share of them, or every rank all of them."""
 
@@ -214,6 +229,7 @@ class SchedulerConfig:
     steps are in flight: 1 is the synchronous engine, 2 plans the next step while one runs. A step copies
     `max_copied_pages` pages from the host at most, for which the device needs memory beside the cache. While
     nothing waits, up to `decode_steps` steps are one dispatch: tokens come in bursts of so many.
+    `scheduling_policy` names the order in which requests start, and in which they are preempted from its end.
     """
 
     max_rows: Annotated[int, Option(help="Requests computed at once; the others wait.")] = 64
@@ -234,6 +250,10 @@ class SchedulerConfig:
             help="Tokens per request that one dispatch samples while nothing waits; they come in bursts.",
         ),
     ] = 1
+    scheduling_policy: Annotated[
+        SchedulingPolicy,
+        Option(help="Order of requests: that of their arrival, or the lowest `priority` of their bodies first."),
+    ] = SchedulingPolicy.FCFS
     max_copied_pages: int = 64
 
     def __post_init__(self) -> None:
@@ -246,6 +266,7 @@ class SchedulerConfig:
             max_copied_pages=integer("max_copied_pages", self.max_copied_pages),
             depth=integer("depth", self.depth, high=MAX_DEPTH),
             decode_steps=integer("decode_steps", self.decode_steps, high=MAX_DECODE_STEPS),
+            scheduling_policy=checks.choice("scheduling_policy", self.scheduling_policy, SchedulingPolicy),
         )
         if self.max_step_tokens < self.max_rows:
             raise ValueError(f"max_step_tokens {self.max_step_tokens} is below max_rows {self.max_rows}")
@@ -258,6 +279,7 @@ class SchedulerOverrides(TypedDict, total=False):
     max_step_tokens: int | None
     depth: int
     decode_steps: int
+    scheduling_policy: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

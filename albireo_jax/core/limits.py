@@ -15,6 +15,7 @@ class EngineLimits:
     """The longest sequence, the vocabulary, and the KV pages of an engine, on the device and in the host.
 
     `max_logprobs` likeliest tokens can be asked for; 0 means that the engine gives no log probabilities.
+    Without `takes_priority` every request has priority 0.
     """
 
     max_model_len: int
@@ -23,6 +24,7 @@ class EngineLimits:
     page_size: int
     max_logprobs: int = MAX_LOGPROBS
     num_host_pages: int = 0
+    takes_priority: bool = False
 
     @property
     def max_sequence_len(self) -> int:
@@ -71,6 +73,7 @@ class EngineLimits:
                 f"{num_prompt_tokens} prompt tokens and max_tokens {request.max_tokens} need {length} tokens "
                 f"of KV cache, it holds {self.num_pages * self.page_size}",
             )
+        self.check_priority(request.priority)
         self._check_logprobs("logprobs", request.logprobs)
         self._check_logprobs("prompt_logprobs", request.prompt_logprobs)
         self._check_ids(request.prompt_token_ids)
@@ -96,6 +99,14 @@ class EngineLimits:
             raise ValueError(f"{name} {wanted}: log probabilities are turned off in this engine")
         if wanted > self.max_logprobs:
             raise ValueError(f"{name} {wanted} exceeds the limit of {self.max_logprobs}")
+
+    def check_priority(self, priority: int) -> None:
+        """Raise ValueError for a priority that the engine's scheduling policy does not look at."""
+        if priority and not self.takes_priority:
+            raise ValueError(
+                f"priority {priority} needs an engine whose scheduling policy is priority "
+                f"(--scheduling-policy priority); without it every request has priority 0"
+            )
 
     def check_prompt_len(self, num_prompt_tokens: int) -> None:
         """Raise ValueError for an empty prompt, ContextLengthError for one that leaves no room."""

@@ -66,6 +66,7 @@ def engine_sizes(
         num_host_pages=host_pages(
             config.cache.host_memory_bytes, tp=config.parallel.tp, page_bytes=memory.page_bytes
         ),
+        takes_priority=config.scheduler.scheduling_policy.takes_priority,
     )
     return EngineSizes(memory=memory, limits=limits)
 

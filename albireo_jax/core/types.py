@@ -177,9 +177,9 @@ class Request:
     `max_tokens` and `seed` are resolved (no None); `stop_ids` are all ids that end it, the model's
     end-of-sequence ids included unless they are ignored. n > 1 is n requests with distinct seeds.
     `structured` is compiled in the engine; with `ignore_eos` it never allows an end-of-sequence id. Only
-    requests of the same `cache_salt` find each other's prefixes in the cache. `page_digests` are those of the
-    prompt's full pages from `sched.prefix_tree.packed_digests`; without them the scheduler makes them when it
-    needs them.
+    requests of the same `cache_salt` find each other's prefixes in the cache. The policy `priority` serves the
+    lowest `priority` first. `page_digests` are those of the prompt's full pages from
+    `sched.prefix_tree.packed_digests`; without them the scheduler makes them when it needs them.
     """
 
     request_id: str
@@ -198,6 +198,7 @@ class Request:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     cache_salt: str = ""
+    priority: int = 0
     page_digests: bytes = b""
     arrived_s: float = 0.0
 
@@ -230,6 +231,11 @@ class Request:
                 raise ValueError(
                     f"request {self.request_id}: {name} must be between 0 and {high}, got {value}"
                 )
+        if abs(self.priority) > checks.MAX_INT:
+            raise ValueError(
+                f"request {self.request_id}: priority must be between {-checks.MAX_INT} and "
+                f"{checks.MAX_INT}, got {self.priority}"
+            )
         if len(self.cache_salt) > MAX_CACHE_SALT:
             raise ValueError(
                 f"request {self.request_id}: the cache salt has {len(self.cache_salt)} characters, "

@@ -1,18 +1,69 @@
-"""Who goes first, who gives way, and who may start: the scheduler's choices as functions.
+"""The choices of the scheduler as functions: who starts first, who is preempted, who may start.
 
-Requests are served in the order of their arrival. Every request that runs arrived before every one
-that waits: requests start from the head of the queue, nothing overtakes the head, and the one that
-gives way is the youngest that runs. So the oldest request always makes progress, alone if need be
-with all pages to itself, and each of the others becomes the oldest in its turn.
+A `Policy` is given to the scheduler. Its `order` gives each request a place. Requests start from the head of
+the waiting queue, and nothing overtakes the head. Its `victim` says which request is preempted when one that
+runs needs a page and none is left: the last in the same order. A request that waits preempts none; it starts
+when there is room::
+
+    priority     waiting          running
+                 a 0   d 5        b 1   c 5   e 9     pages run out: e is preempted
+                 a 0   d 5   e 9  b 1   c 5           a starts as soon as there is room for it
+
+Every request ends if no more arrive. The lowest place that runs is never preempted while others run, so it
+makes progress, alone if need be with all pages to itself. When it has ended, the next lowest follows. Under
+FCFS each request becomes the lowest in its turn. Under PRIORITY a request waits for as long as requests of
+better priority keep arriving.
 """
 
-from collections import OrderedDict
+from collections.abc import Callable
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
 
-from albireo_jax.core.plan import CopyCosts, Int32s
-from albireo_jax.sched.sequence import Sequence
+from albireo_jax.core.config import SchedulingPolicy
+from albireo_jax.core.plan import CopyCosts
+from albireo_jax.core.types import Request
+from albireo_jax.sched.sequence import Place, Sequence
 
 _FEW_ROWS = 8
 """Rows that any step may have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """An order of requests, and a choice among those that run.
+
+    `order` is called once, when a request arrives, and gives its place for life: the lowest place starts
+    first, and the earlier of two that are equal. `victim` is given the requests that run, the lowest place
+    first. It must not choose the first one while others run, or no request might ever end.
+    """
+
+    order: Callable[[Request], Place]
+    victim: Callable[[Ordered[Sequence]], Sequence]
+
+
+def by_arrival(request: Request) -> Place:
+    """The same place for all requests: the earliest goes first."""
+    del request
+    return ()
+
+
+def by_priority(request: Request) -> Place:
+    """The lowest `priority` goes first."""
+    return (request.priority,)
+
+
+def last_in_order(running: Ordered[Sequence]) -> Sequence:
+    """The request of the highest place; it may be the very one that needs a page."""
+    return running[-1]
+
+
+FCFS = Policy(order=by_arrival, victim=last_in_order)
+
+POLICIES = {
+    SchedulingPolicy.FCFS: FCFS,
+    SchedulingPolicy.PRIORITY: Policy(order=by_priority, victim=last_in_order),
+}
+"""The policies that a configuration can name."""
 
 
 def is_worth_copying(num_pages: int, num_tokens: int, *, costs: CopyCosts | None) -> bool:
@@ -32,20 +83,6 @@ def is_worth_waiting(num_tokens: int, *, costs: CopyCosts | None) -> bool:
     measured: a token that is computed twice is taken from every other request.
     """
     return costs is None or costs.wait_s <= num_tokens * costs.token_s
-
-
-def victim(running: Int32s) -> int:
-    """Slot of the request that gives its pages back when there are none left: the youngest.
-
-    `running` lists the slots oldest first. The victim may be the very request that needs a page.
-    """
-    return int(running[-1])
-
-
-def requeue(waiting: OrderedDict[str, Sequence], sequence: Sequence) -> None:
-    """Put a request that gave way back where it arrived: before all that never started."""
-    waiting[sequence.request.request_id] = sequence
-    waiting.move_to_end(sequence.request.request_id, last=False)
 
 
 def may_start(*, num_pages: int, num_free: int, num_running: int, growth: int = 0) -> bool:

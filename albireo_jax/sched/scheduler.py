@@ -10,18 +10,20 @@ That token counts as part of the length at once, before anyone has seen it (the 
       plan 2                           3        5         3, 2               yes, position 5
       plan 3   (commit 2 may be late)  5        6         5, 1               yes, position 6
 
-All rows that decode are planned by a few array operations. Because requests start in order of
-arrival and a chunk takes all of the budget that is left, at most one running request still has
-prompt to compute, and it is the youngest; Python work per request is left to that one, to those that
-start, and to those that end.
+All rows that decode are planned by a few array operations. Because a chunk takes all of the budget that is
+left, at most one running request still has prompt to compute, and it is the one that started last. Python
+work per request is left to that one, to those that start, and to those that end.
 
 The last token of a request is known ahead from `max_tokens`: its slot and pages are free for the next
 plan as soon as its last step is planned, since the device runs steps in order. An end by a stop
 token is seen when its step is committed; what later steps computed for it is dropped, because its id is
 gone or its epoch is old.
-A row with a constraint waits for its own tokens and masks, and delays no other row: see `constraints`.
+
+A row with a constraint waits for its own tokens and masks, and delays no other row: see `constraints`. A
+`Policy` says which request starts first and which is preempted: see `policy`.
 """
 
+from bisect import bisect_left, insort
 from dataclasses import replace
 
 import numpy as np
@@ -29,9 +31,7 @@ import numpy as np
 from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import (
-    NOT_FINITE,
     TOKEN_ON_DEVICE,
-    Bools,
     CopyCosts,
     Int32s,
     SampledTokens,
@@ -40,17 +40,17 @@ from albireo_jax.core.plan import (
     TokenConstraint,
 )
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
-from albireo_jax.sched import policy
 from albireo_jax.sched.constraints import NO_MASKS, ConstrainedAnswer, InlineMaskMaker, MaskMaker
 from albireo_jax.sched.kv_pages import KvPages
 from albireo_jax.sched.multi_step import check_ends, single_steps, steps_of
-from albireo_jax.sched.outputs import step_outputs
+from albireo_jax.sched.policy import POLICIES, Policy, has_room, most_copied
 from albireo_jax.sched.prefix_cache import PrefixCache
 from albireo_jax.sched.prefix_tree import Node
 from albireo_jax.sched.scheduler_stats import SchedulerStats
-from albireo_jax.sched.sequence import NOT_ADMITTED, NewPages, Sequence, SlotTable, join_pages
-from albireo_jax.sched.step_logprobs import give_scores, scored_tokens, take_scores
+from albireo_jax.sched.sequence import NOT_ADMITTED, NewPages, Sequence, SlotTable, join_pages, place_of
+from albireo_jax.sched.step_logprobs import scored_tokens
 from albireo_jax.sched.step_masks import PendingMasks, masks_of
+from albireo_jax.sched.step_results import StepResults
 from albireo_jax.sched.stop_ids import StopIds
 from albireo_jax.sched.waiting_queue import WaitingQueue
 
@@ -58,7 +58,10 @@ _MAX_EPOCH = 2**31 - 1
 
 
 class Scheduler:
-    """Requests that wait and run, and the pages they hold; it knows no device, clock or text."""
+    """Requests that wait and run, and the pages they hold; it knows no device, clock or text.
+
+    `policy` is the one that `config` names if it is None.
+    """
 
     def __init__(
         self,
@@ -68,7 +71,9 @@ class Scheduler:
         shares_prefixes: bool = True,
         copy_costs: CopyCosts | None = None,
         mask_maker: MaskMaker | None = None,
+        policy: Policy | None = None,
     ) -> None:
+        self._policy = policy or POLICIES[config.scheduling_policy]
         self._max_step_tokens = config.max_step_tokens
         self._decode_steps = config.decode_steps
         self._limits = limits
@@ -82,18 +87,23 @@ class Scheduler:
         self._free_slots = list(range(config.max_rows - 1, -1, -1))
         self._live: dict[str, Sequence] = {}
         self._stop_ids = StopIds(limits.vocab_size)
-        self._line = WaitingQueue(
+        self._waiting = WaitingQueue(
             self._tiers,
             self._cache,
             self._table,
-            max_copied=policy.most_copied(config.max_copied_pages, costs=copy_costs),
+            max_copied=most_copied(config.max_copied_pages, costs=copy_costs),
             max_step_tokens=config.max_step_tokens,
         )
-        self._running: Int32s = np.zeros(0, np.int32)  # slots, oldest request first
+        self._results = StepResults(
+            self._table, self._cache, self._pending, stop_ids=self._stop_ids, live=self._live
+        )
+        self._running: Int32s = np.zeros(0, np.int32)  # slots, in the order in which their requests started
+        self._in_order: list[Sequence] = []  # the same requests in the order of the policy
+        self._arrivals = 0
         self._epoch = NOT_ADMITTED
         self._steps = 0
         self._committed_step = -1
-        self._preemptions = self._nonfinite = self._dropped = self._times_emptied = 0
+        self._preemptions = self._times_emptied = 0
 
     @property
     def has_work(self) -> bool:
@@ -110,24 +120,26 @@ class Scheduler:
         return SchedulerStats(
             tiers=self._tiers.stats(),
             cache=self._cache.stats(),
-            waiting=len(self._line),
+            waiting=len(self._waiting),
             running=len(self._running),
-            finishing=len(self._live) - len(self._line) - len(self._running),
+            finishing=len(self._live) - len(self._waiting) - len(self._running),
             steps=self._steps,
             preemptions=self._preemptions,
-            nonfinite=self._nonfinite,
-            dropped=self._dropped,
+            nonfinite=self._results.nonfinite,
+            dropped=self._results.dropped,
         )
 
     def add(self, request: Request, constraint: TokenConstraint | None = None) -> RequestOutput | None:
-        """Queue `request` behind all others; ValueError if it could never finish or its id is in use.
+        """Queue `request` at its place; ValueError if it could never finish or its id is in use.
 
         Gives the output of a request that ends at once because its own `constraint` allows nothing or fails.
         """
         self._limits.check(request)
         if request.request_id in self._live:
             raise ValueError(f"request id {request.request_id!r} is in use")
-        sequence = Sequence(request, request.prompt_token_ids, root=self._cache.root(request))
+        self._arrivals += 1
+        place = (*self._policy.order(request), self._arrivals)
+        sequence = Sequence(request, request.prompt_token_ids, place, root=self._cache.root(request))
         if constraint is not None:
             sequence.answer = ConstrainedAnswer(request, constraint)
             if (reason := sequence.answer.update_mask(len(request.prompt_token_ids))) is not None:
@@ -135,7 +147,7 @@ class Scheduler:
             self._pending.num_constrained += 1
         self._live[request.request_id] = sequence
         self._stop_ids.add(request.stop_ids)
-        self._line.append(sequence)
+        self._waiting.push(sequence)
         return None
 
     def abort(self, request_id: str) -> RequestOutput | None:
@@ -158,7 +170,7 @@ class Scheduler:
         new_slots, chunks = self._plan_chunks(self._max_step_tokens - num_decode, new_pages)
         num_rows = num_decode + len(chunks)
         if self._free_slots:
-            self._line.restore(self._running, step=self._steps)
+            self._waiting.restore(self._running, step=self._steps)
         copies = self._tiers.copies()
         if not (num_rows or copies.to_device or copies.to_host):
             return None
@@ -200,57 +212,13 @@ class Scheduler:
         """Take in a plan's tokens, in the order of the plans; gives an output per token of a live request."""
         self._committed_step = plan.step
         for suspect in self._cache.register_chunks(plan, sampled.ids):
-            self._line.drop(suspect, self._running)
-        outputs = [output for step in single_steps(plan, sampled) for output in self._commit_step(*step)]
+            self._waiting.drop(suspect, self._running)
+        outputs: list[RequestOutput] = []
+        for step in single_steps(plan, sampled):
+            taken = self._results.take(*step)
+            self._end(taken.ended)
+            outputs += taken.outputs
         check_ends(plan, sampled, self._live)
-        return outputs
-
-    def _commit_step(self, plan: StepPlan, sampled: SampledTokens) -> list[RequestOutput]:
-        """Take in the tokens of a plan of one step."""
-        table = self._table
-        advanced = plan.samples & (table.epoch[plan.slots] == plan.epochs)
-        slots, ids = plan.slots[advanced], sampled.ids[advanced]
-        table.token_ids[slots, table.committed[slots]] = ids
-        table.committed[slots] += 1
-        self._cache.register_running(plan, advanced & (sampled.ids != NOT_FINITE), table, live=self._live)
-        scores = {} if sampled.scores is None else take_scores(plan, sampled.scores, self._live)
-
-        to_check = plan.samples & ~advanced  # no longer in the slot: finishing, preempted or gone
-        to_check[advanced] = self._stop_ids.may_end(ids)
-        if self._pending.num_constrained:
-            to_check[advanced] |= table.constrained[slots]
-        checked = self._take_checked(plan, sampled, to_check) if to_check.any() else {}
-        outputs = step_outputs(plan, sampled, kept=advanced, checked=checked)
-        self._dropped += int(plan.samples.sum()) - len(outputs)
-        if scores:
-            give_scores(outputs, scores)
-        self._cache.tell_hits(outputs)
-        return outputs
-
-    def _take_checked(self, plan: StepPlan, sampled: SampledTokens, rows: Bools) -> dict[int, RequestOutput]:
-        """Take in the tokens of rows that may end, or whose requests left their slots; the outputs by row."""
-        outputs: dict[int, RequestOutput] = {}
-        ended, bound = dict[int, Sequence](), dict[int, Sequence]()
-        ids, epochs = sampled.ids[rows].tolist(), plan.epochs[rows].tolist()
-        lengths = (plan.starts[rows] + plan.counts[rows] + 1).tolist()
-        for row, token_id, epoch, length in zip(
-            np.flatnonzero(rows).tolist(), ids, epochs, lengths, strict=True
-        ):
-            sequence = self._live.get(plan.request_ids[row])
-            if sequence is None or sequence.epoch != epoch:
-                continue  # ended or preempted since the step was planned
-            reason = FinishReason.ERROR if token_id == NOT_FINITE else sequence.take(token_id, length=length)
-            outputs[row] = sequence.output(token_id, reason)
-            if sequence.slot is None and token_id != NOT_FINITE:
-                self._cache.register_pending(sequence, token_id, ended=reason is not None)
-            self._nonfinite += token_id == NOT_FINITE
-            if reason is not None:
-                ended[row] = sequence
-            elif sequence.answer is not None:
-                bound[row] = sequence
-        for row, reason in self._pending.make(bound).items():
-            outputs[row], ended[row] = outputs[row]._replace(finish_reason=reason), bound[row]
-        self._end([ended[row] for row in sorted(ended)])
         return outputs
 
     def take_masks(self, timeout_s: float = 0.0) -> list[RequestOutput]:
@@ -276,8 +244,8 @@ class Scheduler:
         table, running = self._table, self._running
         table.check_invariants(running, self._free_slots, self._live)
         held = [table.pages[slot, : table.num_pages[slot]] for slot in running.tolist()]
-        self._tiers.check_invariants(np.concatenate([self._line.held_pages(), *held]))
-        self._line.check_invariants()
+        self._tiers.check_invariants(np.concatenate([self._waiting.held_pages(), *held]))
+        self._waiting.check_invariants()
         self._stop_ids.check_invariants(sequence.request.stop_ids for sequence in self._live.values())
 
     def _decoding(self) -> Int32s:
@@ -293,12 +261,12 @@ class Scheduler:
             growing = decoding[table.computed[decoding] == table.num_pages[decoding] * self._page_size]
             if len(growing) <= self._tiers.num_available:
                 return self._give_pages(growing, table.num_pages[growing])
-            if not self._line.give_way():
-                self._preempt(policy.victim(self._running))
+            if not self._waiting.release_last():
+                self._preempt(self._policy.victim(self._in_order))
 
     def _plan_steps(self, rows: Int32s, new_pages: list[NewPages]) -> Int32s:
         """How many steps each of the decoding `rows` takes, if they take several and nothing else happens."""
-        if self._decode_steps == 1 or len(self._line) or len(rows) < len(self._running):
+        if self._decode_steps == 1 or len(self._waiting) or len(rows) < len(self._running):
             return np.zeros(0, np.int32)
         steps, places = steps_of(
             rows, self._table, most=self._decode_steps, num_available=self._tiers.num_available
@@ -314,8 +282,8 @@ class Scheduler:
         if (num_decoding := self._table.num_decoding(self._running)) < len(self._running):
             chunks.append(self._plan_chunk(int(self._running[-1]), budget, new_pages))
             budget -= len(chunks[-1])
-        while budget > 0 and self._free_slots and policy.has_room(len(chunks), num_decoding=num_decoding):
-            startable = self._line.pop(self._running, committed_step=self._committed_step)
+        while budget > 0 and self._free_slots and has_room(len(chunks), num_decoding=num_decoding):
+            startable = self._waiting.pop(self._running, committed_step=self._committed_step)
             if startable is None:
                 break
             new_slots.append(self._start(*startable))
@@ -340,7 +308,7 @@ class Scheduler:
         return self._table.give(slots, columns, self._tiers.take(len(slots)))
 
     def _start(self, sequence: Sequence, chain: list[Node]) -> SlotParams:
-        """Admit `sequence` as the youngest running request, behind the pages of `chain`."""
+        """Admit `sequence` as the running request that started last, behind the pages of `chain`."""
         self._cache.count_start(sequence, num_pages=len(chain))
         slot = self._free_slots.pop()
         self._epoch = self._epoch % _MAX_EPOCH + 1
@@ -349,52 +317,56 @@ class Scheduler:
         pages = tuple(node.page for node in chain)
         self._table.fill(slot, sequence, pages)
         self._running = np.append(self._running, np.int32(slot))
+        insort(self._in_order, sequence, key=place_of)
         return sequence.slot_params(slot, pages)
 
-    def _preempt(self, slot: int) -> None:
-        """Send the request in `slot` back to the queue; its results in flight are dropped."""
-        sequence = self._live[self._table.request_id[slot]]
-        sequence.known_ids = self._table.token_ids[slot, : self._table.committed[slot]].copy()
+    def _preempt(self, sequence: Sequence) -> None:
+        """Send a running request back to its place in the queue; its results in flight are dropped."""
+        sequence.known_ids = self._table.token_ids[
+            sequence.slot, : self._table.committed[sequence.slot]
+        ].copy()
         self._release_unfinished(sequence)
         sequence.epoch = NOT_ADMITTED
-        self._line.requeue(sequence)
+        self._waiting.push(sequence)
         self._preemptions += 1
 
     def _end(self, sequences: list[Sequence]) -> None:
-        """Forget requests that ended; frees the slots that they still have, or takes them out of the line."""
+        """Forget requests that ended; frees their slots if they have any, or takes them out of the queue."""
         for sequence in sequences:
             del self._live[sequence.request.request_id]
             self._stop_ids.remove(sequence.request.stop_ids)
             self._pending.drop(sequence)
             self._times_emptied += not self._live
             if sequence.epoch == NOT_ADMITTED:
-                self._line.remove(sequence)
-        slots = [sequence.slot for sequence in sequences if sequence.slot is not None]
-        if slots:
-            self._release(np.array(slots, np.int32))
+                self._waiting.remove(sequence)
+        self._release([sequence for sequence in sequences if sequence.slot is not None])
 
     def _retire(self, slots: Int32s) -> None:
         """Free `slots`, whose requests have their last step planned and only wait for its result."""
         if not len(slots):
             return
         pending: list[Node] = []
-        for slot, request_id in zip(slots.tolist(), self._table.request_id[slots].tolist(), strict=True):
-            sequence = self._live[request_id]
-            sequence.slot = None
+        sequences = [self._live[request_id] for request_id in self._table.request_id[slots].tolist()]
+        for slot, sequence in zip(slots.tolist(), sequences, strict=True):
             pending += self._cache.expect_last(sequence, slot, self._table)
-        self._release(slots, pending=pending)
+        self._release(sequences, pending=pending)
 
     def _release_unfinished(self, sequence: Sequence) -> None:
         """Free the slot of a request that has more to compute; pages that are being filled are pending."""
-        slots, pending = np.array([sequence.slot], np.int32), list(sequence.pending.values())
-        sequence.slot, sequence.pending = None, {}
-        self._release(slots, pending=pending)
+        pending, sequence.pending = list(sequence.pending.values()), {}
+        self._release([sequence], pending=pending)
 
-    def _release(self, slots: Int32s, *, pending: list[Node] | None = None) -> None:
-        """Free `slots` and their pages; later steps may reuse both, since the device runs steps in order.
+    def _release(self, sequences: list[Sequence], *, pending: list[Node] | None = None) -> None:
+        """Free slots and their pages; later steps may reuse both, since the device runs steps in order.
 
         The pages become idle as if the slots were freed one after the other, each from its last page on.
         """
+        if not sequences:
+            return
+        slots = np.array([sequence.slot for sequence in sequences], np.int32)
+        for sequence in sequences:
+            sequence.slot = None
+            del self._in_order[bisect_left(self._in_order, sequence.place, key=place_of)]
         self._tiers.release(self._table.clear(slots[::-1]), pending=pending or ())
         self._free_slots.extend(slots.tolist())
         self._running = self._running[self._table.epoch[self._running] != NOT_ADMITTED]

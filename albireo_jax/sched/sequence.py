@@ -5,8 +5,9 @@ keeps what every step reads or changes as one array per field, so that a step of
 few array operations.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -20,26 +21,32 @@ from albireo_jax.sched.prefix_tree import Digest, Node, extend_digests, unpacked
 NOT_ADMITTED = 0
 """Epoch of a sequence, and of a slot, that is in no admission; those are numbered from 1."""
 
+Place = tuple[float, ...]
+"""Where a request stands in the order of a policy; the lowest place starts first."""
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     """A live request and its admission.
 
     `known_ids` are the prompt and the part of the answer that was committed before the request last
-    waited. `epoch` numbers the admission whose results are awaited. `slot` is None while the request
-    waits, and again once its last step is planned and only results are outstanding. `answer` is there if
-    the request has a constraint, which has taken in the tokens that were committed. `num_scored` tokens of
-    the prompt, those from the second on, have had their scores committed; `prompt_scores` are to go out yet.
+    waited. `place` orders it among all live requests, for life. `epoch` numbers the admission whose results
+    are awaited. `slot` is None while the request waits, and again once its last step is planned and only
+    results are outstanding. `answer` is there if the request has a constraint, which has taken in the tokens
+    that were committed. `num_scored` tokens of the prompt, those from the second on, have had their scores
+    committed; `prompt_scores` are to go out yet.
     `root` and `digests` are those of its full pages; `chain` are the pages found when it was last looked up.
     While its pages are copied to the device, by a step numbered `restored_by`, the request waits and owns
-    those that are `held`. `pending` are pages, by their place, that steps in flight fill; they may be without
-    an owner by then, if the request ends or is preempted. Once the last step is planned, `tail_ids` are the
-    tokens behind its pages with a digest. `unproven` are the pages of its prefix, in this admission, behind
-    which no token was sampled yet. `cached_tokens` of the prompt were found in pages when it first started.
+    those that are `held`. `pending` are pages, by their place in the prefix, that steps in flight fill; they
+    may be without an owner by then, if the request ends or is preempted. Once the last step is planned,
+    `tail_ids` are the tokens behind its pages with a digest. `unproven` are the pages of its prefix, in this
+    admission, behind which no token was sampled yet. `cached_tokens` of the prompt were found in pages when
+    it first started.
     """
 
     request: Request
     known_ids: Int32s
+    place: Place = ()
     epoch: int = NOT_ADMITTED
     slot: int | None = None
     answer: ConstrainedAnswer | None = None
@@ -136,6 +143,10 @@ class Sequence:
             token_ids=self.known_ids,
             prompt_len=len(request.prompt_token_ids),
         )
+
+
+place_of: Callable[[Sequence], Place] = attrgetter("place")
+"""The place of a sequence, to sort by."""
 
 
 class NewPages(NamedTuple):

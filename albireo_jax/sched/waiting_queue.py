@@ -1,4 +1,4 @@
-"""The line of requests that wait, and what the first of them need before they may start.
+"""The requests that wait, and the pages that the first of them need before they may start.
 
 What a request finds on the host is copied to the device while it waits, so many pages with each step, because
 the next step waits for them and they stand beside the cache for a while. Once the last of these steps is
@@ -14,8 +14,6 @@ A request behind the first holds pages only while there are enough for those bef
 them up as soon as one that runs, or one before it, cannot do without.
 """
 
-import itertools
-from collections import OrderedDict
 from typing import NamedTuple
 
 import numpy as np
@@ -23,12 +21,13 @@ import numpy as np
 from albireo_jax.core.plan import NULL_PAGE, Int32s
 from albireo_jax.sched import policy
 from albireo_jax.sched.kv_pages import KvPages
+from albireo_jax.sched.ordered_queue import OrderedQueue
 from albireo_jax.sched.prefix_cache import PrefixCache, SuspectPage, num_on_device
 from albireo_jax.sched.prefix_tree import Node
 from albireo_jax.sched.sequence import NOT_ADMITTED, Sequence, SlotTable
 
 _MOST_HOLDERS = 4
-"""Requests at the head of the line that may have pages copied before they start."""
+"""Requests at the head of the queue that may have pages copied before they start."""
 
 
 class Startable(NamedTuple):
@@ -39,7 +38,10 @@ class Startable(NamedTuple):
 
 
 class WaitingQueue:
-    """Requests in the order in which they start; a step copies `max_copied` pages to the device at most."""
+    """Requests in the order in which they start, that of their places.
+
+    A step copies `max_copied` pages to the device at most.
+    """
 
     def __init__(
         self,
@@ -56,35 +58,33 @@ class WaitingQueue:
         self._page_size = table.page_size
         self._max_copied = max_copied
         self._max_step_tokens = max_step_tokens
-        self._waiting: OrderedDict[str, Sequence] = OrderedDict()  # by request, the first in line first
+        self._queue = OrderedQueue(_MOST_HOLDERS)
 
     def __len__(self) -> int:
-        """How many wait."""
-        return len(self._waiting)
+        """Number of requests that wait."""
+        return len(self._queue)
 
-    def append(self, sequence: Sequence) -> None:
-        """Queue a request behind all others."""
-        self._waiting[sequence.request.request_id] = sequence
-
-    def requeue(self, sequence: Sequence) -> None:
-        """Put back a request that gave way."""
-        policy.requeue(self._waiting, sequence)
+    def push(self, sequence: Sequence) -> None:
+        """Queue a request at its place; those behind it give up the pages that they hold."""
+        for behind in self._queue.push(sequence):
+            if behind.held:
+                self._let_go(behind)
 
     def remove(self, sequence: Sequence) -> None:
         """Take out a request that was aborted, wherever it is."""
-        del self._waiting[sequence.request.request_id]
+        self._queue.remove(sequence)
         self._let_go(sequence)
 
     def pop(self, running: Int32s, *, committed_step: int) -> Startable | None:
-        """Take out the first in line if it may start beside those that run, and all that it found is there.
+        """Take out the head if it may start beside those that run, and all pages that it found are there.
 
-        It also waits for what a step in flight computes and it would compute again; that takes no longer than
-        the steps that are planned already, and nobody overtakes it. Nor does anybody if it gave way before
-        the mask of its next token was made.
+        The head also waits for pages that a step in flight computes and that it would compute again; that
+        takes no longer than the steps that are planned already. It also waits if it was preempted before the
+        mask of its next token was made. Nothing overtakes it meanwhile.
         """
-        if not self._waiting:
+        if not self._queue:
             return None
-        sequence = next(iter(self._waiting.values()))
+        sequence = self._queue.first[0]
         if sequence.answer is not None and sequence.answer.is_pending:
             return None
         if sequence.restored_by is not None and committed_step < sequence.restored_by:
@@ -95,22 +95,22 @@ class WaitingQueue:
         if not self._fits(sequence, chain, running=running):
             return None
         while not len(running) and self._missing(sequence, chain) > self._available(chain):
-            if not self.give_way(keeping=1):
+            if not self.release_last(keeping=1):
                 break
         self._tiers.share(chain[len(sequence.held) :])
         sequence.held, sequence.restored_by, sequence.chain = [], None, []
-        del self._waiting[sequence.request.request_id]
+        self._queue.remove(sequence)
         return Startable(sequence, chain)
 
     def restore(self, running: Int32s, *, step: int) -> None:
-        """Have `step` copy the next pages that the first in line found on the host, if they could start then.
+        """Have `step` copy the next pages that the first requests found on the host, if they may start then.
 
         Must come after everything else that takes pages for that step.
         """
         if not self._tiers.num_on_host:
             return
         left, reserved = self._max_copied, 0
-        for place, sequence in enumerate(self._first()):
+        for place, sequence in enumerate(self._queue.first):
             chain = self._cache.find(sequence)
             if not self._fits(sequence, chain, running=running, place=place, reserved=reserved):
                 return
@@ -124,8 +124,8 @@ class WaitingQueue:
                 return
             reserved += -(-len(sequence.known_ids) // self._page_size) - len(sequence.held)
 
-    def give_way(self, *, keeping: int = 0) -> bool:
-        """Let the last in line that holds pages give them up; False if none does but the first `keeping`."""
+    def release_last(self, *, keeping: int = 0) -> bool:
+        """Release what the last holder behind the first `keeping` requests has; False if there is none."""
         holders = self._holders(keeping)
         if holders:
             self._let_go(holders[-1])
@@ -145,22 +145,19 @@ class WaitingQueue:
 
     def check_invariants(self) -> None:
         """Raise AssertionError if a waiting request has what only a running one may have."""
-        for place, sequence in enumerate(self._waiting.values()):
+        self._queue.check_invariants()
+        for place, sequence in enumerate(self._queue):
             assert sequence.epoch == NOT_ADMITTED, "a waiting request is admitted"
             assert place < _MOST_HOLDERS or not sequence.held, "one holds pages too far behind"
 
     def held_pages(self) -> Int32s:
         """The pages that waiting requests hold."""
-        held = [node.page for sequence in self._first() for node in sequence.held]
+        held = [node.page for sequence in self._queue.first for node in sequence.held]
         return np.array(held, np.int32)
-
-    def _first(self) -> list[Sequence]:
-        """The waiting requests at the head of the queue; only these may hold pages."""
-        return list(itertools.islice(self._waiting.values(), _MOST_HOLDERS))
 
     def _holders(self, keeping: int = 0) -> list[Sequence]:
         """The waiting requests that hold pages, without the first `keeping` of the queue."""
-        return [sequence for sequence in self._first()[keeping:] if sequence.held]
+        return [sequence for sequence in self._queue.first[keeping:] if sequence.held]
 
     def _fits(
         self, sequence: Sequence, chain: list[Node], *, running: Int32s, place: int = 0, reserved: int = 0

@@ -178,6 +178,7 @@ def nobody_waits_in_vain(journal: Journal) -> None:
                     del running[request_id]
         elif isinstance(event, Request):
             waiting.append(event.request_id)
+            waiting.sort(key=lambda request_id: journal.place(prefixes.requests[request_id]))
         elif isinstance(event, RequestOutput) and event.finish_reason is not None:
             running.pop(event.request_id, None)
             waiting = [request_id for request_id in waiting if request_id != event.request_id]

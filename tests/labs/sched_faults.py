@@ -10,6 +10,7 @@ import numpy as np
 from albireo_jax.core.plan import NOT_FINITE, StepPlan
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched.scheduler import Scheduler
+from albireo_jax.sched.sequence import Sequence, place_of
 from tests.labs.sched_lab import MAX_LEN, VOCAB_SIZE, Case, House, Journal, Rule, run
 
 SMALL = House(depth=2, page_size=4, num_pages=MAX_LEN // 4, max_rows=4, max_step_tokens=12, num_host_pages=6)
@@ -178,8 +179,49 @@ def stop_ids_of_all_forgotten(real: Scheduler, plan: StepPlan, sampled) -> list[
 
 
 def preempted_behind_all(real: Scheduler) -> StepPlan | None:
-    real._line.requeue = real._line.append
+    queue = real._waiting
+    push = queue.push
+
+    def push_behind(sequence: Sequence) -> None:
+        real._arrivals += 1
+        sequence.place = (*sequence.place[:-1], real._arrivals)
+        push(sequence)
+
+    queue.push = push_behind
+    plan = real.plan()
+    queue.push = push
+    return plan
+
+
+def most_pages_preempted(real: Scheduler) -> StepPlan | None:
+    """The request with the most pages is preempted, whatever its place."""
+
+    def victim(running: list[Sequence]) -> Sequence:
+        return max(running, key=lambda sequence: real._table.num_pages[sequence.slot])
+
+    real._policy = replace(real._policy, victim=victim)
     return real.plan()
+
+
+def youngest_started(real: Scheduler) -> StepPlan | None:
+    """The first two that wait change places."""
+    queue, first = real._waiting, real._waiting._queue.first
+    if len(first) < 2:
+        return real.plan()
+    pop = queue.pop
+
+    def pop_second(*args, **fields):
+        first[:2] = first[1::-1]
+        popped = pop(*args, **fields)
+        if popped is None:
+            first[:2] = first[1::-1]
+        return popped
+
+    queue.pop = pop_second
+    plan = real.plan()
+    queue.pop = pop
+    first.sort(key=place_of)
+    return plan
 
 
 def one_token_more(real: Scheduler, request: Request, rule: Rule | None) -> None:
@@ -234,7 +276,7 @@ def scores_of_neighbours(real: Scheduler, plan: StepPlan, sampled) -> list[Reque
 
 def prompt_scored_again(real: Scheduler) -> StepPlan | None:
     """By a request that comes back."""
-    for sequence in real._line._waiting.values():
+    for sequence in real._waiting._queue:
         sequence.num_scored = 0
     return real.plan()
 
@@ -275,7 +317,7 @@ def prefixes_found_late(real: Scheduler, plan: StepPlan, sampled) -> list[Reques
 
 
 def prefix_kept_that_is_not_finite(real: Scheduler, plan: StepPlan, sampled) -> list[RequestOutput]:
-    real._line.drop = lambda *_, **__: None
+    real._waiting.drop = lambda *_, **__: None
     return real.commit(plan, sampled)
 
 
@@ -320,7 +362,7 @@ def broken_logits_taken_for_a_token(real: Scheduler, plan: StepPlan, sampled) ->
 
 def error_not_counted(real: Scheduler, plan: StepPlan, sampled) -> list[RequestOutput]:
     outputs = real.commit(plan, sampled)
-    real._nonfinite = 0
+    real._results.nonfinite = 0
     return outputs
 
 
@@ -337,8 +379,8 @@ def planned_before_its_mask(real: Scheduler) -> StepPlan | None:
 
 
 def comes_back_before_its_mask(real: Scheduler) -> StepPlan | None:
-    """A request that gave way comes back with the mask before."""
-    for sequence in real._line._waiting.values():
+    """A request that was preempted comes back with the mask before."""
+    for sequence in real._waiting._queue:
         if sequence.answer is not None:
             sequence.answer._is_pending = False
     return real.plan()

@@ -4,7 +4,7 @@ A `Case` says which requests arrive before which step, what they are bound to, a
 `House` says how the engine is built. `run` gives the `Journal` of what happened, in order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import NamedTuple
@@ -19,8 +19,11 @@ from albireo_jax.core.types import Request, RequestOutput
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
 from albireo_jax.sched.constraints import ConstrainedAnswer
+from albireo_jax.sched.policy import FCFS, Policy
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sched.scheduler_stats import SchedulerStats
+from albireo_jax.sched.sequence import Place
+from albireo_jax.sched.sequence import Sequence as Live
 from albireo_jax.sim.cost import linear_cost
 from albireo_jax.sim.lanes import Clock
 from albireo_jax.sim.simulated_executor import SimExecutor
@@ -44,6 +47,7 @@ class House:
     max_copied_pages: int = 64
     decode_steps: int = 1
     late_masks: int | None = None  # seed of the order in which masks are made; None if none is late
+    policy: Policy = FCFS
 
     @property
     def limits(self) -> EngineLimits:
@@ -53,6 +57,7 @@ class House:
             num_pages=self.num_pages,
             page_size=self.page_size,
             num_host_pages=self.num_host_pages,
+            takes_priority=True,
         )
 
     @property
@@ -120,7 +125,7 @@ class Case:
     """Requests in order of arrival, the step before which each arrives, and aborts (step, request).
 
     `bonds` are those of the requests, in their order; none at all if it is empty. Before the steps in
-    `preemptions` the youngest request that runs is preempted, be it in the middle of its prompt.
+    `preemptions` the request that started last is preempted, be it in the middle of its prompt.
     """
 
     requests: tuple[Request, ...]
@@ -148,6 +153,15 @@ class MaskMade:
 
 
 @dataclass(frozen=True)
+class Preempted:
+    """A request lost its pages to another one of those that were `running`, itself among them."""
+
+    request_id: str
+    running: tuple[str, ...]
+    is_forced: bool
+
+
+@dataclass(frozen=True)
 class Result:
     """The tokens of this plan are on the host."""
 
@@ -155,7 +169,7 @@ class Result:
     sampled: SampledTokens
 
 
-Event = Request | StepPlan | Result | MaskAwaited | MaskMade | RequestOutput
+Event = Request | StepPlan | Preempted | Result | MaskAwaited | MaskMade | RequestOutput
 
 
 class Scores(NamedTuple):
@@ -191,6 +205,10 @@ class Journal:
     @property
     def plans(self) -> list[StepPlan]:
         return [event for event in self.events if isinstance(event, StepPlan)]
+
+    def place(self, request: Request) -> Place:
+        """Where the policy puts a request."""
+        return (*self.house.policy.order(request), self.case.requests.index(request))
 
     def outputs(self, request: Request) -> list[RequestOutput]:
         mine = request.request_id
@@ -318,7 +336,14 @@ def run(case: Case, house: House, *, break_scheduler=_same, break_executor=_same
     executor = SimExecutor(house.limits, max_rows=house.max_rows, cost=cost, clock=clock)
     watched = Watched(break_executor(executor), journal)
     masks = None if house.late_masks is None else LateMasks(journal, house.late_masks)
-    real = Scheduler(house.config, house.limits, shares_prefixes=house.shares_prefixes, mask_maker=masks)
+    real = Scheduler(
+        house.config,
+        house.limits,
+        shares_prefixes=house.shares_prefixes,
+        mask_maker=masks,
+        policy=house.policy,
+    )
+    preempt = write_preemptions(real, journal)
     scheduler = break_scheduler(real)
     loop = EngineLoop(scheduler, watched, depth=house.depth, timeline=Timeline(clock=clock))
     arriving = list(zip(case.arrivals, case.requests, strict=True))
@@ -335,7 +360,7 @@ def run(case: Case, house: House, *, break_scheduler=_same, break_executor=_same
             if (output := scheduler.abort(request.request_id)) is not None:
                 journal.events.append(output)
         if step in case.preemptions and len(real._running):
-            real._preempt(int(real._running[-1]))
+            preempt(real._live[real._table.request_id[real._running[-1]]], is_forced=True)
         if masks is not None:
             masks.go_on()
             journal.events += scheduler.take_masks()
@@ -349,6 +374,19 @@ def run(case: Case, house: House, *, break_scheduler=_same, break_executor=_same
     if scheduler is real and not loop.has_work:
         real.check_idle()
     return journal
+
+
+def write_preemptions(real: Scheduler, journal: Journal) -> Callable[..., None]:
+    """Have a scheduler's preemptions written to a journal; gives a function that forces one."""
+    preempt = real._preempt
+
+    def write(sequence: Live, *, is_forced: bool = False) -> None:
+        running = tuple(real._table.request_id[real._running].tolist())
+        journal.events.append(Preempted(sequence.request.request_id, running, is_forced))
+        preempt(sequence)
+
+    real._preempt = write
+    return write
 
 
 @cache
@@ -393,4 +431,5 @@ def draw_request(request_id: str, random: np.random.Generator) -> Request:
         logprobs=2 if prompt.sum() % 2 else None,
         prompt_logprobs=None if prompt.sum() % 3 else 0,
         cache_salt="" if prompt.sum() % 5 else "own",
+        priority=int(prompt[-1]) % 3 - 1,
     )

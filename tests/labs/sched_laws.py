@@ -2,8 +2,19 @@
 
 from albireo_jax.core.plan import NULL_PAGE, StepPlan
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
+from albireo_jax.sched.policy import FCFS
 from tests.labs.prefix_laws import hits_were_seen_before, no_page_is_computed_twice, nobody_waits_in_vain
-from tests.labs.sched_lab import Bond, Journal, MaskAwaited, MaskMade, Result, alone, mask_of, run_alone
+from tests.labs.sched_lab import (
+    Bond,
+    Journal,
+    MaskAwaited,
+    MaskMade,
+    Preempted,
+    Result,
+    alone,
+    mask_of,
+    run_alone,
+)
 
 
 def may_follow(request: Request, bond: Bond, tokens: list[int]) -> list[int]:
@@ -77,10 +88,12 @@ def scores_are_those_alone(journal: Journal) -> None:
 
 
 def order_is_fair(journal: Journal) -> None:
-    """A step computes the oldest requests that have something to compute; none is passed over.
+    """Under FCFS a step computes the oldest requests that have something to compute; none is passed over.
 
     A bound request has nothing to compute while a token of it is on its way.
     """
+    if journal.house.policy is not FCFS:
+        return
     live: list[str] = []
     awaited: dict[str, StepPlan | MaskAwaited] = {}
     bound = {request.request_id for request in journal.case.requests if journal.case.bond(request).modulus}
@@ -99,14 +112,35 @@ def order_is_fair(journal: Journal) -> None:
             awaited[event.request_id] = event
         elif isinstance(event, MaskMade):
             awaited.pop(event.request_id, None)
-        else:
+        elif isinstance(event, StepPlan):
             for request_id in _admitted(event):
-                awaited.pop(request_id, None)  # it gave way, comes back, and what is on its way is dropped
+                awaited.pop(request_id, None)  # it was preempted, and what is on its way is dropped
             waiting = [request_id for request_id in live if request_id not in planned_all | awaited.keys()]
             assert list(event.request_ids) == waiting[: event.num_rows]
             awaited |= {r: event for r, samples in _samples(event) if samples and r in bound}
             ends = (event.starts + event.counts).tolist()
             planned_all |= {r for r, end in zip(event.request_ids, ends, strict=True) if end == limits[r] - 1}
+
+
+def order_is_kept(journal: Journal) -> None:
+    """No request starts before one that waits and has a lower place; the highest that runs is preempted."""
+    place = {request.request_id: journal.place(request) for request in journal.case.requests}
+    waiting: set[str] = set()
+    for event in journal.events:
+        if isinstance(event, Request):
+            waiting.add(event.request_id)
+        elif isinstance(event, RequestOutput) and event.finish_reason is not None:
+            waiting.discard(event.request_id)
+        elif isinstance(event, Preempted):
+            last = max(event.running, key=place.__getitem__)
+            assert event.is_forced or event.request_id == last, f"{event.request_id} is preempted, not {last}"
+            assert event.is_forced or len(event.running) > 1, f"{last} is preempted though it runs alone"
+            waiting.add(event.request_id)
+        elif isinstance(event, StepPlan):
+            for request_id in _admitted(event):
+                first = min(waiting, key=place.__getitem__)
+                assert request_id == first, f"{request_id} starts before {first}"
+                waiting.remove(request_id)
 
 
 def budgets_hold(journal: Journal) -> None:
@@ -275,6 +309,7 @@ LAWS = (
     tokens_are_those_alone,
     scores_are_those_alone,
     order_is_fair,
+    order_is_kept,
     budgets_hold,
     pages_are_exact,
     copies_are_timely,

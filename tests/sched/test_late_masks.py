@@ -91,13 +91,18 @@ def test_a_mask_of_a_request_that_was_aborted_is_dropped() -> None:
     assert planned(engine).masks.tolist() == [mask_of(8).tolist()]
 
 
-def test_a_request_that_gave_way_comes_back_with_its_mask_and_not_before() -> None:
+def test_a_preempted_request_comes_back_with_its_mask_and_not_before() -> None:
     maker = Told()
     engine = scheduler(maker)
     engine.add(*request("bound", Script((5,), (6,), (7,))))
     commit(engine, planned(engine), 5)
+<<<<<<< HEAD
     engine._preempt(0)
     engine.add(*request("behind"))
+=======
+    engine._preempt(engine._live["bound"])
+    engine.add(request("behind"))
+>>>>>>> b672be5 (Scheduling policy is a given function of order and victim)
     engine.check_invariants()
     assert engine.plan() is None  # nobody overtakes it
     maker.go_on()
@@ -108,12 +113,12 @@ def test_a_request_that_gave_way_comes_back_with_its_mask_and_not_before() -> No
     assert (plan.starts + plan.counts).tolist() == [4, 3]
 
 
-def test_a_request_that_gave_way_may_end_in_the_waiting_line() -> None:
+def test_a_preempted_request_may_end_while_it_waits() -> None:
     maker = Told()
     engine = scheduler(maker)
     engine.add(*request("bound", Script((5,), ())))
     commit(engine, planned(engine), 5)
-    engine._preempt(0)
+    engine._preempt(engine._live["bound"])
     maker.go_on()
     assert engine.take_masks() == [RequestOutput("bound", None, FinishReason.STOP)]
     engine.check_invariants()

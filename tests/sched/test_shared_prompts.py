@@ -145,7 +145,7 @@ def test_a_prompt_that_is_preempted_is_not_computed_again(depth: int) -> None:
     engine = Engine(depth=depth).add(request("a"))
     for _ in range(2):
         engine.step()
-    engine.scheduler._preempt(int(engine.scheduler._running[-1]))
+    engine.scheduler._preempt(engine.scheduler._live["a"])
     engine.drain()
     assert engine.scheduler.stats().preemptions == 1
     assert engine.prompt_tokens("a") == len(PROMPT)

@@ -4,7 +4,6 @@ The laws of `sched_laws` look at such a plan as at so many plans, each with the 
 need. Faults are planted in what passes between scheduler and device, as in `test_planted_faults`.
 """
 
-from collections import deque
 from dataclasses import replace
 from functools import cache, partial
 from itertools import pairwise
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 
 from albireo_jax.core.plan import StepPlan
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
+from albireo_jax.sched.ordered_queue import OrderedQueue
 from albireo_jax.sched.scheduler import Scheduler
 from tests.labs.sched_faults import with_calls, with_plans
 from tests.labs.sched_lab import MAX_LEN, Case, House, Journal, draw_request, run
@@ -163,9 +163,9 @@ def scored_rows_in_bursts(real: Scheduler) -> StepPlan | None:
 def those_that_wait_passed_over(real: Scheduler) -> StepPlan | None:
     if not len(real._running):
         return real.plan()
-    waiting, real._line._waiting = real._line._waiting, deque()
+    waiting, real._waiting._queue = real._waiting._queue, OrderedQueue(1)
     plan = real.plan()
-    real._line._waiting = waiting
+    real._waiting._queue = waiting
     return plan
 
 

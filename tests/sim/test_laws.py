@@ -7,8 +7,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from albireo_jax.core.types import Request
+from albireo_jax.sched.policy import POLICIES, Policy, last_in_order
+from albireo_jax.sched.sequence import Place
 from tests.labs.sched_lab import FREE, MAX_LEN, Case, House, Journal, draw_bond, draw_request, run
 from tests.labs.sched_laws import LAWS
+
+
+def longest_first(request: Request) -> Place:
+    return (-request.max_tokens,)
+
+
+def salt_first(request: Request) -> Place:
+    return (float(not request.cache_salt),)
+
+
+ORDERS = (
+    *POLICIES.values(),
+    *(Policy(order=order, victim=last_in_order) for order in (longest_first, salt_first)),
+)
+"""Any order of requests is a policy."""
 
 
 @st.composite
@@ -47,6 +65,7 @@ def houses(draw, *, max_depth: int = 4) -> House:
         max_copied_pages=draw(st.sampled_from((1, 2, 64))),
         decode_steps=draw(st.sampled_from((1, 2, 8))),
         late_masks=draw(st.sampled_from((None, 0, 1, 2))),
+        policy=draw(st.sampled_from(ORDERS)),
     )
 
 

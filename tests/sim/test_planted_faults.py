@@ -38,6 +38,7 @@ from tests.labs.sched_faults import (
     late_masks_lost,
     looked_up_once,
     masks_of_rows_that_have_none,
+    most_pages_preempted,
     newest_first,
     nobody_waits_for_pages,
     one_token_more,
@@ -69,6 +70,7 @@ from tests.labs.sched_faults import (
     with_calls,
     with_late_masks,
     with_plans,
+    youngest_started,
 )
 from tests.labs.sched_lab import FREE, Bond, Case, House, Journal, draw_bond, draw_request, run
 from tests.labs.sched_laws import (
@@ -85,6 +87,7 @@ from tests.labs.sched_laws import (
     nothing_is_wasted,
     nothing_leaks,
     order_is_fair,
+    order_is_kept,
     pages_are_exact,
     requests_finish,
     scores_are_those_alone,
@@ -157,7 +160,7 @@ FAULTS = {
     "seeds_of_others": (with_plans(seeds_of_others), (tokens_are_those_alone,)),
     "ban_forgotten": (with_plans(ban_forgotten, every=1), (tokens_are_those_alone, requests_finish)),
     "epochs_ignored": (with_calls(commit=epochs_ignored), (tokens_are_those_alone,)),
-    "newest_first": (newest_first, (order_is_fair,)),
+    "newest_first": (newest_first, (order_is_fair, order_is_kept)),
     "plan_arrays_reused": (plan_arrays_reused, (tokens_are_those_alone,)),
     "budget_exceeded": (budget_exceeded, (budgets_hold,)),
     "results_of_neighbours": (with_calls(commit=results_of_neighbours), (tokens_are_those_alone,)),
@@ -170,7 +173,9 @@ FAULTS = {
         with_calls(commit=stop_ids_of_all_forgotten),
         (requests_finish, tokens_are_those_alone),
     ),
-    "preempted_behind_all": (with_calls(plan=preempted_behind_all), (order_is_fair,)),
+    "preempted_behind_all": (with_calls(plan=preempted_behind_all), (order_is_fair, order_is_kept)),
+    "most_pages_preempted": (with_calls(plan=most_pages_preempted), (order_is_kept,)),
+    "youngest_started": (with_calls(plan=youngest_started), (order_is_kept, order_is_fair)),
     "scores_forgotten": (
         with_plans(lambda plan: replace(plan, scored=LogprobTargets())),
         (scores_are_those_alone,),
