@@ -17,7 +17,13 @@ from albireo_jax.core.types import SamplingParams
 from albireo_jax.engine.choices import ChoiceDelta, Completion
 from albireo_jax.engine.frontend import Prompt
 from albireo_jax.engine.output_streams import SyncOutputStream
-from albireo_jax.engine.prompts import read_chat_options, read_conversations, read_params, read_prompts
+from albireo_jax.engine.prompts import (
+    read_chat_options,
+    read_conversations,
+    read_params,
+    read_priorities,
+    read_prompts,
+)
 from albireo_jax.engine.timeline import TaskTable
 from albireo_jax.launch import Engine, launch
 from albireo_jax.nn.module import Decoder
@@ -112,12 +118,15 @@ class LLM:
         self,
         prompts: PromptLike | Iterable[PromptLike],
         params: SamplingParams | Iterable[SamplingParams] | None = None,
+        *,
+        priority: int | Iterable[int] | None = None,
     ) -> list[Generation]:
         """Complete one prompt or several, in their order; `params` for all or one for each.
 
-        Raises ValueError, and generates nothing, if any prompt or parameter is refused.
+        With the scheduling policy "priority" the lowest `priority` is served first: one for all or one for
+        each, None is 0. Raises ValueError, and generates nothing, if any prompt or parameter is refused.
         """
-        return self._generate(read_prompts(prompts), params)
+        return self._generate(read_prompts(prompts), params, priority=priority)
 
     def chat(
         self,
@@ -128,12 +137,13 @@ class LLM:
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: int | Iterable[int] | None = None,
     ) -> list[Generation]:
         """Answer one conversation or several, rendered by the model's chat template.
 
         A text is one message of a user. `tools` are OpenAI function schemas; `chat_template_kwargs` are more
         variables of the template. With `continue_final_message` the answer goes on where the last message
-        ends.
+        ends. `priority` is as in `generate`.
         Raises as `generate` does.
         """
         options = read_chat_options(
@@ -147,21 +157,26 @@ class LLM:
             tuple(tokenizer.encode_chat(conversation, context_len=longest, **options))
             for conversation in read_conversations(messages)
         ]
-        return self._generate(rendered, params)
+        return self._generate(rendered, params, priority=priority)
 
     def stream(
-        self, prompt: PromptLike, params: SamplingParams | Iterable[SamplingParams] | None = None
+        self,
+        prompt: PromptLike,
+        params: SamplingParams | Iterable[SamplingParams] | None = None,
+        *,
+        priority: int | None = None,
     ) -> Iterator[ChoiceDelta]:
         """Complete one prompt or conversation token by token; leaving the iterator early ends the request.
 
-        The request begins with the call, which raises ValueError if it is refused.
+        The request begins with the call, which raises ValueError if it is refused. `priority` is as in
+        `generate`.
         """
         prompts = read_prompts(prompt)
         if len(prompts) != 1:
             raise ValueError(f"stream takes one prompt, got {len(prompts)}")
-        deltas = _read(
-            self.engine.frontend.stream(prompts, read_params(params, 1, self.default_sampling_params()))
-        )
+        each = read_params(params, 1, self.default_sampling_params())
+        priorities = read_priorities(priority, 1)
+        deltas = _read(self.engine.frontend.stream(prompts, each, priority=priorities))
         next(deltas)
         return deltas
 
@@ -216,10 +231,13 @@ class LLM:
         self,
         prompts: Sequence[Prompt],
         params: SamplingParams | Iterable[SamplingParams] | None,
+        *,
+        priority: int | Iterable[int] | None,
     ) -> list[Generation]:
         each = read_params(params, len(prompts), self.default_sampling_params())
+        priorities = read_priorities(priority, len(prompts))
         token_ids = [self.engine.frontend.encode(prompt, must_fit=True) for prompt in prompts]
-        completions = iter(self.engine.frontend.generate(token_ids, each))
+        completions = iter(self.engine.frontend.generate(token_ids, each, priority=priorities))
         return [
             Generation(
                 prompt_token_ids=ids,

@@ -58,13 +58,18 @@ async def prepare(frontend: Frontend, params: SamplingParams) -> None:
 
 
 async def open_stream(
-    frontend: Frontend, prompt_ids: Sequence[tuple[int, ...]], params: SamplingParams, *, cache_salt: str
+    frontend: Frontend,
+    prompt_ids: Sequence[tuple[int, ...]],
+    params: SamplingParams,
+    *,
+    cache_salt: str,
+    priority: int,
 ) -> AsyncOutputStream:
     """An open stream; a thread writes its requests if they are many or long. Raises as `stream_async`."""
     size = sum(map(len, prompt_ids)) + _CHOICE_CHARACTERS * len(prompt_ids) * params.n
     size += len(params.allowed_token_ids or ()) + sum(map(len, params.bad_words))
     choices = await run_in_thread_if_long(
-        size, lambda: frontend.write(prompt_ids, params, cache_salt=cache_salt)
+        size, lambda: frontend.write(prompt_ids, params, cache_salt=cache_salt, priority=priority)
     )
     return frontend.open_async(choices)
 

@@ -177,8 +177,8 @@ class Request:
     `max_tokens` and `seed` are resolved (no None); `stop_ids` are all ids that end it, the model's
     end-of-sequence ids included unless they are ignored. n > 1 is n requests with distinct seeds.
     `structured` is compiled in the engine; with `ignore_eos` it never allows an end-of-sequence id. Only
-    requests of the same `cache_salt` find each other's prefixes in the cache. The policy `priority` serves the
-    lowest `priority` first. `page_digests` are those of the prompt's full pages from
+    requests of the same `cache_salt` find each other's prefixes in the cache. The policy `priority` serves
+    the lowest `priority` first. `page_digests` are those of the prompt's full pages from
     `sched.prefix_tree.packed_digests`; without them the scheduler makes them when it needs them.
     """
 

@@ -118,9 +118,10 @@ class Frontend:
         params: SamplingParams | Sequence[SamplingParams],
         *,
         cache_salt: str = "",
+        priority: int | Sequence[int] = 0,
     ) -> list[Completion]:
         """All completions of `prompts`, in the order of the choices; blocks until the last has ended."""
-        with self.stream(prompts, params, cache_salt=cache_salt) as stream:
+        with self.stream(prompts, params, cache_salt=cache_salt, priority=priority) as stream:
             return collect(delta for deltas in stream for delta in deltas)
 
     def stream(
@@ -129,14 +130,15 @@ class Frontend:
         params: SamplingParams | Sequence[SamplingParams],
         *,
         cache_salt: str = "",
+        priority: int | Sequence[int] = 0,
     ) -> SyncOutputStream:
         """A stream for the calling thread to iterate.
 
-        `params` are the same for all prompts or one for each. Prefixes that calls with another `cache_salt`
-        computed are not found. Raises ValueError for what the engine cannot do, EngineDeadError if it does
-        not run; nothing is left open then.
+        `params` and `priority` are the same for all prompts or one for each. Prefixes that calls with another
+        `cache_salt` computed are not found. Raises ValueError for what the engine cannot do, EngineDeadError
+        if it does not run; nothing is left open then.
         """
-        choices = self.write(prompts, params, cache_salt=cache_salt)
+        choices = self.write(prompts, params, cache_salt=cache_salt, priority=priority)
         reader = QueueReader(self._service, self.metrics, on_empty=self._remove_reader)
         stream = SyncOutputStream(choices, abort=reader.abort, wait=reader.wait)
         self._open(choices, stream, reader)
@@ -148,9 +150,10 @@ class Frontend:
         params: SamplingParams | Sequence[SamplingParams],
         *,
         cache_salt: str = "",
+        priority: int | Sequence[int] = 0,
     ) -> AsyncOutputStream:
         """A stream for tasks of the running event loop to read; otherwise as `stream`."""
-        return self.open_async(self.write(prompts, params, cache_salt=cache_salt))
+        return self.open_async(self.write(prompts, params, cache_salt=cache_salt, priority=priority))
 
     def open_async(self, choices: Sequence[Choice]) -> AsyncOutputStream:
         """A stream over choices that another thread may have written; otherwise as `stream_async`."""
@@ -169,14 +172,18 @@ class Frontend:
         params: SamplingParams | Sequence[SamplingParams],
         *,
         cache_salt: str = "",
+        priority: int | Sequence[int] = 0,
     ) -> list[Choice]:
         """The choices of a stream that is not open yet; any thread may write them. Raises ValueError."""
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
         if len(each) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts but {len(each)} sampling parameters")
+        priorities = [priority] * len(prompts) if isinstance(priority, int) else priority
+        if len(priorities) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts but {len(priorities)} priorities")
         choices: list[Choice] = []
         prompt_free: dict[int, PromptFree] = {}
-        for prompt, prompt_params in zip(prompts, each, strict=True):
+        for prompt, prompt_params, own_priority in zip(prompts, each, priorities, strict=True):
             token_ids = self.encode(prompt, must_fit=True)
             if id(prompt_params) not in prompt_free:
                 prompt_free[id(prompt_params)] = self._requests.prompt_free(prompt_params)
@@ -184,6 +191,7 @@ class Frontend:
                 token_ids,
                 prompt_params,
                 cache_salt=cache_salt,
+                priority=own_priority,
                 prompt_free=prompt_free[id(prompt_params)],
             )
             for request in requests:

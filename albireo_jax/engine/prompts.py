@@ -76,6 +76,19 @@ def read_params(
     return each
 
 
+def read_priorities(priority: object, num_prompts: int) -> list[int]:
+    """Read the priority of each prompt from that of all or from a list with as many; None is 0.
+
+    Raises ValueError.
+    """
+    if not checks.is_ordered(priority):
+        return [_priority(0 if priority is None else priority)] * num_prompts
+    each = [_priority(one) for one in checks.ordered("priority", priority, of="integers")]
+    if len(each) != num_prompts:
+        raise ValueError(f"{num_prompts} prompts but {len(each)} priorities")
+    return each
+
+
 def read_chat_options(
     *,
     tools: object,
@@ -168,3 +181,7 @@ def _is_scalar(value: object) -> bool:
 
 def _is_message(value: object) -> TypeGuard[ConversationMessage]:
     return isinstance(value, Mapping) and "role" in value
+
+
+def _priority(value: object) -> int:
+    return checks.integer("priority", value, low=-checks.MAX_INT)

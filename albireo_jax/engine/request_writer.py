@@ -82,6 +82,7 @@ class RequestWriter:
         params: SamplingParams,
         *,
         cache_salt: str = "",
+        priority: int = 0,
         prompt_free: PromptFree | None = None,
     ) -> list[Request]:
         """The n requests of a prompt, their seeds one after the other. Raises ValueError.
@@ -118,6 +119,7 @@ class RequestWriter:
                 logprobs=logprobs,
                 prompt_logprobs=prompt_logprobs,
                 cache_salt=cache_salt,
+                priority=priority,
                 page_digests=digests,
                 arrived_s=arrived_s,
             )

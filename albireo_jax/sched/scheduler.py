@@ -23,7 +23,6 @@ A row with a constraint waits for its own tokens and masks, and delays no other 
 `Policy` says which request starts first and which is preempted: see `policy`.
 """
 
-from bisect import bisect_left, insort
 from dataclasses import replace
 
 import numpy as np
@@ -46,15 +45,14 @@ from albireo_jax.sched.multi_step import check_ends, single_steps, steps_of
 from albireo_jax.sched.policy import POLICIES, Policy, has_room, most_copied
 from albireo_jax.sched.prefix_cache import PrefixCache
 from albireo_jax.sched.prefix_tree import Node
+from albireo_jax.sched.running_requests import RunningRequests
 from albireo_jax.sched.scheduler_stats import SchedulerStats
-from albireo_jax.sched.sequence import NOT_ADMITTED, NewPages, Sequence, SlotTable, join_pages, place_of
+from albireo_jax.sched.sequence import NOT_ADMITTED, NewPages, Sequence, SlotTable, join_pages
 from albireo_jax.sched.step_logprobs import scored_tokens
 from albireo_jax.sched.step_masks import PendingMasks, masks_of
 from albireo_jax.sched.step_results import StepResults
 from albireo_jax.sched.stop_ids import StopIds
 from albireo_jax.sched.waiting_queue import WaitingQueue
-
-_MAX_EPOCH = 2**31 - 1
 
 
 class Scheduler:
@@ -84,7 +82,6 @@ class Scheduler:
         )
         self._table = SlotTable(config.max_rows, max_len=limits.max_sequence_len, page_size=limits.page_size)
         self._pending = PendingMasks(mask_maker or InlineMaskMaker(), self._table)
-        self._free_slots = list(range(config.max_rows - 1, -1, -1))
         self._live: dict[str, Sequence] = {}
         self._stop_ids = StopIds(limits.vocab_size)
         self._waiting = WaitingQueue(
@@ -97,11 +94,8 @@ class Scheduler:
         self._results = StepResults(
             self._table, self._cache, self._pending, stop_ids=self._stop_ids, live=self._live
         )
-        self._running: Int32s = np.zeros(0, np.int32)  # slots, in the order in which their requests started
-        self._in_order: list[Sequence] = []  # the same requests in the order of the policy
-        self._arrivals = 0
-        self._epoch = NOT_ADMITTED
-        self._steps = 0
+        self._running = RunningRequests(self._table, self._tiers, max_rows=config.max_rows)
+        self._arrivals = self._steps = 0
         self._committed_step = -1
         self._preemptions = self._times_emptied = 0
 
@@ -164,17 +158,17 @@ class Scheduler:
         """The next step, or None if nothing can be computed before a result is committed."""
         table = self._table
         new_pages = [self._give_decode_pages()]
-        rows, first_chunk = self._decoding(), self._table.num_decoding(self._running)
+        rows, first_chunk = self._decoding(), self._running.num_decoding
         num_decode = len(rows)
         steps = self._plan_steps(rows, new_pages)
         new_slots, chunks = self._plan_chunks(self._max_step_tokens - num_decode, new_pages)
         num_rows = num_decode + len(chunks)
-        if self._free_slots:
-            self._waiting.restore(self._running, step=self._steps)
+        if self._running.has_free_slot:
+            self._waiting.restore(self._running.slots, step=self._steps)
         copies = self._tiers.copies()
         if not (num_rows or copies.to_device or copies.to_host):
             return None
-        rows = np.concatenate((rows, self._running[first_chunk : first_chunk + len(chunks)]))
+        rows = np.concatenate((rows, self._running.slots[first_chunk : first_chunk + len(chunks)]))
         starts = table.computed[rows]
         counts = np.ones(num_rows, np.int32)
         counts[num_decode:] = [len(chunk) for chunk in chunks]
@@ -212,7 +206,7 @@ class Scheduler:
         """Take in a plan's tokens, in the order of the plans; gives an output per token of a live request."""
         self._committed_step = plan.step
         for suspect in self._cache.register_chunks(plan, sampled.ids):
-            self._waiting.drop(suspect, self._running)
+            self._waiting.drop(suspect, self._running.slots)
         outputs: list[RequestOutput] = []
         for step in single_steps(plan, sampled):
             taken = self._results.take(*step)
@@ -241,8 +235,8 @@ class Scheduler:
 
     def check_invariants(self) -> None:
         """Raise AssertionError if pages, slots or queues contradict each other; for tests."""
-        table, running = self._table, self._running
-        table.check_invariants(running, self._free_slots, self._live)
+        table, running = self._table, self._running.slots
+        self._running.check_invariants(self._live)
         held = [table.pages[slot, : table.num_pages[slot]] for slot in running.tolist()]
         self._tiers.check_invariants(np.concatenate([self._waiting.held_pages(), *held]))
         self._waiting.check_invariants()
@@ -250,7 +244,7 @@ class Scheduler:
 
     def _decoding(self) -> Int32s:
         """Slots that compute one token in the next step: of those that decode, all that are not held."""
-        rows = self._running[: self._table.num_decoding(self._running)]
+        rows = self._running.slots[: self._running.num_decoding]
         return rows[~self._table.are_held(rows)] if self._pending.num_constrained else rows
 
     def _give_decode_pages(self) -> NewPages:
@@ -262,7 +256,7 @@ class Scheduler:
             if len(growing) <= self._tiers.num_available:
                 return self._give_pages(growing, table.num_pages[growing])
             if not self._waiting.release_last():
-                self._preempt(self._policy.victim(self._in_order))
+                self._preempt(self._policy.victim(self._running.in_order))
 
     def _plan_steps(self, rows: Int32s, new_pages: list[NewPages]) -> Int32s:
         """How many steps each of the decoding `rows` takes, if they take several and nothing else happens."""
@@ -279,14 +273,15 @@ class Scheduler:
         """The requests that start, and the known tokens to compute in the rows behind the decoding ones."""
         new_slots: list[SlotParams] = []
         chunks: list[Int32s] = []
-        if (num_decoding := self._table.num_decoding(self._running)) < len(self._running):
-            chunks.append(self._plan_chunk(int(self._running[-1]), budget, new_pages))
+        if (num_decoding := self._running.num_decoding) < len(self._running):
+            chunks.append(self._plan_chunk(int(self._running.slots[-1]), budget, new_pages))
             budget -= len(chunks[-1])
-        while budget > 0 and self._free_slots and has_room(len(chunks), num_decoding=num_decoding):
-            startable = self._waiting.pop(self._running, committed_step=self._committed_step)
+        while budget > 0 and self._running.has_free_slot and has_room(len(chunks), num_decoding=num_decoding):
+            startable = self._waiting.pop(self._running.slots, committed_step=self._committed_step)
             if startable is None:
                 break
-            new_slots.append(self._start(*startable))
+            self._cache.count_start(startable.sequence, num_pages=len(startable.chain))
+            new_slots.append(self._running.start(*startable))
             chunks.append(self._plan_chunk(new_slots[-1].slot, budget, new_pages))
             budget -= len(chunks[-1])
         return new_slots, [chunk for chunk in chunks if len(chunk)]
@@ -307,19 +302,6 @@ class Scheduler:
         """New pages at `columns` of the page tables of `slots`, ascending where a slot repeats."""
         return self._table.give(slots, columns, self._tiers.take(len(slots)))
 
-    def _start(self, sequence: Sequence, chain: list[Node]) -> SlotParams:
-        """Admit `sequence` as the running request that started last, behind the pages of `chain`."""
-        self._cache.count_start(sequence, num_pages=len(chain))
-        slot = self._free_slots.pop()
-        self._epoch = self._epoch % _MAX_EPOCH + 1
-        sequence.epoch, sequence.slot = self._epoch, slot
-        sequence.unproven = [node for node in chain if not node.is_proven]
-        pages = tuple(node.page for node in chain)
-        self._table.fill(slot, sequence, pages)
-        self._running = np.append(self._running, np.int32(slot))
-        insort(self._in_order, sequence, key=place_of)
-        return sequence.slot_params(slot, pages)
-
     def _preempt(self, sequence: Sequence) -> None:
         """Send a running request back to its place in the queue; its results in flight are dropped."""
         sequence.known_ids = self._table.token_ids[
@@ -339,7 +321,7 @@ class Scheduler:
             self._times_emptied += not self._live
             if sequence.epoch == NOT_ADMITTED:
                 self._waiting.remove(sequence)
-        self._release([sequence for sequence in sequences if sequence.slot is not None])
+        self._running.release([sequence for sequence in sequences if sequence.slot is not None])
 
     def _retire(self, slots: Int32s) -> None:
         """Free `slots`, whose requests have their last step planned and only wait for its result."""
@@ -349,24 +331,9 @@ class Scheduler:
         sequences = [self._live[request_id] for request_id in self._table.request_id[slots].tolist()]
         for slot, sequence in zip(slots.tolist(), sequences, strict=True):
             pending += self._cache.expect_last(sequence, slot, self._table)
-        self._release(sequences, pending=pending)
+        self._running.release(sequences, pending=pending)
 
     def _release_unfinished(self, sequence: Sequence) -> None:
         """Free the slot of a request that has more to compute; pages that are being filled are pending."""
         pending, sequence.pending = list(sequence.pending.values()), {}
-        self._release([sequence], pending=pending)
-
-    def _release(self, sequences: list[Sequence], *, pending: list[Node] | None = None) -> None:
-        """Free slots and their pages; later steps may reuse both, since the device runs steps in order.
-
-        The pages become idle as if the slots were freed one after the other, each from its last page on.
-        """
-        if not sequences:
-            return
-        slots = np.array([sequence.slot for sequence in sequences], np.int32)
-        for sequence in sequences:
-            sequence.slot = None
-            del self._in_order[bisect_left(self._in_order, sequence.place, key=place_of)]
-        self._tiers.release(self._table.clear(slots[::-1]), pending=pending or ())
-        self._free_slots.extend(slots.tolist())
-        self._running = self._running[self._table.epoch[self._running] != NOT_ADMITTED]
+        self._running.release([sequence], pending=pending)

@@ -229,8 +229,12 @@ class SlotTable:
         return NewPages(slots, columns, pages)
 
     def growth(self, running: Int32s, *, num_steps: int) -> int:
-        """Pages beside their own that the slots in `running` fill within `num_steps` of a token each."""
-        if num_steps == 1:
+        """Pages beside their own that the slots in `running` fill within `num_steps` of a token each.
+
+        Those of a prompt that is being computed are filled however few steps there are; the single token of
+        each other slot is not counted in one step.
+        """
+        if num_steps == 1 and self.num_decoding(running) == len(running):
             return 0
         computed = np.maximum(self.computed[running], self.known[running])
         ends = np.minimum(computed + num_steps, self.limit[running] - 1)

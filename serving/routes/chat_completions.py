@@ -75,7 +75,9 @@ async def create_chat_completion(
         ]
         salt = cache_salt(request.headers, body.cache_salt)
         # Last, since nothing that fails behind it would close it.
-        stream = await open_stream(engine.frontend, [asked.prompt_ids], asked.params, cache_salt=salt)
+        stream = await open_stream(
+            engine.frontend, [asked.prompt_ids], asked.params, cache_salt=salt, priority=body.priority or 0
+        )
 
     if body.stream:
         return EventStream(stream, stream_events(stream, events, usage=usage, last_event=chunks.last_event))

@@ -73,7 +73,9 @@ async def create_completion(
         choices = [writer.events(chunks, i) for i, writer in enumerate(writers)] if body.stream else []
         salt = cache_salt(request.headers, body.cache_salt)
         # Last, since nothing that fails behind it would close it.
-        stream = await open_stream(engine.frontend, prompt_ids, params, cache_salt=salt)
+        stream = await open_stream(
+            engine.frontend, prompt_ids, params, cache_salt=salt, priority=body.priority or 0
+        )
 
     if body.stream:
         return EventStream(stream, stream_events(stream, choices, usage=usage, last_event=chunks.last_event))

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from albireo_jax.core.checks import MAX_INT
 from albireo_jax.core.sampling_defaults import SamplingDefaults
 from albireo_jax.core.types import ALL_LOGPROBS, SamplingParams
 from albireo_jax.serving.schemas.foreign_fields import FOREIGN, INSTEAD
@@ -61,7 +62,8 @@ class SamplingBody(StructuredBody):
     """The fields that completions and chat completions have in common; null takes the default.
 
     A prompt is read from the cache as far as one of the same API key and the same `cache_salt` began like it:
-    who serves several people by one key gives each another.
+    who serves several people by one key gives each another. The scheduling policy `priority` serves the
+    lowest `priority` first, 0 if there is none; with another policy only 0 is accepted.
     """
 
     instead = INSTEAD
@@ -95,6 +97,7 @@ class SamplingBody(StructuredBody):
     truncate_prompt_tokens: Whole | None = None
     truncation_side: Literal["left", "right"] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_CACHE_SALT)] | None = None
+    priority: Annotated[Whole, Field(ge=-MAX_INT, le=MAX_INT)] | None = None
 
     @model_validator(mode="after")
     def check_prompt_logprobs(self) -> "SamplingBody":

@@ -155,7 +155,6 @@ _ENGINES: Refused = {
     "use_beam_search": (False,),
     "logits_processors": ([],),
     "logprob_token_ids": (),
-    "priority": (0,),
     "detokenize": (True,),
     "spaces_between_special_tokens": (True,),
     "include_reasoning": (True,),

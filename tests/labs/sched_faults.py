@@ -232,9 +232,10 @@ def row_left_out(real: Scheduler) -> StepPlan | None:
     """The oldest row is forgotten in some steps."""
     if real._steps % 5 != 4 or len(real._running) < 2:
         return real.plan()
-    oldest, real._running = real._running[:1], real._running[1:]
+    running = real._running
+    oldest, running.slots = running.slots[:1], running.slots[1:]
     plan = real.plan()
-    real._running = np.concatenate((oldest, real._running))
+    running.slots = np.concatenate((oldest, running.slots))
     return plan
 
 

@@ -360,7 +360,7 @@ def run(case: Case, house: House, *, break_scheduler=_same, break_executor=_same
             if (output := scheduler.abort(request.request_id)) is not None:
                 journal.events.append(output)
         if step in case.preemptions and len(real._running):
-            preempt(real._live[real._table.request_id[real._running[-1]]], is_forced=True)
+            preempt(real._live[real._table.request_id[real._running.slots[-1]]], is_forced=True)
         if masks is not None:
             masks.go_on()
             journal.events += scheduler.take_masks()
@@ -381,7 +381,7 @@ def write_preemptions(real: Scheduler, journal: Journal) -> Callable[..., None]:
     preempt = real._preempt
 
     def write(sequence: Live, *, is_forced: bool = False) -> None:
-        running = tuple(real._table.request_id[real._running].tolist())
+        running = tuple(real._table.request_id[real._running.slots].tolist())
         journal.events.append(Preempted(sequence.request.request_id, running, is_forced))
         preempt(sequence)
 

@@ -96,13 +96,8 @@ def test_a_preempted_request_comes_back_with_its_mask_and_not_before() -> None:
     engine = scheduler(maker)
     engine.add(*request("bound", Script((5,), (6,), (7,))))
     commit(engine, planned(engine), 5)
-<<<<<<< HEAD
-    engine._preempt(0)
-    engine.add(*request("behind"))
-=======
     engine._preempt(engine._live["bound"])
-    engine.add(request("behind"))
->>>>>>> b672be5 (Scheduling policy is a given function of order and victim)
+    engine.add(*request("behind"))
     engine.check_invariants()
     assert engine.plan() is None  # nobody overtakes it
     maker.go_on()

@@ -206,6 +206,36 @@ def test_a_prompt_does_not_start_if_those_that_run_will_take_its_pages_before_it
     assert engine.prompt_tokens("long") == len(PROMPT)
 
 
+def test_pages_that_are_copied_from_the_host_leave_room_for_a_prompt_that_runs() -> None:
+    """A prompt of which all but one token is on the host waits beside one that is computed in chunks."""
+    limits = EngineLimits(max_model_len=48, vocab_size=100, num_pages=12, page_size=4, num_host_pages=40)
+    scheduler = Scheduler(SchedulerConfig(max_rows=4, max_step_tokens=4), limits)
+
+    def add(request_id: str, first: int, length: int) -> None:
+        prompt = np.arange(first, first + length, dtype=np.int32) % 100
+        scheduler.add(Request(request_id=request_id, prompt_token_ids=prompt, max_tokens=1))
+
+    def steps(most: int) -> None:
+        for _ in range(most):
+            if not scheduler.has_work:
+                return
+            plan = scheduler.plan()
+            assert plan is not None, "nothing runs, and two requests have not ended"
+            scheduler.commit(plan, SampledTokens(ids=np.full(plan.num_rows, 7, np.int32), finished_s=0.0))
+            scheduler.check_invariants()
+
+    add("first", 0, 33)
+    steps(20)
+    add("evicts", 40, 47)
+    steps(20)
+    add("in chunks", 90, 43)
+    steps(1)
+    add("first again", 0, 33)
+    steps(40)
+    assert not scheduler.has_work
+    assert scheduler.stats().tiers.copied_in == 8
+
+
 @pytest.mark.parametrize("salt", ["", "own"])
 @pytest.mark.parametrize("length", [3, 4, 39, 40])
 def test_digests_that_come_with_a_request_are_those_that_the_scheduler_makes(salt: str, length: int) -> None:
