@@ -19,7 +19,7 @@ which is on the device, and does nothing in the next one. So nothing is computed
 
 What it costs: tokens come in bursts, and whoever arrives or aborts waits for the loops that are queued. Rows
 with rules, masks or scores need other programs, or the host, between two tokens and take single steps
-(`sched.repeating`).
+(`sched.multi_step`).
 
 One GPU runs a loop by itself, as one CUDA graph (`StepProgram.loop_options`; jax 0.12 compiles it so, 0.11
 does not). Over several, unless `StepProgram.graph_collectives` is set, XLA's host thread runs it: it waits

@@ -1,20 +1,21 @@
 """The pages of the device and those of the host: who owns them, what they hold, and what is copied.
 
-A page on the device is *free*, *owned* by requests, or *idle*: nobody's, but holding a prefix that may be
-asked for again. Idle pages are handed out like free ones, the one that was left longest ago first and never
-before those behind it in its prefix; what it holds then moves to the host, if that has pages, or is gone::
+A page on the device is *free*, *owned* by requests, or *idle*: without an owner, but with a prefix that may
+be asked for again. Idle pages are handed out like free ones, the least recently used first, and never before
+those behind it in its prefix. Its contents then move to the host if that has pages, or are lost::
 
       take            full and committed: insert        release               evicted
     free ──▶ owned ─────────────────────────▶ owned, a node ──▶ idle, a node ──▶ on the host, a node ──▶ gone
                ▲                                  ▲                │                   │
                └── reused                         └── share ◀──────┘      restore ◀────┘
 
-The host gives up what it took longest ago, again never before what is behind it. A request that gave way
-leaves its pages idle like one that ended: coming back, it finds what is left of them on either tier, which is
-all that swapping means here.
+The host gives up the page that it took longest ago, again never before one behind it. A preempted request
+leaves its pages idle, like one that ended. When it comes back, it finds what is left of them on either tier;
+swapping means no more than that here.
 
-The last pages of a request may be filled by a step whose result is not known when they are released. They
-are *pending*: idle, first in line behind older ones, and nodes only if they are still there when it is.
+The last pages of a request may be filled by a step whose result is not known when they are released. Such
+pages are *pending*: they are idle, least recently used first, and enter the prefix tree only if nothing took
+them before the result arrived.
 """
 
 from collections import OrderedDict

@@ -1,14 +1,14 @@
 """Plans of several steps: when rows may go on by themselves, and how their tokens are taken in.
 
-A row goes on for several steps if the host has nothing to say between two of its tokens: no mask or rule that
-depends on them, no scores that other programs find; and nothing may wait for the next step, no request and no
-chunk of a prompt. Stop strings do not matter: they are found in the text, off the engine's thread, after the
-token that completes them was sampled, however many steps a plan has.
+A row goes on for several steps if the host has nothing to do between two of its tokens: it has no mask and no
+rule that depends on them, and no scores that other programs find. Besides, neither a request nor a chunk of a
+prompt may wait for the next step. Stop strings do not matter: they are found in the text, off the engine's
+thread, after the token that completes them was sampled, however many steps a plan has.
 
-A plan of several steps does what as many plans of one step would do, and it is committed that way. Only its
-pages are taken before the first step, those of all of them. A row that goes on needs them all, so nothing is
-to be given back; one that ends gives up all that it has. If there are too few, the plan has one step, so that
-nobody gives way for a token that may never come::
+A plan of several steps does what as many plans of one step would do, and it is committed that way. Only the
+pages of all its steps are taken before the first one. A row that goes on needs them all, so none is given
+back; a row that ends releases all that it has. If there are too few pages, the plan has one step, so that no
+request is preempted for a token that may never come::
 
     4 steps, pages of 3 tokens    before    planned    committed
       goes on                     aa|aa     aa|aab|b   the same, 3 pages: those of its tokens
@@ -60,7 +60,7 @@ def missing_pages(rows: Int32s, steps: Int32s, table: SlotTable) -> PagePlaces:
 
 
 def single_steps(plan: StepPlan, sampled: SampledTokens) -> Iterator[tuple[StepPlan, SampledTokens]]:
-    """The steps of a plan one by one, each with its results: of rows that took it."""
+    """The steps of a plan one by one, each with the results of the rows that took it."""
     if not len(plan.steps):
         yield plan, sampled
         return

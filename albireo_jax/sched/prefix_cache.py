@@ -32,7 +32,7 @@ from albireo_jax.sched.sequence import Sequence, SlotTable
 class CacheStats:
     """Prompt tokens of requests that started, and those of them that pages held already, since the start.
 
-    Requests that gave way and come back are not counted again.
+    Preempted requests that come back are not counted again.
     """
 
     prompt_tokens: int

@@ -1,4 +1,4 @@
-"""What a scheduler counts."""
+"""Counts that a scheduler keeps."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ class SchedulerStats:
 
     `finishing` requests have their last step planned and only wait for its result. `nonfinite` requests
     ended with an error because their logits were not finite. `dropped` tokens were sampled in vain: their
-    requests had ended or given way.
+    requests had ended or were preempted.
     """
 
     waiting: int

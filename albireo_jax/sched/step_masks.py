@@ -21,8 +21,8 @@ def masks_of(sampling: Int32s, table: SlotTable, live: dict[str, Sequence]) -> M
 class PendingMasks:
     """Has masks made by a `maker`, and knows the live requests whose masks are not made yet.
 
-    They are held. One that gives way while it is held waits for its mask in the waiting line, where it keeps
-    its place; the mask is the same, since a request gives way with all tokens that are committed.
+    Such requests are held. One that is preempted while it is held waits for its mask in the waiting queue,
+    where it has its place. The mask is the same, since a preempted request keeps all committed tokens.
     """
 
     def __init__(self, maker: MaskMaker, table: SlotTable) -> None:

@@ -1,17 +1,18 @@
 """The requests that wait, and the pages that the first of them need before they may start.
 
-What a request finds on the host is copied to the device while it waits, so many pages with each step, because
-the next step waits for them and they stand beside the cache for a while. Once the last of these steps is
-committed, they are there. Until then it owns the pages, and nobody overtakes it; but those behind it may have
-theirs copied meanwhile::
+Pages that a request finds on the host are copied to the device while it waits: a few with each step, because
+the next step waits for them and they take memory beside the cache meanwhile. The pages are there once the
+last of these steps is committed. Until then the request owns them, and nothing overtakes it, but requests
+behind it may have theirs copied at the same time::
 
     step      N              N + 1          N + 2 (after the commit of N)
     first     copies start   waits          starts behind them
     second    waits          copies start   waits
     running   computed       computed       computed
 
-A request behind the first holds pages only while there are enough for those before it as well, and gives
-them up as soon as one that runs, or one before it, cannot do without.
+A request behind the first holds pages only while there are enough for those before it as well. It gives them
+up as soon as one that runs cannot do without, or one comes before it; they stay on the device for as long as
+nothing takes them.
 """
 
 from typing import NamedTuple

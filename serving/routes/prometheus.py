@@ -70,7 +70,7 @@ def _scheduler_families(stats: SchedulerStats) -> Iterator[Metric]:
     yield GaugeMetricFamily("albireo_requests_running", "Requests being computed", value=running)
     yield GaugeMetricFamily("albireo_requests_waiting", "Requests in the queue", value=stats.waiting)
     yield CounterMetricFamily("albireo_steps", "Steps planned", value=stats.steps)
-    yield CounterMetricFamily("albireo_preemptions", "Requests that gave way", value=stats.preemptions)
+    yield CounterMetricFamily("albireo_preemptions", "Requests that were preempted", value=stats.preemptions)
     yield CounterMetricFamily(
         "albireo_nonfinite_rows",
         "Rows whose logits were not finite, which ended their requests",

@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from albireo_jax.core.config import SchedulerConfig
+from albireo_jax.core.config import SchedulerConfig, SchedulingPolicy
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import Executor, StepHandle, StepPlan
 from albireo_jax.core.sampling_defaults import NO_DEFAULTS, SamplingDefaults
@@ -123,9 +123,15 @@ def sim_loop(
     clock: Callable[[], float] | None = None,
     wrap: Callable[[Executor], Executor] | None = None,
     mask_maker: MaskMaker | None = None,
+    scheduling_policy: SchedulingPolicy = SchedulingPolicy.FCFS,
 ) -> EngineLoop:
     """The shipped scheduler and loop on a simulated device (in `wrap`), which raises at step `fail_at`."""
-    config = SchedulerConfig(max_rows=max_rows, max_step_tokens=max_step_tokens, depth=depth)
+    config = SchedulerConfig(
+        max_rows=max_rows,
+        max_step_tokens=max_step_tokens,
+        depth=depth,
+        scheduling_policy=scheduling_policy,
+    )
     sim_clock = Clock()
     executor: Executor = SimExecutor(limits, max_rows=max_rows, cost=lambda _: 1e-3, clock=sim_clock)
     if fail_at is not None:

@@ -105,7 +105,7 @@ def columns(plan: StepPlan) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_the_schedule_is_that_of_the_simulator(depth: int) -> None:
-    """Pages are few, so that requests wait and give way."""
+    """Pages are few, so that requests wait and are preempted."""
     lengths = [
         Arrival(arrived_s=0, input_tokens=count, output_tokens=answer)
         for count, answer in ((3, 9), (17, 30), (9, 2), (30, 20))
