@@ -1,7 +1,7 @@
 """Masks of a constrained request's next tokens, begun as soon as its last token is known.
 
-The mask of a request is made when its last token is committed, not when its next step is planned:
-that is when it becomes known that nothing can follow, and the output of that very token says so. Between
+The mask of a request is made when its last token is committed, not when its next step is planned. So it is
+known at once if nothing can follow, and the output of that very token says so. Between
 the plan of a step in which the request samples and its commit there is no mask, and the request is *held*:
 it is in no plan. It keeps its slot and pages; the rows beside it are planned as if it were not there::
 
@@ -42,8 +42,8 @@ class ConstrainedAnswer:
     Below `min_tokens` the request's stop ids are taken out of the mask, as the device would refuse them. If
     nothing is left, the answer is complete and ends, shorter than it was asked to be.
 
-    A token is noted (`take`), then taken in (`make`), by any thread, and then seen (`settle`). Between the
-    first and the last of these calls nothing else is asked of the answer.
+    A token is noted by `take`, taken in by `make`, which any thread may call, and used from `settle` on. No
+    other method is called between the first and the last of these.
     """
 
     def __init__(self, request: Request, constraint: TokenConstraint) -> None:
@@ -75,7 +75,7 @@ class ConstrainedAnswer:
 
     @property
     def is_pending(self) -> bool:
-        """Whether what follows the last token was not seen yet: `mask` is an earlier one."""
+        """Whether the mask behind the last token is not settled yet: `mask` is an earlier one."""
         return self._is_pending
 
     def update_mask(self, position: int) -> FinishReason | None:
@@ -119,7 +119,7 @@ class ConstrainedAnswer:
         return None if made.any() else FinishReason.STOP
 
     def drop(self) -> None:
-        """Nobody asks for the answer any more: what is not made need not be."""
+        """Note that the answer has ended: a mask that is not made yet is not needed."""
         self._is_dropped = True
 
     def _fail(self, error: BaseException) -> FinishReason:
@@ -150,12 +150,12 @@ class InlineMaskMaker:
     """Makes all masks on the thread that asks for them: the same plans in every run."""
 
     def make(self, answers: Sequence[ConstrainedAnswer]) -> None:
-        """Make all of them."""
+        """Make the masks of all `answers`."""
         for answer in answers:
             answer.make()
 
     def wait(self, answers: Sequence[ConstrainedAnswer], timeout_s: float) -> None:
-        """Nothing is ever waited for."""
+        """Return at once: no mask is late."""
 
 
 def _bits(token_ids: Int32s) -> Int32s:

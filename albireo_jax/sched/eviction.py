@@ -20,7 +20,7 @@ _SPARE_ENTRIES = 64
 
 
 class IdlePages:
-    """The nodes on idle pages; a node whose last page behind it left the device must be offered."""
+    """The nodes on idle pages; `note_leaf` is called when the last page behind a node has left the device."""
 
     def __init__(self) -> None:
         self._nodes: OrderedDict[int, Node] = OrderedDict()  # by age, which counts from 1, the oldest first
@@ -28,11 +28,11 @@ class IdlePages:
         self._age = 0
 
     def __len__(self) -> int:
-        """How many pages are idle."""
+        """Number of idle pages."""
         return len(self._nodes)
 
     def nodes(self) -> list[Node]:
-        """All of them, the one that is idle longest first."""
+        """All nodes, the longest idle first."""
         return list(self._nodes.values())
 
     def extend(self, nodes: Iterable[Node]) -> None:

@@ -105,15 +105,15 @@ class KvPages:
         self._device.give_back(unowned[[node is None for node in nodes]])
 
     def get(self, digest: Digest) -> Node | None:
-        """The page of this digest, on whichever tier."""
+        """The page of this digest, on either tier."""
         return self._tree.get(digest)
 
     def find(self, digests: Sequence[Digest]) -> list[Node]:
-        """The longest chain of pages with these digests, on whichever tier."""
+        """The longest chain of pages with these digests, on either tier."""
         return self._tree.find(digests)
 
     def num_idle(self, chain: Sequence[Node]) -> int:
-        """How many pages of a chain are idle: to own them takes them from those available."""
+        """Number of idle pages in a chain; to own them takes them from those available."""
         return sum(node.idle_since > 0 for node in chain)
 
     def share(self, chain: Sequence[Node]) -> None:

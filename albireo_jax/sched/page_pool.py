@@ -1,4 +1,4 @@
-"""Page numbers of one tier: which are free, and how many owners each of the others has."""
+"""The pages of one tier by number: free, or taken by a number of owners."""
 
 import numpy as np
 

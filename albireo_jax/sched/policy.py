@@ -67,7 +67,7 @@ POLICIES = {
 
 
 def is_worth_copying(num_pages: int, num_tokens: int, *, costs: CopyCosts | None) -> bool:
-    """Whether pages on the host are copied back, not their tokens computed again; always if nobody measured.
+    """Whether pages on the host are copied back, not their tokens computed again; always without `costs`.
 
     Copies take nothing from the device but time on the bus, so that in doubt they are the better choice.
     """
@@ -79,8 +79,8 @@ def is_worth_copying(num_pages: int, num_tokens: int, *, costs: CopyCosts | None
 def is_worth_waiting(num_tokens: int, *, costs: CopyCosts | None) -> bool:
     """Whether to wait for pages that a step in flight computes, and not to compute their tokens again.
 
-    They can be read when that step is committed, as pages can that are copied from the host. Always if nobody
-    measured: a token that is computed twice is taken from every other request.
+    They can be read when that step is committed, as pages can that are copied from the host. Always without
+    `costs`: a token that is computed twice is taken from every other request.
     """
     return costs is None or costs.wait_s <= num_tokens * costs.token_s
 
@@ -88,8 +88,8 @@ def is_worth_waiting(num_tokens: int, *, costs: CopyCosts | None) -> bool:
 def may_start(*, num_pages: int, num_free: int, num_running: int, growth: int = 0) -> bool:
     """Whether a request that needs `num_pages` for its known tokens may start beside `num_running` others.
 
-    Its tokens must fit whole, and one more page must be left for each request that runs, and the pages that
-    all fill until its tokens are computed, their `growth`. Otherwise it would soon be preempted, perhaps before
+    Its tokens must fit whole. Besides, a page must be left for each request that runs, or the pages that all
+    fill until its tokens are computed, their `growth`. Otherwise it would soon be preempted, perhaps before
     its first token, and be computed anew. A request that is alone always starts: one that cannot fit was
     refused when it was added.
     """
@@ -99,9 +99,9 @@ def may_start(*, num_pages: int, num_free: int, num_running: int, growth: int = 
 def most_started(num_decoding: int) -> int | None:
     """Requests that a step may start beside `num_decoding` rows that decode; None for any number.
 
-    They may double the rows, or make them eight: those that decode wait for the step, and its time grows with
-    its rows also where their prompts are short. What starts by doubling fills any number of rows in a few
-    steps. Where no row decodes, nobody's next token is late.
+    They may double the rows, or make them eight: rows that decode wait for the step, and its time grows with
+    its rows also where their prompts are short. Doubling fills any number of rows in a few steps. No token is
+    late where no row decodes.
     """
     if not num_decoding:
         return None
@@ -115,9 +115,9 @@ def has_room(num_started: int, *, num_decoding: int) -> bool:
 
 
 def most_copied(limit: int, *, costs: CopyCosts | None) -> int:
-    """Pages that a step should copy to the device: what a step of one token per row has time for.
+    """Pages that a step should copy to the device: as many as a step of one token per row has time for.
 
-    The next step waits for them. At least one, and `limit` at most, which is all if nobody measured.
+    The next step waits for them. There is at least one, and `limit` at most; without `costs` it is `limit`.
     """
     if costs is None or not costs.page_s:
         return limit

@@ -30,7 +30,7 @@ from albireo_jax.sched.sequence import Sequence, SlotTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheStats:
-    """Prompt tokens of requests that started, and those of them that pages held already, since the start.
+    """Prompt tokens of requests that started, and how many of them pages held already, since the start.
 
     Preempted requests that come back are not counted again.
     """
@@ -72,7 +72,7 @@ class PrefixCache:
         self._prompt_tokens = self._cached_tokens = 0
 
     def stats(self) -> CacheStats:
-        """Counts of tokens."""
+        """Counts of prompt tokens."""
         return CacheStats(prompt_tokens=self._prompt_tokens, cached_tokens=self._cached_tokens)
 
     def root(self, request: Request) -> Digest:
@@ -121,7 +121,7 @@ class PrefixCache:
         return count > 0 and is_worth_waiting(count * self._page_size, costs=self._costs)
 
     def count_start(self, sequence: Sequence, *, num_pages: int) -> None:
-        """Note that a request starts, or comes back, behind so many pages that were found."""
+        """Note that a request starts, or comes back, behind `num_pages` that were found."""
         if sequence.cached_tokens is None:
             sequence.cached_tokens = num_pages * self._page_size
             self._prompt_tokens += len(sequence.request.prompt_token_ids)
@@ -130,7 +130,7 @@ class PrefixCache:
                 self._untold[sequence.request.request_id] = sequence.cached_tokens
 
     def tell_hits(self, outputs: list[RequestOutput]) -> None:
-        """Put into first tokens how much of their prompts was found."""
+        """Put into the outputs of first tokens how many tokens of their prompts were found."""
         if not self._untold:
             return
         for index, output in enumerate(outputs):
@@ -139,7 +139,7 @@ class PrefixCache:
                 outputs[index] = output._replace(cached_tokens=cached)
 
     def drop(self, request_id: str) -> None:
-        """Tell nothing of a request that was aborted."""
+        """Forget the hits of a request that was aborted."""
         self._untold.pop(request_id, None)
 
     def expect_chunk(self, sequence: Sequence, end: int, *, step: int, table: SlotTable) -> None:

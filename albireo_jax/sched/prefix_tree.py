@@ -52,9 +52,9 @@ def shared_root(salt: str, *, generation: int = 0) -> Digest:
 
 
 def packed_digests(token_ids: Int32s, *, salt: str, page_size: int) -> bytes:
-    """The root of a prompt and the digests of its full pages, one after the other; for any thread to make.
+    """The root of a prompt and the digests of its full pages, one after the other; any thread may make them.
 
-    They are no longer those of the prompt in a later generation.
+    A later generation has other digests.
     """
     digests: list[Digest] = []
     root = shared_root(salt)
@@ -63,7 +63,7 @@ def packed_digests(token_ids: Int32s, *, salt: str, page_size: int) -> bytes:
 
 
 def unpacked_digests(packed: bytes, root: Digest, *, num_pages: int) -> list[Digest]:
-    """The digests of so many pages behind `root`; none if those that were packed are others."""
+    """The digests of `num_pages` pages behind `root`; none if others were packed."""
     size = len(root)
     if not packed.startswith(root) or len(packed) != (1 + num_pages) * size:
         return []
@@ -88,13 +88,13 @@ def page_digests(parent: Digest, token_ids: Int32s, *, page_size: int) -> list[D
 
 
 class PrefixTree:
-    """The nodes by digest; it moves no pages, it only knows where they are."""
+    """The nodes by digest. The tree knows where pages are, and moves none."""
 
     def __init__(self) -> None:
         self._nodes: dict[Digest, Node] = {}
 
     def __len__(self) -> int:
-        """How many pages can be found."""
+        """Number of pages that can be found."""
         return len(self._nodes)
 
     def get(self, digest: Digest) -> Node | None:
@@ -124,7 +124,7 @@ class PrefixTree:
         return True
 
     def move(self, node: Node, *, page: int, host_page: int) -> None:
-        """Note that a node's page lies elsewhere now."""
+        """Note where a node's page lies now."""
         was, node.page, node.host_page = node.page, page, host_page
         if node.parent is not None:
             node.parent.device_children += (page != NULL_PAGE) - (was != NULL_PAGE)

@@ -1,4 +1,4 @@
-"""One live request, and the table of those that hold a slot.
+"""One live request, and the table of the requests that hold a slot.
 
 A request that waits is only a `Sequence`. One that runs also has a row in the `SlotTable`, which
 keeps what every step reads or changes as one array per field, so that a step of 512 rows costs a
@@ -72,7 +72,7 @@ class Sequence:
 
     @property
     def num_reusable(self) -> int:
-        """How many of its first tokens need not be computed if pages hold them: their scores are there."""
+        """Number of its first tokens that need not be computed if pages hold them: their scores are there."""
         is_scored = self.num_scored == len(self.request.prompt_token_ids) - 1
         return len(self.known_ids) if self.request.prompt_logprobs is None or is_scored else self.num_scored
 
@@ -93,7 +93,7 @@ class Sequence:
         return request.rules is None and self.answer is None and not self.wants_scores
 
     def give_prompt_scores(self) -> tuple[LogprobArrays, ...]:
-        """Hand out what `prompt_scores` holds."""
+        """Hand out the `prompt_scores`, once."""
         scores, self.prompt_scores = self.prompt_scores, ()
         return scores
 

@@ -1,4 +1,4 @@
-"""Log probabilities: which tokens of a step to score, and whose the scores are when they come back.
+"""Log probabilities: the tokens of a step to score, and the requests that the scores belong to.
 
 A token that is sampled is scored in the step that samples it. A token of a prompt is scored by the step that
 computes the token before it; the scores of a prompt are kept until all are there, and go out with the
@@ -16,7 +16,7 @@ from albireo_jax.sched.sequence import Sequence
 
 
 def scored_tokens(plan: StepPlan, wants_R: Bools, live: Mapping[str, Sequence]) -> LogprobTargets:
-    """What to score in a step whose rows `wants_R` are of requests that asked for it."""
+    """The tokens to score in a step whose rows `wants_R` are of requests that asked for it."""
     tokens: list[Int32s] = [np.zeros(0, np.int32)]
     next_ids: list[Int32s] = [np.zeros(0, np.int32)]
     first_R = np.cumsum(plan.counts) - plan.counts
@@ -36,7 +36,7 @@ def scored_tokens(plan: StepPlan, wants_R: Bools, live: Mapping[str, Sequence]) 
 def take_scores(
     plan: StepPlan, scores: LogprobArrays, live: Mapping[str, Sequence]
 ) -> dict[str, RequestLogprobs]:
-    """What a step's outputs bring, by request; the scores of prompts stay with their sequences till then."""
+    """The scores of a step's outputs by request; those of prompts stay with their sequences till the last."""
     _keep_prompts(plan, scores, live)
     taken: dict[str, RequestLogprobs] = {}
     for at, row in enumerate(plan.scored.rows.tolist()):

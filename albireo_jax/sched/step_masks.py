@@ -11,7 +11,7 @@ from albireo_jax.sched.sequence import Sequence, SlotTable
 
 
 def masks_of(sampling: Int32s, table: SlotTable, live: dict[str, Sequence]) -> Masks:
-    """The masks of those of the `sampling` slots that have a constraint."""
+    """The masks of the `sampling` slots that have a constraint."""
     slots = sampling[table.constrained[sampling]]
     answers = [live[request_id].answer for request_id in table.request_id[slots].tolist()]
     words = [answer.mask for answer in answers if answer is not None]
