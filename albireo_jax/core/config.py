@@ -252,7 +252,9 @@ class SchedulerConfig:
     ] = 1
     scheduling_policy: Annotated[
         SchedulingPolicy,
-        Option(help="Order of requests: that of their arrival, or the lowest `priority` of their bodies first."),
+        Option(
+            help="Order of requests: that of their arrival, or the lowest `priority` of their bodies first."
+        ),
     ] = SchedulingPolicy.FCFS
     max_copied_pages: int = 64
 

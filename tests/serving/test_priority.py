@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
+from albireo_jax import LLM
 from albireo_jax.core.checks import MAX_INT
 from albireo_jax.core.config import SchedulingPolicy
 from albireo_jax.core.plan import Executor, StepHandle, StepPlan
@@ -122,3 +124,51 @@ def test_each_prompt_of_a_call_may_have_a_priority_of_its_own() -> None:
         ]
         with pytest.raises(ValueError, match="4 prompts but 3 priorities"):
             engine.frontend.generate(prompts, params, priority=[1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("priority", "expected"),
+    [
+        (None, [0, 0, 0]),
+        (-2, [-2, -2, -2]),
+        ([3, 0, 2], [0, 2, 3]),
+        (np.array([3, 0, 2]), [0, 2, 3]),
+    ],
+)
+@pytest.mark.parametrize("call", ["generate", "chat"])
+def test_the_python_api_takes_one_priority_for_all_prompts_or_one_for_each(
+    call: str, priority: Any, expected: list[int]
+) -> None:
+    gate = Gate(3)
+    params = SamplingParams(max_tokens=2, temperature=0)
+    given = iter(priority) if call == "chat" and isinstance(priority, list) else priority
+    with lab(**BY_PRIORITY, wrap=gate.wrap) as engine:
+        gate.watch(engine)
+        llm = object.__new__(LLM)
+        llm.engine = engine  # type: ignore[assignment]
+        if call == "generate":
+            made = llm.generate(["a", "b", "c"], params, priority=given)
+        else:
+            made = llm.chat([CHAT[1]["messages"]] * 3, params, priority=given)
+    assert len(made) == 3
+    assert gate.started == expected
+
+
+@pytest.mark.parametrize(
+    ("priority", "message"),
+    [
+        ("high", "priority must be an integer, got 'high'"),
+        (1.5, "priority must be an integer, got 1.5"),
+        (True, "priority must be an integer, got True"),
+        ([1, 2], "1 prompts but 2 priorities"),
+        ([None], "priority must be an integer, got None"),
+        (MAX_INT + 1, "priority must be between"),
+        (1, "priority 1 needs an engine whose scheduling policy is priority"),
+    ],
+)
+def test_the_python_api_refuses_what_is_no_priority(engine: Lab, priority: Any, message: str) -> None:
+    llm = object.__new__(LLM)
+    llm.engine = engine  # type: ignore[assignment]
+    for call in (llm.generate, llm.chat, llm.stream):
+        with pytest.raises(ValueError, match=message):
+            call("a", SamplingParams(max_tokens=2), priority=priority)

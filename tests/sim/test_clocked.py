@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from albireo_jax.core.config import SchedulerConfig
+from albireo_jax.core.config import SchedulerConfig, SchedulingPolicy
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import PageCopies, SampledTokens, StepHandle, StepPlan
 from albireo_jax.core.types import Request
@@ -179,3 +179,26 @@ def test_a_handle_lets_time_pass_and_knows_what_was_sampling() -> None:
     assert plan is not None
     sampled: SampledTokens = executor.dispatch(plan).wait()
     assert (clock(), sampled.finished_s, sampled.sample_s, sampled.ids.tolist()) == (2.5, 2.5, 0.5, [0])
+
+
+def test_urgent_requests_have_their_first_token_sooner_and_all_have_the_same_tokens() -> None:
+    limits = dataclasses.replace(LIMITS, takes_priority=True)
+    requests = [
+        Request(request_id=str(n), prompt_token_ids=(n, 2, 3), max_tokens=8, priority=-(n % 4 == 3))
+        for n in range(24)
+    ]
+    first_s: dict[SchedulingPolicy, dict[str, float]] = {}
+    tokens: dict[SchedulingPolicy, list[tuple[str, int | None]]] = {}
+    for policy in SchedulingPolicy:
+        config = SchedulerConfig(max_rows=2, max_step_tokens=8, scheduling_policy=policy)
+        engine = clocked_engine(config, limits, cost=lambda _: 1.0)
+        timed = replay(engine.loop, requests, clock=engine.clock)
+        first_s[policy] = {output.request_id: moment_s for moment_s, output in reversed(timed)}
+        tokens[policy] = sorted(
+            ((output.request_id, output.token_id) for _, output in timed), key=lambda each: each[0]
+        )
+    fcfs, priority = first_s[SchedulingPolicy.FCFS], first_s[SchedulingPolicy.PRIORITY]
+    urgent = [request.request_id for request in requests if request.priority]
+    assert max(priority[name] for name in urgent) < 0.5 * max(fcfs[name] for name in urgent)
+    assert max(priority.values()) <= max(fcfs.values())
+    assert tokens[SchedulingPolicy.PRIORITY] == tokens[SchedulingPolicy.FCFS]
