@@ -10,7 +10,6 @@ import numpy as np
 from albireo_jax.core.plan import NOT_FINITE, StepPlan
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched.scheduler import Scheduler
-from albireo_jax.sched.sequence import Sequence, place_of
 from tests.labs.sched_lab import MAX_LEN, VOCAB_SIZE, Case, House, Journal, Rule, run
 
 SMALL = House(depth=2, page_size=4, num_pages=MAX_LEN // 4, max_rows=4, max_step_tokens=12, num_host_pages=6)
@@ -176,52 +175,6 @@ def stop_ids_of_all_forgotten(real: Scheduler, plan: StepPlan, sampled) -> list[
     if any(output.finish_reason is not None for output in outputs):
         real._stop_ids._may_end[:-1] = False
     return outputs
-
-
-def preempted_behind_all(real: Scheduler) -> StepPlan | None:
-    queue = real._waiting
-    push = queue.push
-
-    def push_behind(sequence: Sequence) -> None:
-        real._arrivals += 1
-        sequence.place = (*sequence.place[:-1], real._arrivals)
-        push(sequence)
-
-    queue.push = push_behind
-    plan = real.plan()
-    queue.push = push
-    return plan
-
-
-def most_pages_preempted(real: Scheduler) -> StepPlan | None:
-    """The request with the most pages is preempted, whatever its place."""
-
-    def victim(running: list[Sequence]) -> Sequence:
-        return max(running, key=lambda sequence: real._table.num_pages[sequence.slot])
-
-    real._policy = replace(real._policy, victim=victim)
-    return real.plan()
-
-
-def youngest_started(real: Scheduler) -> StepPlan | None:
-    """The first two that wait change places."""
-    queue, first = real._waiting, real._waiting._queue.first
-    if len(first) < 2:
-        return real.plan()
-    pop = queue.pop
-
-    def pop_second(*args, **fields):
-        first[:2] = first[1::-1]
-        popped = pop(*args, **fields)
-        if popped is None:
-            first[:2] = first[1::-1]
-        return popped
-
-    queue.pop = pop_second
-    plan = real.plan()
-    queue.pop = pop
-    first.sort(key=place_of)
-    return plan
 
 
 def one_token_more(real: Scheduler, request: Request, rule: Rule | None) -> None:

@@ -17,8 +17,9 @@ from albireo_jax.core.plan import StepPlan
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched.ordered_queue import OrderedQueue
 from albireo_jax.sched.scheduler import Scheduler
+from tests.labs.sched_draws import draw_request
 from tests.labs.sched_faults import with_calls, with_plans
-from tests.labs.sched_lab import MAX_LEN, Case, House, Journal, draw_request, run
+from tests.labs.sched_lab import MAX_LEN, Case, House, Journal, run
 from tests.labs.sched_laws import (
     LAWS,
     budgets_hold,

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from albireo_jax.core.types import Request
 from albireo_jax.sched.policy import POLICIES, Policy, last_in_order
 from albireo_jax.sched.sequence import Place
-from tests.labs.sched_lab import FREE, MAX_LEN, Case, House, Journal, draw_bond, draw_request, run
+from tests.labs.sched_draws import draw_bond, draw_request
+from tests.labs.sched_lab import FREE, MAX_LEN, Case, House, Journal, run
 from tests.labs.sched_laws import LAWS
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from albireo_jax.core.plan import LogprobTargets
+from tests.labs.policy_faults import most_pages_preempted, preempted_behind_all, youngest_started
+from tests.labs.sched_draws import draw_bond, draw_request
 from tests.labs.sched_faults import (
     FINE,
     ROOMY,
@@ -38,7 +40,6 @@ from tests.labs.sched_faults import (
     late_masks_lost,
     looked_up_once,
     masks_of_rows_that_have_none,
-    most_pages_preempted,
     newest_first,
     nobody_waits_for_pages,
     one_token_more,
@@ -48,7 +49,6 @@ from tests.labs.sched_faults import (
     plan_arrays_reused,
     planned_before_its_mask,
     position_too_low,
-    preempted_behind_all,
     prefix_kept_that_is_not_finite,
     prefix_taken_for_finite,
     prefixes_found_late,
@@ -70,9 +70,8 @@ from tests.labs.sched_faults import (
     with_calls,
     with_late_masks,
     with_plans,
-    youngest_started,
 )
-from tests.labs.sched_lab import FREE, Bond, Case, House, Journal, draw_bond, draw_request, run
+from tests.labs.sched_lab import FREE, Bond, Case, House, Journal, run
 from tests.labs.sched_laws import (
     LAWS,
     answers_follow_rules,
