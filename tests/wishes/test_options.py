@@ -42,6 +42,7 @@ VALUES: dict[str, tuple[str, str]] = {
     "max_logprobs": ("4", "max_logprobs must be"),
     "depth": ("3", "depth must be"),
     "decode_steps": ("2", "decode_steps must be"),
+    "scheduling_policy": ("priority", "scheduling_policy"),
     "sampling": ("replicated", "sampling"),
     "attention": ("xla", "attention"),
     "generation_config": ("none", "generation_config"),
