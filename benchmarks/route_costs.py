@@ -27,7 +27,7 @@ from jax.stages import Compiled
 from jaxtyping import Array, Float
 
 from albireo_jax.measure.records import Series, cpu_device, series_by_metric
-from albireo_jax.sampling.draw import SamplerParams
+from albireo_jax.sampling.filters import SamplerParams
 from albireo_jax.sampling.routes import Route, sample_by
 from benchmarks.lib.hlo import parse
 from benchmarks.lib.hlo_collectives import collectives

@@ -16,6 +16,7 @@ from albireo_jax.core.config import (
 )
 from albireo_jax.core.gpu_options import GpuConfig, LayerForm, ProductLibrary
 from albireo_jax.core.model_config import ModelConfig
+from albireo_jax.core.token_sampling import TokenSampling
 from albireo_jax.core.types import Request
 from albireo_jax.launch import Prepared, prepare_random
 from albireo_jax.models.registry import random_model
@@ -63,8 +64,7 @@ def answers(engine: Prepared) -> dict[str, list[int]]:
             request_id=str(number),
             prompt_token_ids=tuple(range(3 + number, 40 + number)),
             max_tokens=8,
-            temperature=0.8 * (number == 1),
-            seed=number,
+            sampling=TokenSampling(temperature=0.8 * (number == 1), seed=number),
             logprobs=2,
             prompt_logprobs=2 if number == 2 else None,
         )

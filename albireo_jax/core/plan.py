@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from albireo_jax.core.logit_rules import LogitRules
+from albireo_jax.core.token_sampling import TokenSampling
 
 TOKEN_ON_DEVICE = -1
 """Stands for a token that the device sampled last for the row's slot and the host need not know."""
@@ -41,7 +42,7 @@ class SlotRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotParams:
-    """Sampling parameters that a step writes into a slot before its row is computed.
+    """How a slot's tokens are sampled; a step writes it into the slot before its row is computed.
 
     `banned_until` is the first position (tokens before it, prompt included) at which the ids in
     `stop_ids` may be sampled; a position below it never yields one. A slot that gets masks has `rules` too.
@@ -49,11 +50,7 @@ class SlotParams:
     """
 
     slot: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    seed: int
+    sampling: TokenSampling
     banned_until: int
     stop_ids: tuple[int, ...]
     rules: SlotRules | None = None

@@ -13,21 +13,15 @@ from albireo_jax.core.errors import Refusal
 from albireo_jax.core.logit_rules import MAX_WORDS, LogitRules
 from albireo_jax.core.plan import Int32s, LogprobArrays
 from albireo_jax.core.token_ids import token_array
+from albireo_jax.core.token_sampling import GREEDY, TokenSampling
 
 MAX_STOP_IDS = 32
 """Stop ids that a row can hold on the device, where they are held back until `min_tokens`."""
-
-MAX_SEED = 2**63 - 1
-
-MAX_TEMPERATURE = 100.0
 
 MIN_REPETITION_PENALTY = 1e-6
 
 MAX_CACHE_SALT = 1024
 """Characters of a request's cache salt, the hash of its API key included."""
-
-LEAST_TEMPERATURE = 1e-5
-"""A lower temperature is greedy: logits divided by it would leave the range of float32."""
 
 ALL_LOGPROBS = -1
 """Asks for the log probability of every token of the vocabulary."""
@@ -74,15 +68,11 @@ class StructuredOutput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
+class SamplingParams(TokenSampling):
     """How the tokens of a request are chosen and when it ends.
 
-    temperature 0 is greedy, and so are temperatures below `LEAST_TEMPERATURE` and top_p 0; top_k 0 and -1
-    mean the whole vocabulary; top_p 1 and min_p 0 filter nothing.
     The penalties, `logit_bias` (token id to what is added to its logit), `allowed_token_ids` and `bad_words`
-    are those of `core.logit_rules`. `max_tokens` None generates until the model's length limit. A request
-    without a seed, or with seed -1, gets one when it enters, so that its tokens do not depend on batch, depth
-    or preemption.
+    are those of `core.logit_rules`. `max_tokens` None generates until the model's length limit.
     `logprobs` and `prompt_logprobs` ask for log probabilities of the answer's and the prompt's tokens, and of
     so many of the likeliest in the place of each, -1 for all of the vocabulary; None asks for none.
     `shown_tokens` are special tokens whose text is given although `skip_special_tokens` hides the others.
@@ -91,17 +81,12 @@ class SamplingParams:
 
     max_tokens: int | None = 16
     min_tokens: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: tuple[int, ...] | None = None
     bad_words: tuple[str, ...] = ()
-    seed: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     stop: tuple[str, ...] = ()
@@ -115,11 +100,9 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Refuse what no sampler can do."""
+        super(SamplingParams, self).__post_init__()  # the class of a bare `super()` is the one without slots
         for name, value in self._checked().items():
             object.__setattr__(self, name, value)
-        if self.temperature < LEAST_TEMPERATURE or self.top_p == 0:
-            object.__setattr__(self, "temperature", 0.0)
-            object.__setattr__(self, "top_p", self.top_p or 1.0)
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise ValueError("allowed_token_ids is empty, at least 1 token must be allowed")
         if self.allowed_token_ids is not None and self.structured is not None:
@@ -132,24 +115,18 @@ class SamplingParams:
             raise ValueError(f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}")
 
     def _checked(self) -> dict[str, object]:
-        """Every field in Python's own type: NumPy's scalars and arrays as what they hold, lists as tuples."""
-        number = partial(checks.number, low=0.0, high=1.0)
+        """Its own fields in Python's types: NumPy's scalars and arrays as what they hold, lists as tuples."""
         penalty = partial(checks.number, low=-2.0, high=2.0)
         allowed = self.allowed_token_ids
         return {
             "max_tokens": _optional("max_tokens", self.max_tokens, low=1, high=checks.MAX_INT),
             "min_tokens": checks.integer("min_tokens", self.min_tokens, low=0),
-            "temperature": number("temperature", self.temperature, high=MAX_TEMPERATURE),
-            "top_k": _top_k(self.top_k),
-            "top_p": number("top_p", self.top_p),
-            "min_p": number("min_p", self.min_p),
             "repetition_penalty": _repetition_penalty(self.repetition_penalty),
             "presence_penalty": penalty("presence_penalty", self.presence_penalty),
             "frequency_penalty": penalty("frequency_penalty", self.frequency_penalty),
             "logit_bias": _biases(self.logit_bias),
             "allowed_token_ids": None if allowed is None else checks.token_ids("allowed_token_ids", allowed),
             "bad_words": _words(self.bad_words),
-            "seed": _none_if_minus_1(_optional("seed", self.seed, low=-1, high=MAX_SEED)),
             "logprobs": _optional("logprobs", self.logprobs, low=ALL_LOGPROBS, high=MAX_LOGPROBS),
             "prompt_logprobs": _optional(
                 "prompt_logprobs", self.prompt_logprobs, low=ALL_LOGPROBS, high=MAX_LOGPROBS
@@ -174,8 +151,8 @@ class Request:
     `prompt_token_ids` may be given as any sequence of ints, and becomes a read-only array; one that is
     read-only already is taken as it is, so that the samples of one prompt share it.
 
-    `max_tokens` and `seed` are resolved (no None); `stop_ids` are all ids that end it, the model's
-    end-of-sequence ids included unless they are ignored. n > 1 is n requests with distinct seeds.
+    `max_tokens` and the seed of `sampling` are resolved (no None); `stop_ids` are all ids that end it, the
+    model's end-of-sequence ids included unless they are ignored. n > 1 is n requests with distinct seeds.
     `structured` is compiled in the engine; with `ignore_eos` it never allows an end-of-sequence id. Only
     requests of the same `cache_salt` find each other's prefixes in the cache. The policy `priority` serves
     the lowest `priority` first. `page_digests` are those of the prompt's full pages from
@@ -186,11 +163,7 @@ class Request:
     prompt_token_ids: Int32s
     max_tokens: int
     min_tokens: int = 0
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
+    sampling: TokenSampling = GREEDY
     stop_ids: tuple[int, ...] = ()
     rules: LogitRules | None = None
     structured: StructuredOutput | None = None
@@ -209,27 +182,21 @@ class Request:
         if not len(prompt):
             raise ValueError(f"request {self.request_id}: the prompt is empty, at least 1 token is needed")
         self._check_ranges()
+        if self.sampling.seed is None:
+            raise ValueError(f"request {self.request_id}: its sampling has no seed")
         if len(self.stop_ids) > MAX_STOP_IDS:
             raise ValueError(
                 f"request {self.request_id}: {len(self.stop_ids)} stop ids, the limit is {MAX_STOP_IDS}"
             )
 
     def _check_ranges(self) -> None:
-        """Refuse what the device's 32-bit and 64-bit words cannot hold; NaN lies in no range."""
+        """Refuse what the device's 32-bit words cannot hold."""
         if self.max_tokens < 1:
             raise ValueError(f"request {self.request_id}: max_tokens {self.max_tokens} is below 1")
-        for name, value, high in (
-            ("max_tokens", self.max_tokens, checks.MAX_INT),
-            ("min_tokens", self.min_tokens, checks.MAX_INT),
-            ("top_k", self.top_k, checks.MAX_INT),
-            ("seed", self.seed, MAX_SEED),
-            ("temperature", self.temperature, MAX_TEMPERATURE),
-            ("top_p", self.top_p, 1.0),
-            ("min_p", self.min_p, 1.0),
-        ):
-            if not 0 <= value <= high:
+        for name, value in (("max_tokens", self.max_tokens), ("min_tokens", self.min_tokens)):
+            if not 0 <= value <= checks.MAX_INT:
                 raise ValueError(
-                    f"request {self.request_id}: {name} must be between 0 and {high}, got {value}"
+                    f"request {self.request_id}: {name} must be between 0 and {checks.MAX_INT}, got {value}"
                 )
         if abs(self.priority) > checks.MAX_INT:
             raise ValueError(
@@ -292,17 +259,6 @@ class RequestOutput(NamedTuple):
 
 def _optional(name: str, value: object, *, low: int, high: int) -> int | None:
     return None if value is None else checks.integer(name, value, low=low, high=high)
-
-
-def _none_if_minus_1(seed: int | None) -> int | None:
-    """Other servers take -1 for no seed."""
-    return None if seed == -1 else seed
-
-
-def _top_k(value: object) -> int:
-    """-1 means the whole vocabulary, as 0 does."""
-    given = checks.plain(value)
-    return 0 if isinstance(given, int) and given == -1 else checks.integer("top_k", value, low=0)
 
 
 def _structured(value: object) -> StructuredOutput | None:

@@ -14,7 +14,8 @@ from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.logit_rules import MAX_BAD_WORD_TOKENS, NO_RULES, LogitRules
 from albireo_jax.core.plan import Int32s
 from albireo_jax.core.token_ids import token_array
-from albireo_jax.core.types import MAX_SEED, Request, SamplingParams, StructuredOutput
+from albireo_jax.core.token_sampling import MAX_SEED
+from albireo_jax.core.types import Request, SamplingParams, StructuredOutput
 from albireo_jax.sched.prefix_tree import packed_digests
 from albireo_jax.text.bounded_cache import BoundedCache
 from albireo_jax.text.grammar.notation import size_of
@@ -107,11 +108,7 @@ class RequestWriter:
                 prompt_token_ids=prompt,
                 max_tokens=max_tokens,
                 min_tokens=params.min_tokens,
-                temperature=float(params.temperature),
-                top_k=params.top_k,
-                top_p=float(params.top_p),
-                min_p=float(params.min_p),
-                seed=(seed + sample) % (MAX_SEED + 1),
+                sampling=params.with_seed((seed + sample) % (MAX_SEED + 1)),
                 stop_ids=same.stop_ids,
                 rules=same.rules,
                 structured=params.structured,

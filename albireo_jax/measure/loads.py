@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from albireo_jax.core.token_sampling import TokenSampling
 from albireo_jax.core.types import Request
 from albireo_jax.sim.workload import Arrival, make_requests, poisson_arrivals, read_trace, scale_lengths
 
@@ -111,7 +112,7 @@ def sampled_requests(
     """Requests with random prompts, drawn tokens and seeds of their own; none ends before its length."""
     requests = make_requests(arrivals, vocab_size=vocab_size, seed=seed)
     return [
-        replace(request, temperature=temperature, top_p=top_p, seed=index)
+        replace(request, sampling=TokenSampling(temperature=temperature, top_p=top_p, seed=index))
         for index, request in enumerate(requests)
     ]
 

@@ -31,8 +31,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, Real
 
+from albireo_jax.core.plan import NULL_PAGE
 from albireo_jax.ops.kv_cache import KvCache, decode
-from albireo_jax.ops.kv_write import NULL_PAGE
 
 
 class _Sizes(NamedTuple):

@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
+from albireo_jax.core.plan import NULL_PAGE
 from albireo_jax.ops.kv_cache import KvCache, encode
-
-NULL_PAGE = 0
-"""Page that no request owns; padding tokens are written to it."""
 
 
 class TokenPages(NamedTuple):

@@ -22,19 +22,20 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32, UInt32
+from jaxtyping import Array, Bool, Int32
 from numpy.typing import NDArray
 
 from albireo_jax.core.plan import NULL_PAGE, SlotParams, StepPlan
+from albireo_jax.core.token_sampling import NUM_WORDS
 from albireo_jax.core.types import MAX_STOP_IDS
+from albireo_jax.sampling.filters import SamplerParams, sampler_params
+from albireo_jax.sampling.logits import Bans
 
 _MIN_MIXED_TOKENS = 32
 _FEW_ROWS = 8
-_FIXED_FIELDS = 7
-SLOT_FIELDS = _FIXED_FIELDS + MAX_STOP_IDS
+_STOP_IDS_AT = NUM_WORDS + 1
+SLOT_FIELDS = _STOP_IDS_AT + MAX_STOP_IDS
 """int32 words that hold the sampling parameters of one slot."""
 
 ADMISSIONS = 8
@@ -71,18 +72,6 @@ class SampleInputs(NamedTuple):
     slot_R: Int32[Array, " R"]
     position_R: Int32[Array, " R"]
     samples_R: Bool[Array, " R"]
-
-
-class SlotFields(NamedTuple):
-    """Sampling parameters of R rows, taken out of their slots' words."""
-
-    temperature_R: Float[Array, " R"]
-    top_k_R: Int32[Array, " R"]
-    top_p_R: Float[Array, " R"]
-    min_p_R: Float[Array, " R"]
-    seed_R2: UInt32[Array, "R 2"]
-    banned_until_R: Int32[Array, " R"]
-    stop_id_RB: Int32[Array, "R B"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,35 +224,28 @@ def pack_pages(
     return table_rows
 
 
-def slot_fields(params_RF: Int32[Array, "R F"]) -> SlotFields:
-    """The sampling parameters in R slots' words: the inverse of what `pack_params` wrote."""
-    return SlotFields(
-        temperature_R=_as_float(params_RF[:, 0]),
-        top_k_R=params_RF[:, 1],
-        top_p_R=_as_float(params_RF[:, 2]),
-        min_p_R=_as_float(params_RF[:, 3]),
-        seed_R2=jax.lax.bitcast_convert_type(params_RF[:, 4:6], jnp.uint32),
-        banned_until_R=params_RF[:, 6],
-        stop_id_RB=params_RF[:, _FIXED_FIELDS:],
-    )
+def unpack_params(params_ZF: Int32[Array, "Z F"], inputs: SampleInputs) -> SamplerParams:
+    """How the tokens of a step's rows are sampled, from their slots' words."""
+    word_RF = params_ZF[inputs.slot_R]
+    return sampler_params(word_RF[:, :NUM_WORDS], position_R=inputs.position_R)
+
+
+def unpack_bans(params_ZF: Int32[Array, "Z F"], inputs: SampleInputs) -> Bans:
+    """The ids by which a step's rows may not end yet, from their slots' words."""
+    word_RF = params_ZF[inputs.slot_R]
+    return Bans(inputs.position_R, word_RF[:, NUM_WORDS], unpack_stop_ids(word_RF))
+
+
+def unpack_stop_ids(word_RF: Int32[Array, "R F"]) -> Int32[Array, "R B"]:
+    """The stop ids of rows, padded with -1, from the words of their slots."""
+    return word_RF[:, _STOP_IDS_AT:]
 
 
 def _write_params(words: NDArray[np.int32], params: SlotParams) -> None:
-    floats = words.view(np.float32)
-    unsigned = words.view(np.uint32)
-    floats[0] = params.temperature
-    words[1] = params.top_k
-    floats[2] = params.top_p
-    floats[3] = params.min_p
-    unsigned[4] = params.seed >> 32
-    unsigned[5] = params.seed & 0xFFFFFFFF
-    words[6] = params.banned_until
-    words[_FIXED_FIELDS:] = -1
-    words[_FIXED_FIELDS : _FIXED_FIELDS + len(params.stop_ids)] = params.stop_ids
-
-
-def _as_float(words_R: Int32[Array, " R"]) -> Float[Array, " R"]:
-    return jax.lax.bitcast_convert_type(words_R, jnp.float32)
+    words[:NUM_WORDS] = params.sampling.words()
+    words[NUM_WORDS] = params.banned_until
+    words[_STOP_IDS_AT:] = -1
+    words[_STOP_IDS_AT : _STOP_IDS_AT + len(params.stop_ids)] = params.stop_ids
 
 
 def _power_of_two(size: int) -> int:

@@ -51,8 +51,8 @@ from albireo_jax.runtime.batch import (
     StepInputs,
     pack,
     pack_padding,
-    slot_fields,
     unpack,
+    unpack_stop_ids,
 )
 from albireo_jax.runtime.sampling_programs import ban_rows, routes, sample_rows
 from albireo_jax.runtime.state import CacheState, DeviceState, SamplerState, cache_specs, sampler_specs
@@ -204,7 +204,7 @@ def _decode(
     sampler = state.sampler
     with jax.named_scope("inputs"):
         inputs = unpack(buffer_W[: -loop.rows], loop_layout(loop, program.page_size))
-        stop_id_RB = slot_fields(sampler.params_ZF[inputs.slot_R]).stop_id_RB
+        stop_id_RB = unpack_stop_ids(sampler.params_ZF[inputs.slot_R])
         is_over_R = _is_end(sampler.last_token_Z[inputs.slot_R], stop_id_RB)
         begin = _Progress(
             step=jnp.int32(0),

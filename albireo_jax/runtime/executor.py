@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from albireo_jax.core.plan import CopyCosts, SlotParams, StepPlan
+from albireo_jax.core.token_sampling import GREEDY, TokenSampling
 from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.runtime.batch import (
     ADMISSIONS,
@@ -59,9 +60,7 @@ from albireo_jax.sampling.routes import Route, wire_bytes
 _ADMIT = "admit"
 _BEGIN = "begin with pages"
 _TIMED_REPEATS = 5
-_GREEDY_SLOT = SlotParams(
-    slot=0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, banned_until=0, stop_ids=()
-)
+_DRAWN = TokenSampling(temperature=0.8, top_p=0.9, seed=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +281,7 @@ class JaxExecutor:
             for sampling in [name for name in samplings if name.rows == rows]:
                 seconds = self._median_s(sampling, logits_RV)
                 self._costs[sampling] = replace(self._costs[sampling], seconds=seconds)
-        self._admit((replace(_GREEDY_SLOT, slot=self._padding_slot),))
+        self._admit_padding(GREEDY)
 
     def measure_copies(self) -> CopyCosts:
         """Time copies from the host and the forward pass, so that one can be weighed against the other.
@@ -327,8 +326,7 @@ class JaxExecutor:
 
     def _median_s(self, sampling: Sampling, logits_RV: jax.Array) -> float:
         """Median seconds of sampling rows that filter, or that are greedy where no others are served."""
-        drawn = {} if sampling.route is Route.GREEDY else {"temperature": 0.8, "top_p": 0.9}
-        self._admit((replace(_GREEDY_SLOT, slot=self._padding_slot, **drawn),))
+        self._admit_padding(GREEDY if sampling.route is Route.GREEDY else _DRAWN)
         times_s: list[float] = []
         for _ in range(_TIMED_REPEATS + 1):
             started_s = time.perf_counter()
@@ -364,6 +362,10 @@ class JaxExecutor:
         for first in range(0, max(at_least, len(new_slots)), ADMISSIONS):
             words = pack_params(new_slots[first : first + ADMISSIONS], padding_slot=self._padding_slot)
             self._sampler = self._compiled[_ADMIT](self._sampler, words)
+
+    def _admit_padding(self, sampling: TokenSampling) -> None:
+        """Write how the slot of padding rows is sampled."""
+        self._admit((SlotParams(slot=self._padding_slot, sampling=sampling, banned_until=0, stop_ids=()),))
 
     def _lower_admit(self) -> jax.stages.Lowered:
         return admit.lower(self._sampler, self.program.ints(ADMISSIONS, 1 + SLOT_FIELDS))

@@ -24,11 +24,10 @@ from jaxtyping import Array, Float, Int32
 from albireo_jax.core.config import SamplingMode
 from albireo_jax.core.plan import SlotParams
 from albireo_jax.ops.cuda.kernels import LaunchFn, architecture_of, launch_on
-from albireo_jax.runtime.batch import SampleInputs, slot_fields, unpack_rows
+from albireo_jax.runtime.batch import SampleInputs, unpack_bans, unpack_params, unpack_rows
 from albireo_jax.runtime.state import SamplerState, sampler_specs
 from albireo_jax.runtime.step import StepProgram
-from albireo_jax.sampling.draw import SamplerParams
-from albireo_jax.sampling.logits import Bans, ban
+from albireo_jax.sampling.logits import ban
 from albireo_jax.sampling.routes import Route, route_of, sample_by
 
 
@@ -68,9 +67,7 @@ def choose_sampling(mesh: Mesh) -> LaunchFn | None:
 
 def slot_route(params: SlotParams, usable: tuple[Route, ...]) -> Route:
     """The cheapest of the usable routes that serves the row of a slot."""
-    wanted = route_of(
-        temperature=params.temperature, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p
-    )
+    wanted = route_of(params.sampling)
     return next(route for route in usable if route >= wanted)
 
 
@@ -122,8 +119,7 @@ def ban_rows(
 ) -> Float[Array, "R v"]:
     """A rank's share of the logits without the stop ids of rows that may not end yet."""
     with jax.named_scope("ban"):
-        fields = slot_fields(params_ZF[inputs.slot_R])
-        bans = Bans(inputs.position_R, fields.banned_until_R, fields.stop_id_RB)
+        bans = unpack_bans(params_ZF, inputs)
         return ban(logits_Rv, bans, first=lax.axis_index(program.axis) * logits_Rv.shape[1])
 
 
@@ -137,7 +133,7 @@ def sample_rows(
 ) -> SampleOutput:
     """The sampling of a step's rows on one rank, inside the `shard_map`; slots remember what they sample."""
     with jax.named_scope("sample"):
-        params = _sampler_params(state, inputs)
+        params = unpack_params(state.params_ZF, inputs)
         id_R = sample_by(route, logits_Rv, params, axis=program.axis, launch=program.sample_launch)
         padding_slot = state.last_token_Z.shape[0] - 1
         slot_R = jnp.where(inputs.samples_R, inputs.slot_R, padding_slot)
@@ -152,15 +148,3 @@ def _sample(
     buffer_W: Int32[Array, " W"],
 ) -> SampleOutput:
     return sample_rows(program, route, state, logits_Rv=logits_Rv, inputs=unpack_rows(buffer_W))
-
-
-def _sampler_params(state: SamplerState, inputs: SampleInputs) -> SamplerParams:
-    fields = slot_fields(state.params_ZF[inputs.slot_R])
-    return SamplerParams(
-        temperature_R=fields.temperature_R,
-        top_k_R=fields.top_k_R,
-        top_p_R=fields.top_p_R,
-        min_p_R=fields.min_p_R,
-        seed_R2=fields.seed_R2,
-        position_R=inputs.position_R,
-    )

@@ -12,8 +12,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from albireo_jax.core.plan import NOT_FINITE
 from albireo_jax.sampling.blocks import View, first_largest, logit_peaks, peaks, whole_rows, wide
-from albireo_jax.sampling.draw import NOT_FINITE, Rows, SamplerParams, resolve, scores
+from albireo_jax.sampling.draw import Rows, resolve, scores
+from albireo_jax.sampling.filters import SamplerParams
 
 _NO_ID = np.iinfo(np.int32).max
 

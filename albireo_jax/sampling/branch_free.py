@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from albireo_jax.sampling.blocks import View, first_largest, peaks, wide
 from albireo_jax.sampling.draw import Rows, scores
-from albireo_jax.sampling.filters import Mass, mass_value, scaled, weights
+from albireo_jax.sampling.filters import Mass, is_likely, mass_value, weights
 from albireo_jax.sampling.order import LEAST, ordered_float
 
 _DIGIT = 2  # bits that a pass over the row finds
@@ -52,7 +52,7 @@ def draw_branch_free(view: View, rows: Rows) -> Int32[Array, " R"]:
     nucleus_R = jnp.maximum(filters.top_p_R * mass_R, 1)  # the most probable token always passes
     last_R = _least_passing(logit_RJW, jnp.where(filters.top_p_R < 1, nucleus_R, _INF), weight)
     keeps_RJW = is_top_RJW & (logit_RJW >= wide(last_R)) & (logit_RJW > -_INF)
-    keeps_RJW &= scaled(logit_RJW, filters) >= wide(jnp.log(filters.min_p_R))
+    keeps_RJW &= is_likely(logit_RJW, filters)
     score_RJW = jnp.where(keeps_RJW, scores(view, rows), -_INF)
     return first_largest(score_RJW, view.first_RJ, peak_RJ=peaks(score_RJW)).id_R
 

@@ -23,8 +23,8 @@ from jaxtyping import Array, Float, Int32
 
 from albireo_jax.sampling.argmax import best, largest, own_view
 from albireo_jax.sampling.blocks import BLOCK_TOKENS, View, logit_peaks
-from albireo_jax.sampling.draw import Rows, SamplerParams, draw_through, resolve, scores
-from albireo_jax.sampling.filters import Mass, is_filtered, mass, mass_value, needs_mass, sieve
+from albireo_jax.sampling.draw import Rows, draw_through, resolve, scores
+from albireo_jax.sampling.filters import Mass, SamplerParams, is_filtered, mass, mass_value, needs_mass, sieve
 from albireo_jax.sampling.sharded import own_rows, pad_rows, sample_all_to_all
 
 MAX_CANDIDATES = 128

@@ -12,29 +12,18 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from albireo_jax.sampling.blocks import View, first_largest, peaks, value_at, wide
-from albireo_jax.sampling.filters import RowFilters, Sieve, passes, scaled
+from albireo_jax.sampling.filters import (
+    RowFilters,
+    SamplerParams,
+    Sieve,
+    is_drawn,
+    passes,
+    row_filters,
+    scaled,
+)
 from albireo_jax.sampling.noise import Words, gumbel
 
-NOT_FINITE = -1
-"""Id of a row whose largest logit is infinite or not a number: such a row has no token."""
-
 _INF = np.float32(np.inf)
-_SMALLEST = np.finfo(np.float32).tiny
-
-
-class SamplerParams(NamedTuple):
-    """How each row's token is chosen, and at which position it will stand.
-
-    temperature 0 is greedy; top_k 0 keeps all; top_p 1 and min_p 0 filter nothing. `seed_R2` holds the high
-    and the low word of a 63-bit seed.
-    """
-
-    temperature_R: Float[Array, " R"]
-    top_k_R: Int32[Array, " R"]
-    top_p_R: Float[Array, " R"]
-    min_p_R: Float[Array, " R"]
-    seed_R2: UInt32[Array, "R 2"]
-    position_R: Int32[Array, " R"]
 
 
 class Rows(NamedTuple):
@@ -56,18 +45,10 @@ class _Round(NamedTuple):
 
 def resolve(params: SamplerParams, *, max_R: Float[Array, " R"], vocab: int) -> Rows:
     """What the rows ask for, given their largest logits, in terms of the samplers."""
-    draws_R = (params.temperature_R > 0) & jnp.isfinite(max_R)
-    filters_top_k_R = draws_R & (params.top_k_R > 0) & (params.top_k_R < vocab)
+    draws_R = is_drawn(params) & jnp.isfinite(max_R)
     return Rows(
         draws_R=draws_R,
-        filters=RowFilters(
-            temperature_R=jnp.where(draws_R, jnp.maximum(params.temperature_R, _SMALLEST), 1),
-            top_k_R=jnp.where(filters_top_k_R, params.top_k_R, 0),
-            top_p_R=jnp.where(draws_R, params.top_p_R, 1),
-            min_p_R=jnp.where(draws_R, params.min_p_R, 0),
-            max_R=jnp.where(draws_R, max_R, 0),
-            mass_R=jnp.zeros_like(max_R),
-        ),
+        filters=row_filters(params, draws_R, max_R=max_R, vocab=vocab),
         seed=Words(params.seed_R2[:, 0], params.seed_R2[:, 1]),
         position_R=params.position_R.astype(jnp.uint32),
     )

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
+from albireo_jax.core.token_sampling import PARAMETERS, WordKind
 from albireo_jax.sampling.blocks import wide
 from albireo_jax.sampling.order import LEAST, ordered, ordered_float
 
@@ -27,6 +28,22 @@ MAX_VOCAB = 2**20
 _MAX_WEIGHT = np.int32(2**28 - 2**4)  # the largest float32 below 2^28
 _GROUP = 16  # weights that fit a uint32 together
 _INF = np.float32(np.inf)
+_SMALLEST = np.finfo(np.float32).tiny
+
+
+class SamplerParams(NamedTuple):
+    """How each row's token is chosen, and at which position it will stand: a `TokenSampling` for each row.
+
+    temperature 0 is greedy; top_k 0 keeps all; top_p 1 and min_p 0 filter nothing. `seed_R2` holds the high
+    and the low word of a 63-bit seed.
+    """
+
+    temperature_R: Float[Array, " R"]
+    top_k_R: Int32[Array, " R"]
+    top_p_R: Float[Array, " R"]
+    min_p_R: Float[Array, " R"]
+    seed_R2: UInt32[Array, "R 2"]
+    position_R: Int32[Array, " R"]
 
 
 class RowFilters(NamedTuple):
@@ -65,6 +82,43 @@ class _Top(NamedTuple):
     mass_R: Float[Array, " R"]
 
 
+def sampler_params(word_RF: Int32[Array, "R F"], *, position_R: Int32[Array, " R"]) -> SamplerParams:
+    """The parameters of rows from the words of each, which `TokenSampling.words` wrote."""
+    array_of: dict[str, Array] = {}
+    first = 0
+    for name, parameter in PARAMETERS.items():
+        own_RX = word_RF[:, first : first + parameter.kind.num_words]
+        match parameter.kind:
+            case WordKind.FLOAT:
+                array_of[f"{name}_R"] = lax.bitcast_convert_type(own_RX[:, 0], jnp.float32)
+            case WordKind.INT:
+                array_of[f"{name}_R"] = own_RX[:, 0]
+            case WordKind.INT64:
+                array_of[f"{name}_R2"] = lax.bitcast_convert_type(own_RX, jnp.uint32)
+        first += parameter.kind.num_words
+    return SamplerParams(**array_of, position_R=position_R)
+
+
+def is_drawn(params: SamplerParams) -> Bool[Array, " R"]:
+    """Rows that draw their token; the others take their largest logit."""
+    return params.temperature_R > 0
+
+
+def row_filters(
+    params: SamplerParams, draws_R: Bool[Array, " R"], *, max_R: Float[Array, " R"], vocab: int
+) -> RowFilters:
+    """The filters of rows, given which of them draw, and their largest logits."""
+    has_top_k_R = draws_R & (params.top_k_R > 0) & (params.top_k_R < vocab)
+    return RowFilters(
+        temperature_R=jnp.where(draws_R, jnp.maximum(params.temperature_R, _SMALLEST), 1),
+        top_k_R=jnp.where(has_top_k_R, params.top_k_R, 0),
+        top_p_R=jnp.where(draws_R, params.top_p_R, 1),
+        min_p_R=jnp.where(draws_R, params.min_p_R, 0),
+        max_R=jnp.where(draws_R, max_R, 0),
+        mass_R=jnp.zeros_like(max_R),
+    )
+
+
 def is_filtered(filters: RowFilters) -> Bool[Array, " R"]:
     """Rows that filter at all."""
     return (filters.top_k_R > 0) | (filters.top_p_R < 1) | (filters.min_p_R > 0)
@@ -78,6 +132,11 @@ def needs_mass(filters: RowFilters) -> Bool[Array, " R"]:
 def scaled(logit_RJW: Float[Array, "R J W"], filters: RowFilters) -> Float[Array, "R J W"]:
     """Logits over temperature, shifted so that the largest is 0: no temperature is too small."""
     return (logit_RJW - wide(filters.max_R)) / wide(filters.temperature_R)
+
+
+def is_likely(logit_RJW: Float[Array, "R J W"], filters: RowFilters) -> Bool[Array, "R J W"]:
+    """Logits that pass min-p: those with at least min_p times the largest probability."""
+    return scaled(logit_RJW, filters) >= wide(jnp.log(filters.min_p_R))
 
 
 def weights(logit_RJW: Float[Array, "R J W"], filters: RowFilters) -> Int32[Array, "R J W"]:
@@ -124,10 +183,9 @@ def sieve(logit_RJW: Float[Array, "R J W"], filters: RowFilters, *, outside_R: F
     above_R = _sum(jnp.where(logit_RJW > wide(outside_R), weight_RJW, 0))
     holds_share_R = ~has_both_R & (above_R >= share_R)
     floor_R = jnp.where(holds_share_R, outside_R, -_INF)
-    least_R = jnp.log(filters.min_p_R)
-    outside_fails_R = ~has_both_R & (scaled(wide(outside_R), filters)[:, 0, 0] < least_R)
+    outside_fails_R = ~has_both_R & ~is_likely(wide(outside_R), filters)[:, 0, 0]
     can_pass_RJW = (logit_RJW > wide(floor_R)) & (logit_RJW >= wide(top.kth_R))
-    can_pass_RJW &= scaled(logit_RJW, filters) >= wide(least_R)
+    can_pass_RJW &= is_likely(logit_RJW, filters)
     return Sieve(
         logit_RJW=jnp.where(can_pass_RJW, logit_RJW, -_INF),
         weight_RJW=weight_RJW,

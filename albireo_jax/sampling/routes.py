@@ -23,11 +23,12 @@ from enum import IntEnum
 
 from jaxtyping import Array, Float, Int32
 
+from albireo_jax.core.token_sampling import TokenSampling
 from albireo_jax.ops.cuda.kernels import LaunchFn
 from albireo_jax.sampling.argmax import sample_greedy, sample_unfiltered
 from albireo_jax.sampling.blocks import BLOCK_TOKENS
 from albireo_jax.sampling.candidates import MAX_CANDIDATES, sample_candidates
-from albireo_jax.sampling.draw import SamplerParams
+from albireo_jax.sampling.filters import SamplerParams
 from albireo_jax.sampling.sharded import sample_all_to_all, sample_replicated
 
 
@@ -50,13 +51,13 @@ _BY_SHARE = {
 _BY_ROW = {Route.ALL_TO_ALL: sample_all_to_all, Route.REPLICATED: sample_replicated}
 
 
-def route_of(*, temperature: float, top_k: int, top_p: float, min_p: float) -> Route:
+def route_of(sampling: TokenSampling) -> Route:
     """The cheapest route that serves a row."""
-    if temperature == 0:
+    if sampling.is_greedy:
         return Route.GREEDY
-    if top_k == 0 and top_p == 1 and min_p == 0:
+    if not sampling.is_filtered:
         return Route.UNFILTERED
-    if top_k > MAX_CANDIDATES:
+    if sampling.top_k > MAX_CANDIDATES:
         return Route.ALL_TO_ALL
     return Route.CANDIDATES
 

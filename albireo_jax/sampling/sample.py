@@ -30,18 +30,25 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
+from albireo_jax.core.plan import NOT_FINITE
 from albireo_jax.ops.cuda.kernels import LaunchFn
 from albireo_jax.sampling.blocks import BLOCK_TOKENS, View, first_largest, logit_peaks, peaks, whole_rows
 from albireo_jax.sampling.branch_free import draw_branch_free
 from albireo_jax.sampling.draw import (
-    NOT_FINITE,
     Rows,
-    SamplerParams,
     draw_through,
     resolve,
     scores,
 )
-from albireo_jax.sampling.filters import MAX_VOCAB, is_filtered, mass, mass_value, needs_mass, sieve
+from albireo_jax.sampling.filters import (
+    MAX_VOCAB,
+    SamplerParams,
+    is_filtered,
+    mass,
+    mass_value,
+    needs_mass,
+    sieve,
+)
 from albireo_jax.sampling.sample_cuda import sample_cuda
 
 _SHORT_LIST_BLOCKS = 64

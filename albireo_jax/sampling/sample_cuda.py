@@ -18,10 +18,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from albireo_jax.core.plan import NOT_FINITE
 from albireo_jax.ops.cuda.kernels import Entry, Kernel, Launch, LaunchFn
-from albireo_jax.sampling.blocks import View, wide
-from albireo_jax.sampling.draw import NOT_FINITE, SamplerParams, resolve, scores
-from albireo_jax.sampling.filters import scaled, weights
+from albireo_jax.sampling.blocks import View
+from albireo_jax.sampling.draw import resolve, scores
+from albireo_jax.sampling.filters import SamplerParams, is_likely, weights
 
 _WARPS = 32
 _LIST_TOKENS = 2944
@@ -67,8 +68,8 @@ def draw_operands(
     """The numbers that `draw_rows` selects by; what it has of rows that do not draw means nothing."""
     rows = resolve(params, max_R=max_R, vocab=logits_RV.shape[1])
     view = View(logits_RV[:, None, :], jnp.zeros((logits_RV.shape[0], 1), jnp.int32))
-    is_likely_RJW = scaled(view.logit_RJW, rows.filters) >= wide(jnp.log(rows.filters.min_p_R))
-    score_RJW = jnp.where(is_likely_RJW & (view.logit_RJW > -_INF), scores(view, rows), -_INF)
+    can_win_RJW = is_likely(view.logit_RJW, rows.filters) & (view.logit_RJW > -_INF)
+    score_RJW = jnp.where(can_win_RJW, scores(view, rows), -_INF)
     weight_RJW = weights(view.logit_RJW, rows.filters)
     ask_R3 = jnp.stack([_bits(params.temperature_R), params.top_k_R, _bits(params.top_p_R)], axis=1)
     return DrawOperands(weight_RJW[:, 0], score_RJW[:, 0], ask_R3)

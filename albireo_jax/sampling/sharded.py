@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32, Shaped
 
 from albireo_jax.ops.cuda.kernels import LaunchFn
-from albireo_jax.sampling.draw import SamplerParams
+from albireo_jax.sampling.filters import SamplerParams
 from albireo_jax.sampling.sample import sample
 
 

@@ -123,11 +123,7 @@ class Sequence:
         request = self.request
         return SlotParams(
             slot=slot,
-            temperature=request.temperature,
-            top_k=request.top_k,
-            top_p=request.top_p,
-            min_p=request.min_p,
-            seed=request.seed,
+            sampling=request.sampling,
             banned_until=len(request.prompt_token_ids) + request.min_tokens,
             stop_ids=request.stop_ids,
             rules=self._rules(),

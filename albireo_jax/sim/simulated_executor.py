@@ -208,8 +208,9 @@ class _Device:
         params = self._params[slot]
         assert params is not None, f"slot {slot} has no sampling parameters"
         noise = 0
-        if params.temperature > 0:
-            noise = hash((params.seed, params.temperature, params.top_k, params.top_p, params.min_p))
+        if not params.sampling.is_greedy:
+            *others, seed = params.sampling.by_name().values()
+            noise = hash((seed, *others))
         keys = np.array((position, noise & _MASK), np.uint64)
         chosen = int(_mix(context ^ _mix(keys).sum(dtype=np.uint64, keepdims=True))[0])
         allowed = range(self._vocab_size) if mask is None else _token_ids(mask)

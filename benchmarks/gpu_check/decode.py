@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from albireo_jax.core.config import Quantization
 from albireo_jax.core.plan import StepPlan
+from albireo_jax.core.token_sampling import GREEDY, TokenSampling
 from albireo_jax.launch import Prepared
 from albireo_jax.runtime.batch import Bucket
 from benchmarks.gpu_check.ceilings import best_copy_bytes_per_s
@@ -16,7 +17,6 @@ from benchmarks.gpu_check.kernel_spans import idle_share, kernel_spans, seconds_
 from benchmarks.gpu_check.steps import (
     MOST_STEPS,
     DecodeCase,
-    Drawn,
     admit,
     decode_plans,
     run_steps,
@@ -39,7 +39,7 @@ _MODEL_CASES = (
         for rows in (16, 64, 1, 4, 256)
     ),
 )
-_TOP_P = Drawn(temperature=0.8, top_p=0.9)
+_TOP_P = TokenSampling(temperature=0.8, top_p=0.9, seed=0)
 _PROFILED_STEPS = 10
 _NAMED_KERNELS = 16
 
@@ -102,7 +102,7 @@ def _try_case(
     *,
     case: DecodeCase,
     bandwidth: float,
-    drawn: Drawn | None = None,
+    drawn: TokenSampling | None = None,
 ) -> None:
     name = case.name if drawn is None else f"{case.name}, top-p"
     if not case.fits(ready):
@@ -113,9 +113,15 @@ def _try_case(
 
 
 def _measure(
-    check: Check, model: str, ready: Prepared, *, case: DecodeCase, bandwidth: float, drawn: Drawn | None
+    check: Check,
+    model: str,
+    ready: Prepared,
+    *,
+    case: DecodeCase,
+    bandwidth: float,
+    drawn: TokenSampling | None,
 ) -> None:
-    plans = _admitted(ready, case, drawn or Drawn())
+    plans = _admitted(ready, case, drawn or GREEDY)
     times = time_steps(ready.executor, plans)
     memory_bytes = work_of(ready, plans[len(plans) // 2]).memory_bytes
     name = case.name if drawn is None else f"{case.name}, top-p"
@@ -130,14 +136,14 @@ def _measure(
             check.figures.add(model, name, metric=metric, unit=unit, samples=samples)
 
 
-def _admitted(ready: Prepared, case: DecodeCase, drawn: Drawn) -> Sequence[StepPlan]:
-    admit(ready, rows=case.rows, tokens=case.context + MOST_STEPS + 1, drawn=drawn)
+def _admitted(ready: Prepared, case: DecodeCase, sampling: TokenSampling) -> Sequence[StepPlan]:
+    admit(ready, rows=case.rows, tokens=case.context + MOST_STEPS + 1, sampling=sampling)
     return decode_plans(case, steps=MOST_STEPS)
 
 
 def _profile(check: Check, model: str, ready: Prepared, case: DecodeCase) -> None:
     """Share of the time in which no kernel runs, and the kernels that take most of a step."""
-    plans = _admitted(ready, case, Drawn())[:_PROFILED_STEPS]
+    plans = _admitted(ready, case, GREEDY)[:_PROFILED_STEPS]
     run_steps(ready.executor, plans)
     spans = kernel_spans(lambda: run_steps(ready.executor, plans))
     if not spans:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from albireo_jax.core.config import KvDtype, SamplingMode
 from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.plan import SlotParams
+from albireo_jax.core.token_sampling import TokenSampling
 from albireo_jax.nn.sharding import TP
 from albireo_jax.ops.kv_cache import KvCache
 from albireo_jax.ops.kv_write import token_pages, write_kv
@@ -153,11 +154,13 @@ def _slots(asked: _Parameters, *, rows: int) -> list[SlotParams]:
     return [
         SlotParams(
             slot=row,
-            temperature=of("temperature", row),
-            top_k=int(of("top_k", row)),
-            top_p=of("top_p", row),
-            min_p=of("min_p", row),
-            seed=row,
+            sampling=TokenSampling(
+                temperature=of("temperature", row),
+                top_k=int(of("top_k", row)),
+                top_p=of("top_p", row),
+                min_p=of("min_p", row),
+                seed=row,
+            ),
             banned_until=0,
             stop_ids=(),
         )

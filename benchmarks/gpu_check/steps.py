@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from albireo_jax.core.plan import TOKEN_ON_DEVICE, Executor, SlotParams, StepHandle, StepPlan
+from albireo_jax.core.token_sampling import GREEDY, TokenSampling
 from albireo_jax.launch import Prepared
 from albireo_jax.sim.cost import RankWork, StepWork
 from benchmarks.lib.plain_plans import plain_plan
@@ -53,17 +54,6 @@ class StepTimes:
     dispatch_s: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drawn:
-    """How rows draw their tokens; greedily by default."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-
-
-GREEDY = Drawn()
-
-
 def scattered_pages(rows: int, tokens: int, *, page_size: int, num_pages: int) -> list[tuple[int, ...]]:
     """Pages for so many tokens of each row, in no order; none twice. Raises ValueError if too few."""
     each = -(-tokens // page_size)
@@ -73,16 +63,12 @@ def scattered_pages(rows: int, tokens: int, *, page_size: int, num_pages: int) -
     return [tuple(pages) for pages in drawn.reshape(rows, each).tolist()]
 
 
-def admission(pages: Sequence[tuple[int, ...]], drawn: Drawn = GREEDY) -> StepPlan:
+def admission(pages: Sequence[tuple[int, ...]], sampling: TokenSampling = GREEDY) -> StepPlan:
     """A step that gives each row a slot that begins with its pages, and computes one token of the first."""
     slots = tuple(
         SlotParams(
             slot=slot,
-            temperature=drawn.temperature,
-            top_k=0,
-            top_p=drawn.top_p,
-            min_p=0.0,
-            seed=0,
+            sampling=sampling,
             banned_until=0,
             stop_ids=(),
             pages=own,
@@ -158,10 +144,10 @@ def time_prompt(executor: Executor, plans: Sequence[StepPlan]) -> tuple[float, .
     return tuple((ends_s[-1] - ends_s[count - 1]) / _QUEUED_PROMPTS for ends_s in runs)
 
 
-def admit(ready: Prepared, *, rows: int, tokens: int, drawn: Drawn = GREEDY) -> None:
+def admit(ready: Prepared, *, rows: int, tokens: int, sampling: TokenSampling = GREEDY) -> None:
     """Give so many rows a slot and pages for so many tokens each."""
     pages = scattered_pages(rows, tokens, page_size=ready.limits.page_size, num_pages=ready.limits.num_pages)
-    ready.executor.dispatch(admission(pages, drawn)).wait()
+    ready.executor.dispatch(admission(pages, sampling)).wait()
 
 
 def work_of(ready: Prepared, plan: StepPlan) -> StepWork:

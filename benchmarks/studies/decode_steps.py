@@ -26,6 +26,7 @@ import numpy as np
 
 from albireo_jax.core.config import Dtype, EngineConfig, SchedulerConfig
 from albireo_jax.core.plan import Executor, SampledTokens, StepHandle, StepPlan
+from albireo_jax.core.token_sampling import TokenSampling
 from albireo_jax.core.types import Request, RequestOutput
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import ALL_STEPS, Timeline
@@ -173,8 +174,7 @@ def requests_of(case: DecodeStepsCase, ready: Prepared, options: Namespace) -> l
             request_id=f"r{index}",
             prompt_token_ids=np.array(draw.choices(vocabulary, k=options.input_len), np.int32),
             max_tokens=options.output_len,
-            temperature=options.temperature,
-            seed=index,
+            sampling=TokenSampling(temperature=options.temperature, seed=index),
         )
         for index in range(case.rows)
     ]

@@ -14,6 +14,7 @@ from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.logit_rules import LogitRules
 from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.model_files import find_model
+from albireo_jax.core.token_sampling import GREEDY
 from albireo_jax.core.types import Request, SamplingParams
 
 LIMITS = EngineLimits(max_model_len=100, vocab_size=512, num_pages=4, page_size=16)
@@ -232,7 +233,7 @@ def test_the_samples_of_one_prompt_share_its_array() -> None:
     first = Request(request_id="a", prompt_token_ids=(5, 0, 7), max_tokens=1)
     second = Request(request_id="b", prompt_token_ids=first.prompt_token_ids, max_tokens=1)
     assert second.prompt_token_ids is first.prompt_token_ids
-    assert replace(first, seed=1).prompt_token_ids is first.prompt_token_ids
+    assert replace(first, sampling=GREEDY.with_seed(1)).prompt_token_ids is first.prompt_token_ids
 
 
 @pytest.mark.parametrize(
@@ -277,7 +278,7 @@ def test_requests_and_rules_are_equal_by_content() -> None:
     others = [
         replace(request, prompt_token_ids=(1, 2, 4)),
         replace(request, prompt_token_ids=(1, 2)),
-        replace(request, seed=1),
+        replace(request, sampling=GREEDY.with_seed(1)),
         replace(request, rules=None),
         replace(request, rules=replace(rules, allowed_token_ids=(1, 3))),
         replace(request, rules=replace(rules, presence_penalty=1.0)),

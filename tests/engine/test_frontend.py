@@ -12,7 +12,8 @@ import pytest
 
 from albireo_jax.core.errors import EngineDeadError
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.core.types import MAX_SEED, FinishReason, Request, SamplingParams
+from albireo_jax.core.token_sampling import MAX_SEED, TokenSampling
+from albireo_jax.core.types import FinishReason, Request, SamplingParams
 from albireo_jax.engine.choices import ChoiceDelta, Completion, collect
 from albireo_jax.engine.frontend import Prompt
 from tests.labs.engine_lab import LIMITS, Lab, lab, tiny_tokenizer, tokens_alone
@@ -35,8 +36,7 @@ def _alone(prompt: str, params: SamplingParams, *, seed: int) -> tuple[int, ...]
         request_id="alone",
         prompt_token_ids=tuple(tokenizer.encode(prompt)),
         max_tokens=params.max_tokens or 1,
-        temperature=params.temperature,
-        seed=seed,
+        sampling=TokenSampling(temperature=params.temperature, seed=seed),
         stop_ids=() if params.ignore_eos else tokenizer.eos_token_ids,
     )
     return tuple(tokens_alone([request])["alone"])

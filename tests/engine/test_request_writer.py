@@ -50,7 +50,7 @@ def test_prompts_and_samples_share_what_is_the_same() -> None:
     requests = [choice.request for choice in choices]
     assert len({id(request.rules) for request in requests}) == 1
     assert len({id(request.prompt_token_ids) for request in requests}) == 3
-    assert [request.seed for request in requests] == [5, 6, 7] * 3
+    assert [request.sampling.seed for request in requests] == [5, 6, 7] * 3
     alone = _writer().write((1, 2, 3), params)
     for written, own in zip(requests[3:6], alone, strict=True):
         assert np.array_equal(written.prompt_token_ids, own.prompt_token_ids)

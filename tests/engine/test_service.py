@@ -54,7 +54,9 @@ def test_prefixes_are_forgotten_in_the_order_of_the_calls() -> None:
         if call == "forget":
             service.forget_prefixes()
         else:
-            service.submit(replace(plain_request("prompt", prompt_len=40), request_id=call, seed=i))
+            request = plain_request("prompt", prompt_len=40)
+            sampling = request.sampling.with_seed(i)
+            service.submit(replace(request, request_id=call, sampling=sampling))
             collector.wait_for_end(1)
     cached = {output.request_id: 0 for output in collector.outputs}
     for output in collector.outputs:

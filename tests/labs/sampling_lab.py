@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from albireo_jax.core.types import MAX_SEED
-from albireo_jax.sampling.draw import SamplerParams
+from albireo_jax.core.token_sampling import MAX_SEED
+from albireo_jax.sampling.filters import SamplerParams
 from albireo_jax.sampling.noise import Words, gumbel
 
 INF = np.float32(np.inf)

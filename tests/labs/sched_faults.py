@@ -101,7 +101,13 @@ def position_too_low(plan: StepPlan) -> StepPlan:
 
 
 def seeds_of_others(plan: StepPlan) -> StepPlan:
-    return replace(plan, new_slots=tuple(replace(params, seed=params.seed + 1) for params in plan.new_slots))
+    return replace(
+        plan,
+        new_slots=tuple(
+            replace(params, sampling=params.sampling.with_seed((params.sampling.seed or 0) + 1))
+            for params in plan.new_slots
+        ),
+    )
 
 
 def ban_forgotten(plan: StepPlan) -> StepPlan:

@@ -60,7 +60,7 @@ class ScriptedExecutor:
 
     def dispatch(self, plan: StepPlan) -> "Said":
         for params in plan.new_slots:
-            self._script[params.slot] = self._scripts[params.seed]
+            self._script[params.slot] = self._scripts[params.sampling.seed or 0]
             self._origin.pop(params.slot, None)
         ids = np.zeros(plan.num_rows, np.int32)
         for row in np.flatnonzero(plan.samples).tolist():

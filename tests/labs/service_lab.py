@@ -4,6 +4,7 @@ import threading
 from queue import SimpleQueue
 
 from albireo_jax.core.plan import Int32s, TokenConstraint
+from albireo_jax.core.token_sampling import TokenSampling
 from albireo_jax.core.types import FinishReason, Request, RequestOutput, StructuredOutput, StructureKind
 
 BOUND_S = 30.0
@@ -14,8 +15,7 @@ def plain_request(request_id: str, *, max_tokens: int = 8, prompt_len: int = 5) 
         request_id=request_id,
         prompt_token_ids=tuple((len(request_id) * 7 + i) % 90 for i in range(prompt_len)),
         max_tokens=max_tokens,
-        temperature=1.0,
-        seed=sum(map(ord, request_id)),
+        sampling=TokenSampling(temperature=1.0, seed=sum(map(ord, request_id))),
     )
 
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from albireo_jax.core.plan import NULL_PAGE
 from albireo_jax.ops.kv_cache import KvCache, encode, new_cache
-from albireo_jax.ops.kv_write import NULL_PAGE, token_pages, write_kv
+from albireo_jax.ops.kv_write import token_pages, write_kv
 
 LAYERS, PAGES, PAGE_SIZE, HEADS, HEAD_DIM = 3, 12, 4, 2, 8
 DTYPES = ["float32", "bfloat16", "int8", "uint8"]

@@ -6,10 +6,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from albireo_jax.core.plan import NULL_PAGE
 from albireo_jax.nn.decoder import Projected, queries_keys_values
 from albireo_jax.nn.layers import Rotation
 from albireo_jax.ops.kv_cache import KvCache, decode, encode, new_cache
-from albireo_jax.ops.kv_write import NULL_PAGE, TokenPages
+from albireo_jax.ops.kv_write import TokenPages
 from albireo_jax.ops.kv_write_cuda import HeadParams, rotate_and_write
 from tests.labs.cuda_lab import Order, launch_on_cpu, needs_compiler
 

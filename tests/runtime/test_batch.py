@@ -9,17 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from albireo_jax.core.plan import SlotParams, StepPlan
+from albireo_jax.core.token_sampling import GREEDY, TokenSampling
 from albireo_jax.runtime.batch import (
     ADMISSIONS,
     Bucket,
+    SampleInputs,
     bucket_grid,
     choose_bucket,
     layout,
     pack,
     pack_params,
     pack_rows,
-    slot_fields,
     unpack,
+    unpack_bans,
+    unpack_params,
     unpack_rows,
 )
 
@@ -36,11 +39,13 @@ def slot_params(draw: st.DrawFn, slot: int) -> SlotParams:
     floats = st.floats(0, 1, width=32)
     return SlotParams(
         slot=slot,
-        temperature=draw(floats),
-        top_k=draw(st.integers(0, 1000)),
-        top_p=draw(floats),
-        min_p=draw(floats),
-        seed=draw(seeds),
+        sampling=TokenSampling(
+            temperature=draw(floats),
+            top_k=draw(st.integers(0, 1000)),
+            top_p=draw(floats),
+            min_p=draw(floats),
+            seed=draw(seeds),
+        ),
         banned_until=draw(st.integers(0, 1000)),
         stop_ids=tuple(draw(st.lists(st.integers(0, 1000), max_size=32))),
     )
@@ -113,18 +118,23 @@ def test_sampling_learns_whose_tokens_stand_where(plan: StepPlan) -> None:
 def test_sampling_parameters_survive_to_the_bit(new_slots: list[SlotParams]) -> None:
     words = pack_params(new_slots, padding_slot=MAX_ROWS)
     np.testing.assert_array_equal(words[len(new_slots) :, 0], MAX_ROWS)
-    fields = slot_fields(jax.device_put(words[:, 1:]))
+    rows = np.arange(ADMISSIONS, dtype=np.int32)
+    inputs = SampleInputs(*jax.device_put((rows, rows + 5, rows >= 0)))
+    params_ZF = jax.device_put(words[:, 1:])
+    sampling, bans = unpack_params(params_ZF, inputs), unpack_bans(params_ZF, inputs)
     for row, params in enumerate(new_slots):
         assert words[row, 0] == params.slot
-        assert float(fields.temperature_R[row]) == params.temperature
-        assert int(fields.top_k_R[row]) == params.top_k
-        assert float(fields.top_p_R[row]) == params.top_p
-        assert float(fields.min_p_R[row]) == params.min_p
-        high, low = (int(word) for word in fields.seed_R2[row])
-        assert (high << 32) | low == params.seed
-        assert int(fields.banned_until_R[row]) == params.banned_until
-        stop_ids = [int(token) for token in fields.stop_id_RB[row] if token >= 0]
+        assert float(sampling.temperature_R[row]) == params.sampling.temperature
+        assert int(sampling.top_k_R[row]) == params.sampling.top_k
+        assert float(sampling.top_p_R[row]) == params.sampling.top_p
+        assert float(sampling.min_p_R[row]) == params.sampling.min_p
+        high, low = (int(word) for word in sampling.seed_R2[row])
+        assert (high << 32) | low == params.sampling.seed
+        assert int(bans.until_R[row]) == params.banned_until
+        stop_ids = [int(token) for token in bans.stop_id_RB[row] if token >= 0]
         assert stop_ids == list(params.stop_ids)
+    np.testing.assert_array_equal(sampling.position_R, inputs.position_R)
+    np.testing.assert_array_equal(bans.position_R, inputs.position_R)
 
 
 def test_each_buffer_is_fresh() -> None:
@@ -165,9 +175,7 @@ def test_short_prompts_beside_decoding_rows_are_not_padded_to_all_rows(rows: int
 
 
 def _params(slot: int) -> SlotParams:
-    return SlotParams(
-        slot=slot, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, banned_until=0, stop_ids=()
-    )
+    return SlotParams(slot=slot, sampling=GREEDY, banned_until=0, stop_ids=())
 
 
 def _decode_plan(rows: int) -> StepPlan:

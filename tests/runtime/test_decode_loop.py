@@ -17,6 +17,7 @@ from albireo_jax.core.plan import (
     StepHandle,
     StepPlan,
 )
+from albireo_jax.core.token_sampling import GREEDY, TokenSampling
 from albireo_jax.core.types import FinishReason, Request
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
@@ -45,19 +46,21 @@ def _requests(count: int) -> list[Request]:
             request_id=f"r{index}",
             prompt_token_ids=tuple(draw.integers(0, 105, draw.integers(1, 40)).tolist()),
             max_tokens=int(draw.integers(2, 30)),
-            temperature=float(draw.choice((0.0, 0.8, 1.2))),
-            top_p=float(draw.choice((1.0, 0.9))),
-            top_k=int(draw.choice((0, 30))),
+            sampling=TokenSampling(
+                temperature=float(draw.choice((0.0, 0.8, 1.2))),
+                top_p=float(draw.choice((1.0, 0.9))),
+                top_k=int(draw.choice((0, 30))),
+                seed=index,
+            ),
             min_tokens=index % 3,
             stop_ids=tuple(draw.choice(105, size=8, replace=False).tolist()) if index % 2 else (),
-            seed=index,
         )
         for index in range(count)
     ]
 
 
 REQUESTS = _requests(20)
-GREEDY = [replace(request, temperature=0.0) for request in REQUESTS[:8]]
+GREEDY_REQUESTS = [replace(request, sampling=GREEDY) for request in REQUESTS[:8]]
 
 
 @dataclass
@@ -95,7 +98,7 @@ def noted(small: Any, *, num_pages: int = 400) -> tuple[Any, list[SampledTokens]
 
 @pytest.fixture(scope="module")
 def expected(engine: Build) -> list[dict[str, list[int]]]:
-    return [engine(tp=1, depth=1).run(requests) for requests in (REQUESTS, GREEDY)]
+    return [engine(tp=1, depth=1).run(requests) for requests in (REQUESTS, GREEDY_REQUESTS)]
 
 
 @pytest.mark.parametrize(
@@ -107,9 +110,9 @@ def test_tokens_are_those_of_single_steps_and_nothing_is_compiled(
 ) -> None:
     single, many = engine(tp=tp, depth=depth), engine(tp=tp, depth=depth, decode_steps=STEPS)
     compilations.clear()
-    assert [many.run(requests) for requests in (REQUESTS, GREEDY)] == expected
+    assert [many.run(requests) for requests in (REQUESTS, GREEDY_REQUESTS)] == expected
     assert not compilations
-    assert [single.run(requests) for requests in (REQUESTS, GREEDY)] == expected
+    assert [single.run(requests) for requests in (REQUESTS, GREEDY_REQUESTS)] == expected
     assert many.loop.scheduler.stats().steps < single.loop.scheduler.stats().steps * 3 / 4
 
 
@@ -123,7 +126,12 @@ def test_tokens_are_those_of_single_steps_where_pages_are_few(
 
 
 def test_a_row_that_stopped_does_nothing_in_the_loop_that_is_queued_behind(engine: Build) -> None:
-    request = Request(request_id="r", prompt_token_ids=(5, 6, 7), max_tokens=20, temperature=1.0, seed=3)
+    request = Request(
+        request_id="r",
+        prompt_token_ids=(5, 6, 7),
+        max_tokens=20,
+        sampling=TokenSampling(temperature=1.0, seed=3),
+    )
     small, results = noted(engine(tp=1, decode_steps=STEPS))
     free = small.run([request])["r"]
     stop = free[3]
@@ -220,11 +228,7 @@ class Ranks:
 def _params(slot: int, *stop_ids: int) -> SlotParams:
     return SlotParams(
         slot=slot,
-        temperature=1.0,
-        top_k=0,
-        top_p=0.9,
-        min_p=0.0,
-        seed=slot,
+        sampling=TokenSampling(temperature=1.0, top_p=0.9, seed=slot),
         banned_until=0,
         stop_ids=stop_ids,
     )

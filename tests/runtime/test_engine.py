@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from albireo_jax.core.config import SamplingMode
+from albireo_jax.core.token_sampling import GREEDY, TokenSampling
 from albireo_jax.core.types import Request
 from albireo_jax.runtime.executor import Sampling
 from albireo_jax.runtime.step import LayerLoop
@@ -19,21 +20,20 @@ from benchmarks.lib.hlo_collectives import collectives
 Build = Callable[..., Any]
 
 
-def _requests(count: int, **params: Any) -> list[Request]:
+def _requests(count: int, sampling: TokenSampling = GREEDY) -> list[Request]:
     draw = np.random.default_rng(7)
     return [
         Request(
             request_id=f"r{index}",
             prompt_token_ids=tuple(int(token) for token in draw.integers(0, 105, draw.integers(1, 60))),
             max_tokens=int(draw.integers(1, 24)),
-            seed=index,
-            **params,
+            sampling=sampling.with_seed(index),
         )
         for index in range(count)
     ]
 
 
-SAMPLED = _requests(64, temperature=0.8, top_p=0.9)
+SAMPLED = _requests(64, TokenSampling(temperature=0.8, top_p=0.9))
 
 
 @pytest.fixture(scope="module")
@@ -87,15 +87,25 @@ def test_sampled_tokens_survive_preemption(
 
 
 def test_seeds_matter(engine: Build) -> None:
-    request = Request(request_id="r", prompt_token_ids=(1, 2, 3), max_tokens=20, temperature=1.0, seed=1)
+    request = Request(
+        request_id="r",
+        prompt_token_ids=(1, 2, 3),
+        max_tokens=20,
+        sampling=TokenSampling(temperature=1.0, seed=1),
+    )
     small = engine()
     assert small.run([request]) == small.run([request])
-    assert small.run([request]) != small.run([replace(request, seed=2)])
+    assert small.run([request]) != small.run([replace(request, sampling=request.sampling.with_seed(2))])
 
 
 @pytest.mark.parametrize(("tp", "steps"), [(1, 1), (4, 1), (1, 4)])
 def test_stop_ids_end_a_request_and_min_tokens_holds_them_back(engine: Build, tp: int, steps: int) -> None:
-    request = Request(request_id="r", prompt_token_ids=(5, 6, 7), max_tokens=20, temperature=1.0, seed=3)
+    request = Request(
+        request_id="r",
+        prompt_token_ids=(5, 6, 7),
+        max_tokens=20,
+        sampling=TokenSampling(temperature=1.0, seed=3),
+    )
     small = engine(tp=tp, decode_steps=steps)
     free = small.run([request])["r"]
     stop = free[4]
@@ -121,15 +131,17 @@ def test_new_weights_serve_without_a_new_engine(engine: Build) -> None:
     assert small.run([request]) == before
 
 
-GREEDY, UNFILTERED = {"temperature": 0.0}, {"temperature": 0.9}
-TOP_K, WIDE_TOP_K = {"temperature": 0.9, "top_k": 5}, {"temperature": 0.9, "top_k": 1000}
+UNFILTERED = TokenSampling(temperature=0.9)
+TOP_K, WIDE_TOP_K = TokenSampling(temperature=0.9, top_k=5), TokenSampling(temperature=0.9, top_k=1000)
 
 
-def steps_by_route(small: Any, *rows: tuple[int, dict[str, float]]) -> dict[str, int]:
+def steps_by_route(small: Any, *rows: tuple[int, TokenSampling]) -> dict[str, int]:
     """Of an engine's whole life, after requests that begin together, each of so many tokens."""
     requests = [
-        Request(request_id=f"r{i}", prompt_token_ids=(i, 3), max_tokens=tokens, seed=i, **params)
-        for i, (tokens, params) in enumerate(rows)
+        Request(
+            request_id=f"r{i}", prompt_token_ids=(i, 3), max_tokens=tokens, sampling=sampling.with_seed(i)
+        )
+        for i, (tokens, sampling) in enumerate(rows)
     ]
     small.run(requests)
     totals = small.loop.timeline.routes()
@@ -139,7 +151,7 @@ def steps_by_route(small: Any, *rows: tuple[int, dict[str, float]]) -> dict[str,
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_steps_count_under_the_route_that_their_rows_need(engine: Build, depth: int) -> None:
-    def steps(*rows: tuple[int, dict[str, float]]) -> dict[str, int]:
+    def steps(*rows: tuple[int, TokenSampling]) -> dict[str, int]:
         return steps_by_route(engine(tp=4, depth=depth), *rows)
 
     assert steps((7, GREEDY), (4, GREEDY)) == {"greedy": 7}

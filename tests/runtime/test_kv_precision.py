@@ -10,6 +10,7 @@ import pytest
 from albireo_jax.core.config import Dtype, KvDtype
 from albireo_jax.core.memory import page_bytes
 from albireo_jax.core.plan import StepPlan
+from albireo_jax.core.token_sampling import TokenSampling
 from albireo_jax.core.types import Request
 from albireo_jax.nn.sharding import TP, make_mesh
 from albireo_jax.runtime.batch import Bucket, layout, pack
@@ -103,8 +104,7 @@ def _requests() -> list[Request]:
             request_id=f"r{index}",
             prompt_token_ids=tuple(draw.integers(0, 105, 4 + 5 * index).tolist()),
             max_tokens=30,
-            temperature=0.8 * (index % 2),
-            seed=index,
+            sampling=TokenSampling(temperature=0.8 * (index % 2), seed=index),
         )
         for index in range(6)
     ]

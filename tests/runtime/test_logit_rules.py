@@ -10,6 +10,7 @@ import pytest
 
 from albireo_jax.core.logit_rules import LogitRules
 from albireo_jax.core.plan import Int32s
+from albireo_jax.core.token_sampling import GREEDY, TokenSampling
 from albireo_jax.core.types import Request
 
 Build = Callable[..., Any]
@@ -38,22 +39,21 @@ class Rising:
         self.last = token_id
 
 
-def _requests(**params: Any) -> list[Request]:
+def _requests(sampling: TokenSampling = GREEDY) -> list[Request]:
     draw = np.random.default_rng(3)
     return [
         Request(
             request_id=f"r{index}",
             prompt_token_ids=tuple(int(token) for token in draw.integers(0, VOCAB, draw.integers(1, 50))),
             max_tokens=int(draw.integers(8, 24)),
-            seed=index,
+            sampling=sampling.with_seed(index),
             rules=(RULES[index // 2 % len(RULES)] if index % 2 else None),
-            **params,
         )
         for index in range(14)
     ]
 
 
-SAMPLED = _requests(temperature=0.9, top_p=0.95)
+SAMPLED = _requests(TokenSampling(temperature=0.9, top_p=0.95))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,12 @@ def test_tokens_survive_preemption(engine: Build, alone: dict[str, list[int]]) -
 
 def test_bad_words_never_appear(engine: Build) -> None:
     small = engine(tp=4)
-    request = Request(request_id="r", prompt_token_ids=(4, 5), max_tokens=60, temperature=1.5, seed=1)
+    request = Request(
+        request_id="r",
+        prompt_token_ids=(4, 5),
+        max_tokens=60,
+        sampling=TokenSampling(temperature=1.5, seed=1),
+    )
     free = small.run([request])["r"]
     words = ((free[0],), (free[3], free[4]), (free[10], free[11], free[12]))
     held = small.run([replace(request, rules=LogitRules(bad_words=words))])["r"]
@@ -134,8 +139,7 @@ def test_constrained_rows_follow_their_masks_and_disturb_nobody(
             request_id=f"c{index}",
             prompt_token_ids=(9,) * (index + 1),
             max_tokens=20,
-            temperature=1.0,
-            seed=index,
+            sampling=TokenSampling(temperature=1.0, seed=index),
         )
         for index in range(11)
     ]

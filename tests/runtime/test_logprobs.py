@@ -11,6 +11,7 @@ import pytest
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.logit_rules import LogitRules
 from albireo_jax.core.plan import LogprobArrays
+from albireo_jax.core.token_sampling import TokenSampling
 from albireo_jax.core.types import Request, RequestOutput
 
 Build = Callable[..., Any]
@@ -26,8 +27,7 @@ def requests() -> list[Request]:
             request_id=f"r{index}",
             prompt_token_ids=tuple(draw.integers(0, VOCAB, length).tolist()),
             max_tokens=int(draw.integers(1, 20)),
-            temperature=0.9 * (index % 2),
-            seed=index,
+            sampling=TokenSampling(temperature=0.9 * (index % 2), seed=index),
             logprobs=None if index % 4 == 3 else index % 4,
             prompt_logprobs=None if index % 3 == 2 else TOP,
             rules=LogitRules(repetition_penalty=2.0, logit_bias=((3, 9.0),)) if index % 5 == 0 else None,

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from albireo_jax.core.token_sampling import TokenSampling
 from albireo_jax.core.types import Request
 
 _SCALE = 24
@@ -26,13 +27,15 @@ def _trace(path: Path) -> list[Request]:
                 draw.randrange(105) for _ in range(max(1, min(150, int(row["input_tokens"]) // _SCALE)))
             ),
             max_tokens=max(1, min(40, int(row["output_tokens"]) // _SCALE)),
-            temperature=draw.choice([0.0, 0.7, 1.3]),
-            top_k=draw.choice([0, 0, 5, 40]),
-            top_p=draw.choice([1.0, 0.9, 0.3]),
-            min_p=draw.choice([0.0, 0.1]),
+            sampling=TokenSampling(
+                temperature=draw.choice([0.0, 0.7, 1.3]),
+                top_k=draw.choice([0, 0, 5, 40]),
+                top_p=draw.choice([1.0, 0.9, 0.3]),
+                min_p=draw.choice([0.0, 0.1]),
+                seed=index,
+            ),
             min_tokens=draw.choice([0, 1]),
             stop_ids=draw.choice([(), (3,), (1, 2, 3)]),
-            seed=index,
         )
         for index, row in enumerate(rows)
     ]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from albireo_jax.core.logit_rules import LogitRules
+from albireo_jax.core.token_sampling import TokenSampling
 from albireo_jax.core.types import Request
 
 Build = Callable[..., Any]
@@ -27,8 +28,7 @@ def conversations() -> list[list[Request]]:
                     request_id=f"r{talk}.{turn}",
                     prompt_token_ids=tuple(text),
                     max_tokens=int(draw.integers(4, 20)),
-                    temperature=0.8 * (talk % 2),
-                    seed=talk,
+                    sampling=TokenSampling(temperature=0.8 * (talk % 2), seed=talk),
                     rules=LogitRules(frequency_penalty=0.7) if talk % 4 == 3 else None,
                 )
             )

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from albireo_jax.core.plan import TOKEN_ON_DEVICE, PageCopies, SlotParams, StepPlan
+from albireo_jax.core.token_sampling import GREEDY, TokenSampling
 from albireo_jax.nn.sharding import make_mesh
 from albireo_jax.runtime.batch import ADMISSIONS, pack_pages
 from albireo_jax.runtime.executor import JaxExecutor
@@ -21,9 +22,7 @@ MAX_ROWS = ADMISSIONS + 4
 SHAPE = {"max_rows": MAX_ROWS, "max_step_tokens": 60, "page_size": PAGE_SIZE, "num_host_pages": 4}
 PREFIX = tuple(11 * i % 97 for i in range(6 * PAGE_SIZE))
 PREFIX_PAGES = (3, 9, 1, 40, 7, 22)
-GREEDY = SlotParams(
-    slot=0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, banned_until=0, stop_ids=()
-)
+SLOT = SlotParams(slot=0, sampling=GREEDY, banned_until=0, stop_ids=())
 DEGREES = [1, 4]
 
 
@@ -38,8 +37,8 @@ class Row(NamedTuple):
 
 
 def _params(slot: int, *, sampled: bool, pages: tuple[int, ...] = ()) -> SlotParams:
-    drawn = {"temperature": 1.5, "top_p": 0.98, "seed": 100 + slot} if sampled else {}
-    return replace(GREEDY, slot=slot, pages=pages, **drawn)
+    drawn = TokenSampling(temperature=1.5, top_p=0.98, seed=100 + slot)
+    return replace(SLOT, slot=slot, pages=pages, sampling=drawn if sampled else GREEDY)
 
 
 def _plan(rows: Sequence[Row]) -> StepPlan:
@@ -87,7 +86,7 @@ def _compute_prefix(executor: JaxExecutor) -> None:
     half, pages = len(PREFIX) // 2, len(PREFIX_PAGES) // 2
     _run(
         executor,
-        [Row(0, 0, PREFIX[:half], PREFIX_PAGES[:pages], GREEDY)],
+        [Row(0, 0, PREFIX[:half], PREFIX_PAGES[:pages], SLOT)],
         [Row(0, half, PREFIX[half:], PREFIX_PAGES[pages:])],
     )
 
@@ -204,7 +203,7 @@ def test_whole_rows_of_the_table_are_written_in_place(tp: int) -> None:
     table = draw.integers(1, 1000, (num_slots, pages_per_slot)).astype(np.int32)
     slots = draw.permutation(padding_slot)[: ADMISSIONS - 2]
     new_slots = [
-        replace(GREEDY, slot=int(slot), pages=tuple(draw.integers(1, 1000, length).tolist()))
+        replace(SLOT, slot=int(slot), pages=tuple(draw.integers(1, 1000, length).tolist()))
         for slot, length in zip(slots, (1, 2, 7, 40, pages_per_slot, 5), strict=True)
     ]
     table_rows = pack_pages(new_slots, pages_per_slot, padding_slot=padding_slot)
@@ -225,4 +224,4 @@ def test_whole_rows_of_the_table_are_written_in_place(tp: int) -> None:
 
 def test_a_slot_takes_no_more_pages_than_its_row_holds() -> None:
     with pytest.raises(ValueError, match="slot 3 begins with 5 of 4 pages"):
-        pack_pages([replace(GREEDY, slot=3, pages=(1, 2, 3, 4, 5))], 4, padding_slot=9)
+        pack_pages([replace(SLOT, slot=3, pages=(1, 2, 3, 4, 5))], 4, padding_slot=9)

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 
 from albireo_jax.core.config import KvDtype
 from albireo_jax.core.plan import PageCopies, SlotParams, StepPlan
+from albireo_jax.core.token_sampling import GREEDY
 from albireo_jax.nn.sharding import TP, make_mesh
 from albireo_jax.ops.kv_cache import KvCache
 from albireo_jax.runtime.compile import compile_all
@@ -203,9 +204,7 @@ def test_pages_that_are_not_there_are_our_bug() -> None:
         pages.start_copy_in([(1, 1)])
 
 
-GREEDY = SlotParams(
-    slot=0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, banned_until=0, stop_ids=()
-)
+SLOT = SlotParams(slot=0, sampling=GREEDY, banned_until=0, stop_ids=())
 PROMPT = (5, 6, 7, 8, 9, 10, 11)
 NONE = np.zeros(0, np.int32)
 COPIES_ONLY = StepPlan(
@@ -237,7 +236,7 @@ def _step(tokens: tuple[int, ...], *, start: int = 0, slot: int = 0, pages: tupl
         update_slots=np.full(len(pages), slot, np.int32),
         update_columns=np.arange(len(pages), dtype=np.int32),
         update_pages=np.array(pages, np.int32),
-        new_slots=(replace(GREEDY, slot=slot),) if start == 0 else (),
+        new_slots=(replace(SLOT, slot=slot),) if start == 0 else (),
     )
 
 

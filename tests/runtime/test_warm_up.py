@@ -10,6 +10,7 @@ from albireo_jax.core.config import CacheConfig, EngineConfig, ParallelConfig, S
 from albireo_jax.core.gpu_options import GpuConfig, LayerForm
 from albireo_jax.core.logit_rules import LogitRules
 from albireo_jax.core.model_config import ModelConfig
+from albireo_jax.core.token_sampling import TokenSampling
 from albireo_jax.core.types import Request
 from albireo_jax.launch import Prepared, prepare_random
 from albireo_jax.runtime.batch import Bucket
@@ -34,11 +35,15 @@ def requests() -> list[Request]:
     """Prompts of all lengths, more than the pages hold at once, with every kind of sampling and rules."""
     kinds: list[dict[str, Any]] = [
         {},
-        {"temperature": 0.9, "top_p": 0.8},
-        {"temperature": 0.7, "rules": LogitRules(presence_penalty=1.0)},
-        {"temperature": 1.1, "top_k": 5, "min_tokens": 4, "stop_ids": (3,)},
+        {"sampling": TokenSampling(temperature=0.9, top_p=0.8, seed=0)},
+        {"sampling": TokenSampling(temperature=0.7, seed=0), "rules": LogitRules(presence_penalty=1.0)},
+        {
+            "sampling": TokenSampling(temperature=1.1, top_k=5, seed=0),
+            "min_tokens": 4,
+            "stop_ids": (3,),
+        },
         {"logprobs": 2, "prompt_logprobs": 1},
-        {"temperature": 1.0, "seed": 3},
+        {"sampling": TokenSampling(temperature=1.0, seed=3)},
     ]
     return [
         Request(

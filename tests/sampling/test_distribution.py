@@ -16,6 +16,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+from albireo_jax.core.token_sampling import TokenSampling
 from albireo_jax.sampling.candidates import MAX_CANDIDATES
 from albireo_jax.sampling.logits import Rules, apply_rules
 from albireo_jax.sampling.routes import Route, route_of, sample_by
@@ -130,7 +131,8 @@ def draws(route, case, count):
 def routes_of(case):
     """The routes that serve the case."""
     row = case.row
-    cheapest = route_of(temperature=row.temperature, top_k=row.top_k, top_p=row.top_p, min_p=row.min_p)
+    sampling = TokenSampling(temperature=row.temperature, top_k=row.top_k, top_p=row.top_p, min_p=row.min_p)
+    cheapest = route_of(sampling)
     return [route for route in Route if route >= cheapest]
 
 

@@ -1,15 +1,17 @@
 """Every route draws the token of the oracle, over every number of ranks, and moves what it says."""
 
 import re
+from dataclasses import replace
 from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
+from albireo_jax.core.plan import NOT_FINITE
+from albireo_jax.core.token_sampling import TokenSampling
 from albireo_jax.sampling.blocks import BLOCK_TOKENS
 from albireo_jax.sampling.candidates import MAX_CANDIDATES
-from albireo_jax.sampling.draw import NOT_FINITE
 from albireo_jax.sampling.routes import Route, route_of, wire_bytes
 from benchmarks.lib.hlo import parse
 from benchmarks.lib.hlo_collectives import collectives
@@ -109,12 +111,14 @@ def test_one_rank_moves_nothing(route):
 
 
 def test_the_cheapest_route_is_chosen():
-    plain = {"temperature": 0.7, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    assert route_of(**{**plain, "temperature": 0.0, "top_p": 0.5}) is Route.GREEDY
-    assert route_of(**plain) is Route.UNFILTERED
-    assert route_of(**{**plain, "top_k": 50}) is Route.CANDIDATES
-    assert route_of(**{**plain, "min_p": 0.1}) is Route.CANDIDATES
-    assert route_of(**{**plain, "top_k": 1000}) is Route.ALL_TO_ALL
+    plain = TokenSampling(temperature=0.7)
+    assert route_of(replace(plain, temperature=0.0, top_p=0.5)) is Route.GREEDY
+    assert route_of(plain) is Route.UNFILTERED
+    assert route_of(plain.with_seed(5)) is Route.UNFILTERED
+    assert route_of(replace(plain, top_k=50)) is Route.CANDIDATES
+    assert route_of(replace(plain, top_p=0.9)) is Route.CANDIDATES
+    assert route_of(replace(plain, min_p=0.1)) is Route.CANDIDATES
+    assert route_of(replace(plain, top_k=1000)) is Route.ALL_TO_ALL
 
 
 def test_no_route_sorts_the_vocabulary():

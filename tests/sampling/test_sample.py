@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import albireo_jax.sampling.sample as sample_module
-from albireo_jax.core.types import MAX_SEED
-from albireo_jax.sampling.draw import NOT_FINITE
+from albireo_jax.core.plan import NOT_FINITE
+from albireo_jax.core.token_sampling import MAX_SEED
 from albireo_jax.sampling.sample import sample
 from tests.labs.sampling_lab import INF, Row, allowed, noise_of, oracle, p_value, params_of, random_batch
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+from albireo_jax.core.plan import NOT_FINITE
 from albireo_jax.ops.cuda.kernels import Entry
-from albireo_jax.sampling.draw import NOT_FINITE
 from albireo_jax.sampling.routes import Route, sample_by
 from albireo_jax.sampling.sample import sample
 from albireo_jax.sampling.sample_cuda import DRAW_READS, draw_operands, sampling_kernel

@@ -8,6 +8,7 @@ import pytest
 from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import TOKEN_ON_DEVICE, SampledTokens, SlotParams, StepPlan
+from albireo_jax.core.token_sampling import GREEDY, TokenSampling
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.sched.scheduler import Scheduler
 
@@ -131,28 +132,21 @@ def test_pages_are_given_for_the_tokens_of_the_step_and_no_more() -> None:
 
 def test_sampling_parameters_go_with_the_first_step_of_an_admission() -> None:
     engine = scheduler()
-    engine.add(request("a", 3, temperature=0.5, top_k=7, top_p=0.9, min_p=0.1, seed=11, stop_ids=(STOP_ID,)))
+    sampling = TokenSampling(temperature=0.5, top_k=7, top_p=0.9, min_p=0.1, seed=11)
+    engine.add(request("a", 3, sampling=sampling, stop_ids=(STOP_ID,)))
     engine.add(request("b", 2, min_tokens=2, stop_ids=(STOP_ID, 8)))
     first = planned(engine)
     slots = first.slots.tolist()
     assert first.new_slots == (
         SlotParams(
             slot=slots[0],
-            temperature=0.5,
-            top_k=7,
-            top_p=0.9,
-            min_p=0.1,
-            seed=11,
+            sampling=sampling,
             banned_until=3,
             stop_ids=(STOP_ID,),
         ),
         SlotParams(
             slot=slots[1],
-            temperature=0.0,
-            top_k=0,
-            top_p=1.0,
-            min_p=0.0,
-            seed=0,
+            sampling=GREEDY,
             banned_until=4,
             stop_ids=(STOP_ID, 8),
         ),

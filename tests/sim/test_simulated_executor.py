@@ -5,13 +5,13 @@ import pytest
 
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import TOKEN_ON_DEVICE, PageCopies, SlotParams, StepPlan
+from albireo_jax.core.token_sampling import GREEDY, TokenSampling
 from albireo_jax.sim.lanes import Clock
 from albireo_jax.sim.simulated_executor import NullExecutor, SimExecutor
 
 LIMITS = EngineLimits(max_model_len=32, vocab_size=50, num_pages=8, page_size=4, num_host_pages=3)
-PARAMS = SlotParams(
-    slot=0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, banned_until=0, stop_ids=()
-)
+DRAWN = TokenSampling(temperature=1.0, seed=0)
+PARAMS = SlotParams(slot=0, sampling=GREEDY, banned_until=0, stop_ids=())
 
 
 def executor(clock: Clock | None = None) -> SimExecutor:
@@ -69,7 +69,7 @@ def test_a_token_on_the_device_is_the_one_that_was_sampled() -> None:
         plan([6, 5, 7, 8, 9], pages=(1, 2), new=PARAMS),
         plan([5, 6, 7, 8, 9], pages=(1, 1), new=PARAMS),
         plan([5, 6, 7, 8, 9], start=1, pages=(1, 2), new=PARAMS),
-        plan([5, 6, 7, 8, 9], pages=(1, 2), new=dataclasses.replace(PARAMS, temperature=1.0)),
+        plan([5, 6, 7, 8, 9], pages=(1, 2), new=dataclasses.replace(PARAMS, sampling=DRAWN)),
     ],
     ids=["order", "page", "position", "parameters"],
 )
@@ -159,7 +159,7 @@ def test_a_step_of_copies_only_returns_no_ids() -> None:
 
 def test_the_seed_matters_at_a_temperature_only() -> None:
     def token(temperature: float, seed: int) -> int:
-        params = dataclasses.replace(PARAMS, temperature=temperature, seed=seed)
+        params = dataclasses.replace(PARAMS, sampling=TokenSampling(temperature=temperature, seed=seed))
         return sample(executor(), plan([5, 6], pages=(1,), new=params))
 
     assert len({token(0.0, seed) for seed in range(8)}) == 1

@@ -15,6 +15,7 @@ from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.errors import ConstraintError, UnknownModelError
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.model_files import find_model
+from albireo_jax.core.token_sampling import TokenSampling
 from albireo_jax.core.types import FinishReason, Request, StructuredOutput, StructureKind
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
@@ -330,8 +331,7 @@ def test_constrained_requests_run_on_the_simulated_engine(smollm2: Vocabulary) -
                 request_id=str(seed),
                 prompt_token_ids=(5, 6, 7),
                 max_tokens=120,
-                temperature=1.0,
-                seed=seed,
+                sampling=TokenSampling(temperature=1.0, seed=seed),
                 stop_ids=smollm2.eos,
             ),
             grammar.constraint(),
