@@ -2,10 +2,11 @@
 
 from jax.sharding import Mesh
 
+from albireo_jax.core.architectures import ARCHITECTURES
 from albireo_jax.core.config import Dtype
 from albireo_jax.core.errors import UnknownArchitectureError
 from albireo_jax.core.gpu_options import LayerForm
-from albireo_jax.core.hf_config import ARCHITECTURES, read_hf_config
+from albireo_jax.core.hf_config import read_hf_config
 from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.model_files import ModelFiles, ModelFormat
 from albireo_jax.models.llama import Llama

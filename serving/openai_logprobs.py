@@ -8,7 +8,7 @@ from albireo_jax.text.detokenizer import TextOffsets
 from albireo_jax.text.token_logprobs import TokenLogprob
 from albireo_jax.text.tokenizer import Tokenizer
 
-LEAST = -9999.0
+_LEAST = -9999.0
 """What minus infinity becomes, which JSON has not."""
 
 
@@ -111,4 +111,4 @@ class _Spelling:
 
 
 def _finite(logprob: float) -> float:
-    return max(logprob, LEAST)
+    return max(logprob, _LEAST)

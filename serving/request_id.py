@@ -10,7 +10,7 @@ from albireo_jax.serving.api_errors import internal_error
 
 HEADER = "X-Request-Id"
 
-MAX_LENGTH = 128
+MAX_REQUEST_ID = 128
 """Characters of an id that a client gives; a longer one is replaced."""
 
 _STATE = "request_id"
@@ -29,7 +29,7 @@ def request_id(request: Request, asked: str | None = None) -> str:
 
 def is_request_id(text: str) -> bool:
     """Whether a text can be an id: visible ASCII characters, not too many."""
-    return 0 < len(text) <= MAX_LENGTH and all("!" <= character <= "~" for character in text)
+    return 0 < len(text) <= MAX_REQUEST_ID and all("!" <= character <= "~" for character in text)
 
 
 class RequestIdMiddleware:

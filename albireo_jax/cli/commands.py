@@ -18,6 +18,7 @@ from albireo_jax.cli.launching import launched, needs_extra
 from albireo_jax.cli.options import EngineFlags, with_engine_flags
 from albireo_jax.cli.plan import plan
 from albireo_jax.cli.report import report
+from albireo_jax.cli.sampling_flags import SamplingFlags, with_sampling_flags
 from albireo_jax.cli.sweep import sweep
 from albireo_jax.core.errors import AlbireoError, EngineDeadError
 from albireo_jax.core.limits import EngineLimits
@@ -153,18 +154,15 @@ def _tell(name: str, address: str, limits: EngineLimits) -> None:
 
 @app.command()
 @with_engine_flags
+@with_sampling_flags
 def generate(
     model: flags.Model,
     *,
     prompt: flags.PromptText,
     chat: flags.Chat = False,
     max_tokens: flags.MaxTokens = 256,
-    temperature: flags.TemperatureOrModels = None,
-    top_p: flags.TopPOrModels = None,
-    top_k: flags.TopKOrModels = None,
-    min_p: flags.MinPOrModels = None,
-    seed: flags.Seed = None,
     stop: flags.Stop = None,
+    sampling: SamplingFlags,
     engine: EngineFlags,
 ) -> None:
     """Write MODEL's continuation of a prompt, or its answer in a chat, to standard output.
@@ -174,9 +172,7 @@ def generate(
     albireo generate smollm2 --chat --prompt "Tell me a joke."
     cat question.txt | albireo generate smollm2 --chat --prompt -
     """
-    numbers = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
-    given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
-    given |= {"max_tokens": max_tokens, "seed": seed, "stop": tuple(stop or ())}
+    given: dict[str, Any] = {**sampling.given(), "max_tokens": max_tokens, "stop": tuple(stop or ())}
     SamplingParams(**given)  # refuses what is wrong before the model loads
     text = sys.stdin.read() if prompt == "-" else prompt
     asked = [{"role": "user", "content": text}] if chat else text

@@ -16,6 +16,7 @@ from albireo_jax.core import checks
 from albireo_jax.core.config import EngineConfig
 from albireo_jax.core.engine_options import ENGINE_OPTIONS, engine_config, engine_option
 from albireo_jax.core.options import OptionField, alternatives, options_of
+from albireo_jax.core.token_sampling import PARAMETERS
 from albireo_jax.text.answers.answer_formats import ReasoningFormat, ToolFormat
 
 Model = Annotated[
@@ -232,39 +233,9 @@ MaxTokens = Annotated[
     ),
 ]
 Temperature = Annotated[
-    float, typer.Option("--temperature", metavar="X", help="0 always takes the likeliest token.")
+    float, typer.Option("--temperature", metavar="X", help=PARAMETERS["temperature"].help)
 ]
-TopP = Annotated[
-    float, typer.Option("--top-p", metavar="X", help="Draw from the likeliest tokens of this mass.")
-]
-TemperatureOrModels = Annotated[
-    float | None,
-    _optional("--temperature", metavar="X", help="0 always takes the likeliest token. Default: the model's."),
-]
-TopPOrModels = Annotated[
-    float | None,
-    _optional(
-        "--top-p", metavar="X", help="Draw from the likeliest tokens of this mass. Default: the model's."
-    ),
-]
-TopKOrModels = Annotated[
-    int | None,
-    _optional(
-        "--top-k", metavar="N", help="Draw from the N likeliest tokens; 0: from all. Default: the model's."
-    ),
-]
-MinPOrModels = Annotated[
-    float | None,
-    _optional(
-        "--min-p",
-        metavar="X",
-        help="Leave out tokens X times less likely than the likeliest. Default: the model's.",
-    ),
-]
-Seed = Annotated[
-    int | None,
-    _optional("--seed", metavar="N", help="Draws the same answer again. Default: random."),
-]
+TopP = Annotated[float, typer.Option("--top-p", metavar="X", help=PARAMETERS["top_p"].help)]
 Stop = Annotated[
     list[str] | None,
     _optional("--stop", metavar="TEXT", help="End before this text; may be repeated."),

@@ -3,19 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from albireo_jax.core.architectures import ARCHITECTURES, BY_MODEL_TYPE
 from albireo_jax.core.errors import ModelError, UnknownArchitectureError
 from albireo_jax.core.hf_refusals import refuse_unsupported
 from albireo_jax.core.hf_rope import read_rope, rope_to_hf
 from albireo_jax.core.json_fields import Json, integer, positive, read_json, truth
 from albireo_jax.core.model_config import ModelConfig
-
-ARCHITECTURES = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-}
-"""Architectures that this project runs, as Hugging Face names them, and their `model_type`."""
 
 _QWEN3_HEAD_DIM = 128  # what transformers assumes where the key is missing
 _SLIDING, _FULL = "sliding_attention", "full_attention"
@@ -75,7 +68,7 @@ def model_config_to_hf(config: ModelConfig) -> dict[str, Any]:
     slides = config.sliding_window is not None
     return {
         "architectures": [config.architecture],
-        "model_type": ARCHITECTURES[config.architecture],
+        "model_type": ARCHITECTURES[config.architecture].model_type,
         "num_hidden_layers": config.num_layers,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -111,9 +104,8 @@ def _architecture(config: Json) -> str:
     if names:
         name = str(names[0])
     else:
-        by_type = {model_type: name for name, model_type in ARCHITECTURES.items()}
         model_type = str(config.get("model_type"))
-        name = by_type.get(model_type, model_type)
+        name = BY_MODEL_TYPE.get(model_type, model_type)
     if name not in ARCHITECTURES:
         raise UnknownArchitectureError(
             f"architecture {name!r} is not one of those known: {sorted(ARCHITECTURES)}"

@@ -1,38 +1,47 @@
 """A model's own sampling defaults: what its generation_config.json says of them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from albireo_jax.core.errors import ModelError
 from albireo_jax.core.json_fields import read_json
+from albireo_jax.core.token_sampling import PARAMETERS
 from albireo_jax.core.types import SamplingParams
 
 _FILE = "generation_config.json"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+_FILE_NAMES = {
+    **{name: name for name, parameter in PARAMETERS.items() if parameter.is_models},
+    "repetition_penalty": "repetition_penalty",
+    "max_tokens": "max_new_tokens",
+}
+"""Our parameters that a model may have a default for, and their names in its file."""
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """Sampling parameters for callers who give none; None leaves ours.
+    """Sampling parameters by name for callers who give none; others are as in `SamplingParams`.
 
     Raises ValueError for values that no sampler takes.
     """
 
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    max_tokens: int | None = None
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         """Refuse what a caller could not give either."""
-        SamplingParams(**self.given())
+        self.params()
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The model's own length of an answer; None if it has none."""
+        return self.values.get("max_tokens")
 
     def given(self) -> dict[str, Any]:
         """The parameters that the model has a value for."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return dict(self.values)
 
     def params(self) -> SamplingParams:
         """Sampling parameters of a caller who gives none."""
@@ -54,8 +63,8 @@ def read_sampling_defaults(folder: Path) -> SamplingDefaults:
     content = read_json(path)
     if not isinstance(content, Mapping):
         raise ModelError(f"{path} must hold an object, got {content!r:.50}")
-    named = {field.name: content.get(field.name) for field in fields(SamplingDefaults)}
+    named = {name: content.get(name_there) for name, name_there in _FILE_NAMES.items()}
     try:
-        return SamplingDefaults(**named | {"max_tokens": content.get("max_new_tokens")})
+        return SamplingDefaults({name: value for name, value in named.items() if value is not None})
     except ValueError as error:
         raise ModelError(f"{path}: {error}") from error

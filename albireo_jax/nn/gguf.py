@@ -10,6 +10,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from albireo_jax.core.architectures import BY_GGUF_NAME
 from albireo_jax.core.errors import ModelError, UnknownArchitectureError, WeightError
 from albireo_jax.core.gguf_metadata import GgufTensor, read_gguf_header, split_parts
 from albireo_jax.core.hf_rope import yarn_attention_factor
@@ -22,13 +23,6 @@ from albireo_jax.core.model_config import (
 )
 from albireo_jax.nn.layers import rope_frequencies
 from albireo_jax.nn.tensors import StoredTensor
-
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
-"""`general.architecture` -> architecture as Hugging Face names it."""
 
 _EXPECTED = {
     "expert_count": 0,
@@ -148,7 +142,7 @@ def model_config_from_gguf(source: GgufSource) -> ModelConfig:
     theta = meta.number("rope.freq_base", 10000.0)
     try:
         return ModelConfig(
-            architecture=ARCHITECTURES[meta.architecture],
+            architecture=BY_GGUF_NAME[meta.architecture],
             num_layers=meta.integer("block_count"),
             hidden_size=hidden_size,
             intermediate_size=meta.integer("feed_forward_length"),
@@ -179,10 +173,10 @@ class _Metadata:
     def __init__(self, source: GgufSource) -> None:
         self._source = source
         self.architecture = str(source.value("general.architecture"))
-        if self.architecture not in ARCHITECTURES:
+        if self.architecture not in BY_GGUF_NAME:
             raise UnknownArchitectureError(
                 f"{source.file}: architecture {self.architecture!r} is not one of those known in GGUF files: "
-                f"{sorted(ARCHITECTURES)}"
+                f"{sorted(BY_GGUF_NAME)}"
             )
 
     def integer(self, name: str, default: int | None = None) -> int:

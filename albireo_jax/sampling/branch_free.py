@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from albireo_jax.sampling.blocks import View, first_largest, peaks, wide
 from albireo_jax.sampling.draw import Rows, scores
-from albireo_jax.sampling.filters import Mass, is_likely, mass_value, weights
+from albireo_jax.sampling.filters import Mass, count_share, is_likely, mass_share, mass_value, weights
 from albireo_jax.sampling.order import LEAST, ordered_float
 
 _DIGIT = 2  # bits that a pass over the row finds
@@ -45,12 +45,10 @@ def draw_branch_free(view: View, rows: Rows) -> Int32[Array, " R"]:
     filters = rows.filters
     logit_RJW = view.logit_RJW
     weight = _weight(weights(logit_RJW, filters))
-    num_top_R = jnp.where(filters.top_k_R > 0, filters.top_k_R.astype(jnp.float32), _INF)
-    kth_R = _least_passing(logit_RJW, num_top_R, _count())
+    kth_R = _least_passing(logit_RJW, count_share(filters), _count())
     is_top_RJW = logit_RJW >= wide(kth_R)
     mass_R = weight.total(_sums(weight.words(is_top_RJW)))
-    nucleus_R = jnp.maximum(filters.top_p_R * mass_R, 1)  # the most probable token always passes
-    last_R = _least_passing(logit_RJW, jnp.where(filters.top_p_R < 1, nucleus_R, _INF), weight)
+    last_R = _least_passing(logit_RJW, mass_share(filters, mass_R), weight)
     keeps_RJW = is_top_RJW & (logit_RJW >= wide(last_R)) & (logit_RJW > -_INF)
     keeps_RJW &= is_likely(logit_RJW, filters)
     score_RJW = jnp.where(keeps_RJW, scores(view, rows), -_INF)

@@ -47,7 +47,7 @@ class SamplerParams(NamedTuple):
 
 
 class RowFilters(NamedTuple):
-    """What a row filters by, neutral where it does not: top_k 0, top_p 1, min_p 0; temperature > 0.
+    """The filters of rows, neutral where a row has none: top_k 0, top_p 1, min_p 0; temperature > 0.
 
     `max_R` is the row's largest logit, finite. `mass_R` is the `mass` of all its tokens, only read
     for rows with top-p and without top-k.
@@ -102,6 +102,13 @@ def sampler_params(word_RF: Int32[Array, "R F"], *, position_R: Int32[Array, " R
 def is_drawn(params: SamplerParams) -> Bool[Array, " R"]:
     """Rows that draw their token; the others take their largest logit."""
     return params.temperature_R > 0
+
+
+def selection_words(params: SamplerParams) -> Int32[Array, "R 3"]:
+    """The bits of temperature, top-k and top-p of each row, which the kernels select tokens by."""
+    temperature_R = lax.bitcast_convert_type(params.temperature_R, jnp.int32)
+    top_p_R = lax.bitcast_convert_type(params.top_p_R, jnp.int32)
+    return jnp.stack([temperature_R, params.top_k_R, top_p_R], axis=1)
 
 
 def row_filters(
@@ -200,10 +207,19 @@ def passes(sieved: Sieve, logit_R: Float[Array, " R"]) -> Bool[Array, " R"]:
     return _sum(heavier_RJW) < sieved.share_R
 
 
-def _share(filters: RowFilters, mass_R: Float[Array, " R"]) -> Float[Array, " R"]:
+def count_share(filters: RowFilters) -> Float[Array, " R"]:
+    """The number of tokens that top-k keeps; infinity for all."""
+    return jnp.where(filters.top_k_R > 0, filters.top_k_R.astype(jnp.float32), _INF)
+
+
+def mass_share(filters: RowFilters, mass_R: Float[Array, " R"]) -> Float[Array, " R"]:
+    """The part that top-p keeps of the mass of the tokens that it chooses from; infinity for all."""
     nucleus_R = jnp.maximum(filters.top_p_R * mass_R, 1)  # the most probable token always passes
-    count_R = jnp.where(filters.top_k_R > 0, filters.top_k_R.astype(jnp.float32), _INF)
-    return jnp.where(filters.top_p_R < 1, nucleus_R, count_R)
+    return jnp.where(filters.top_p_R < 1, nucleus_R, _INF)
+
+
+def _share(filters: RowFilters, mass_R: Float[Array, " R"]) -> Float[Array, " R"]:
+    return jnp.where(filters.top_p_R < 1, mass_share(filters, mass_R), count_share(filters))
 
 
 def _sum(weight_RJW: Int32[Array, "R J W"]) -> Float[Array, " R"]:

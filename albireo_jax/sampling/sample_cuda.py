@@ -15,14 +15,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from albireo_jax.core.plan import NOT_FINITE
 from albireo_jax.ops.cuda.kernels import Entry, Kernel, Launch, LaunchFn
 from albireo_jax.sampling.blocks import View
 from albireo_jax.sampling.draw import resolve, scores
-from albireo_jax.sampling.filters import SamplerParams, is_likely, weights
+from albireo_jax.sampling.filters import SamplerParams, is_likely, selection_words, weights
 
 _WARPS = 32
 _LIST_TOKENS = 2944
@@ -71,8 +70,7 @@ def draw_operands(
     can_win_RJW = is_likely(view.logit_RJW, rows.filters) & (view.logit_RJW > -_INF)
     score_RJW = jnp.where(can_win_RJW, scores(view, rows), -_INF)
     weight_RJW = weights(view.logit_RJW, rows.filters)
-    ask_R3 = jnp.stack([_bits(params.temperature_R), params.top_k_R, _bits(params.top_p_R)], axis=1)
-    return DrawOperands(weight_RJW[:, 0], score_RJW[:, 0], ask_R3)
+    return DrawOperands(weight_RJW[:, 0], score_RJW[:, 0], selection_words(params))
 
 
 def sampling_kernel(
@@ -88,7 +86,3 @@ def sampling_kernel(
     }
     text = tuple((name, str(value)) for name, value in macros.items())
     return Kernel(entry=entry, macros=text, warps=warps)
-
-
-def _bits(number_R: Float[Array, " R"]) -> Int32[Array, " R"]:
-    return lax.bitcast_convert_type(number_R, jnp.int32)

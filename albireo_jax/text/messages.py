@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from albireo_jax.text.answers.json_repair import repaired_object
+from albireo_jax.text.answers.json_scanner import MAX_JSON_DEPTH
 
 Json = Any
 
-_MAX_NESTING = 64
 _SPEAKERS = frozenset(("system", "developer", "user"))
 """Roles whose messages say something."""
 
@@ -91,8 +91,8 @@ def check_part(part: Json) -> str:
 
 def plain_json(value: Any, depth: int = 0) -> Json:
     """The value rebuilt from JSON types, so that a template can call nothing but their methods."""
-    if depth > _MAX_NESTING:
-        raise ValueError(f"messages and tools may be nested {_MAX_NESTING} deep at most")
+    if depth > MAX_JSON_DEPTH:
+        raise ValueError(f"messages and tools may be nested {MAX_JSON_DEPTH} deep at most")
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, str):

@@ -3,20 +3,19 @@
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from albireo_jax.core.checks import MAX_INT
 from albireo_jax.core.sampling_defaults import SamplingDefaults
+from albireo_jax.core.token_sampling import PARAMETERS, WordKind
 from albireo_jax.core.types import ALL_LOGPROBS, SamplingParams
+from albireo_jax.serving.request_id import MAX_REQUEST_ID
 from albireo_jax.serving.schemas.foreign_fields import FOREIGN, INSTEAD
 from albireo_jax.serving.schemas.strict_model import Refused, StrictModel, Whole, WholeNumbers, one_message
 from albireo_jax.serving.schemas.structured_output import StructuredBody
 
-MAX_CACHE_SALT = 256
-"""Characters of a `cache_salt`."""
-
-MAX_REQUEST_ID = 128
-"""Characters of a `request_id`."""
+MAX_BODY_SALT = 256
+"""Characters of the `cache_salt` of a body; a request's has the hash of its API key as well."""
 
 MAX_CHOICES = 1024
 """Prompts times n of one body."""
@@ -58,7 +57,16 @@ class StreamOptions(StrictModel):
     continuous_usage_stats: bool | None = None
 
 
-class SamplingBody(StructuredBody):
+_WIRE_KINDS: dict[WordKind, Any] = {WordKind.FLOAT: float, WordKind.INT: Whole, WordKind.INT64: Whole}
+_SAMPLING_FIELD_OF: dict[str, Any] = {
+    name: (_WIRE_KINDS[parameter.kind] | None, None) for name, parameter in PARAMETERS.items()
+}
+
+TokenSamplingBody = create_model("TokenSamplingBody", __base__=StructuredBody, **_SAMPLING_FIELD_OF)
+"""A body with a field for each parameter by which a token is chosen."""
+
+
+class SamplingBody(TokenSamplingBody):
     """The fields that completions and chat completions have in common; null takes the default.
 
     A prompt is read from the cache as far as one of the same API key and the same `cache_salt` began like it:
@@ -75,17 +83,12 @@ class SamplingBody(StructuredBody):
     n: Whole | None = None
     max_tokens: Whole | None = None
     min_tokens: Whole | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Whole | None = None
-    min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     allowed_token_ids: WholeNumbers | None = None
     bad_words: list[str] | None = None
-    seed: Whole | None = None
     stop: StopStrings | None = None
     stop_token_ids: WholeNumbers | None = None
     include_stop_str_in_output: bool | None = None
@@ -96,7 +99,7 @@ class SamplingBody(StructuredBody):
     return_token_ids: bool | None = None
     truncate_prompt_tokens: Whole | None = None
     truncation_side: Literal["left", "right"] | None = None
-    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_CACHE_SALT)] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_BODY_SALT)] | None = None
     priority: Annotated[Whole, Field(ge=-MAX_INT, le=MAX_INT)] | None = None
 
     @model_validator(mode="after")
@@ -150,19 +153,15 @@ class SamplingBody(StructuredBody):
 
 
 _SAMPLING_FIELDS = (
+    *PARAMETERS,
     "n",
     "max_tokens",
     "min_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
     "allowed_token_ids",
     "bad_words",
-    "seed",
     "stop",
     "stop_token_ids",
     "include_stop_str_in_output",

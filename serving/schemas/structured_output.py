@@ -13,11 +13,11 @@ from pydantic_core import from_json
 
 from albireo_jax.core.types import StructuredOutput, StructureKind
 from albireo_jax.serving.schemas.strict_model import StrictModel
+from albireo_jax.text.answers.json_scanner import MAX_JSON_DEPTH
 
 MAX_STRUCTURE_BYTES = 64 * 2**10
 """Of a schema, an expression, a grammar, or all choices together."""
 
-MAX_SCHEMA_DEPTH = 64
 MAX_STRUCTURE_CHOICES = 1024
 
 
@@ -123,8 +123,8 @@ def json_schema(where: str, value: Any) -> StructuredOutput:
             raise ValueError(f"{where} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be a JSON schema, an object, got {value!r:.50}")
-    if _is_deeper(value, MAX_SCHEMA_DEPTH):
-        raise ValueError(f"{where} is nested too deep, the limit is {MAX_SCHEMA_DEPTH}")
+    if _is_deeper(value, MAX_JSON_DEPTH):
+        raise ValueError(f"{where} is nested too deep, the limit is {MAX_JSON_DEPTH}")
     text = json.dumps(value, ensure_ascii=False)
     _check_size(where, text)
     return StructuredOutput(kind=StructureKind.JSON_SCHEMA, text=text)

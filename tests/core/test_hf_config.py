@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from albireo_jax.core.architectures import ARCHITECTURES, BY_MODEL_TYPE
 from albireo_jax.core.errors import ModelError, UnknownArchitectureError
 from albireo_jax.core.hf_config import (
-    ARCHITECTURES,
     model_config_from_hf,
     model_config_to_hf,
     read_hf_config,
@@ -48,7 +48,7 @@ def test_every_real_config_parses_to_its_shapes_or_is_refused_by_name(data_dir: 
     for path in sorted((data_dir / "configs").glob("*.json")):
         raw = json.loads(path.read_text())
         named = (raw.get("architectures") or [raw["model_type"]])[0]
-        known = named in ARCHITECTURES or named in ARCHITECTURES.values()
+        known = named in ARCHITECTURES or named in BY_MODEL_TYPE
         if not known:
             with pytest.raises(
                 UnknownArchitectureError, match=rf"{named}.*LlamaForCausalLM.*Qwen3ForCausalLM"

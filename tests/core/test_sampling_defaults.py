@@ -30,7 +30,7 @@ def test_the_parameters_of_the_file_are_taken(tmp_path: Path) -> None:
     }
     defaults = read_sampling_defaults(_written(tmp_path, content))
     assert defaults == SamplingDefaults(
-        temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.05, max_tokens=2048
+        {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.05, "max_tokens": 2048}
     )
     assert defaults.params() == SamplingParams(
         temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.05, max_tokens=2048

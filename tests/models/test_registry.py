@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from albireo_jax.core.architectures import ARCHITECTURES, BY_GGUF_NAME
 from albireo_jax.core.errors import ModelError, UnknownArchitectureError
-from albireo_jax.core.hf_config import ARCHITECTURES
 from albireo_jax.core.model_files import ModelFiles, ModelFormat
 from albireo_jax.models.registry import model_class, model_config
-from albireo_jax.nn import gguf
 from albireo_jax.nn.module import Decoder
 
 
@@ -18,7 +17,7 @@ def test_every_known_architecture_has_a_module_of_its_own() -> None:
     modules = {model_class(name) for name in ARCHITECTURES}
     assert len(modules) == len(ARCHITECTURES)
     assert all(issubclass(module, Decoder) for module in modules)
-    assert set(gguf.ARCHITECTURES.values()) <= set(ARCHITECTURES)
+    assert set(BY_GGUF_NAME.values()) <= set(ARCHITECTURES)
     with pytest.raises(UnknownArchitectureError, match=r"'GPT2LMHeadModel' .*'LlamaForCausalLM'"):
         model_class("GPT2LMHeadModel")
 

@@ -15,7 +15,7 @@ CHAT: tuple[str, dict[str, Any]] = (
     "/v1/chat/completions",
     {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 12},
 )
-DEFAULTS = SamplingDefaults(temperature=0.7, top_k=5, top_p=0.8, repetition_penalty=1.1)
+DEFAULTS = SamplingDefaults({"temperature": 0.7, "top_k": 5, "top_p": 0.8, "repetition_penalty": 1.1})
 GIVEN = {"temperature": 0.7, "top_k": 5, "top_p": 0.8, "repetition_penalty": 1.1}
 
 
@@ -55,7 +55,7 @@ def test_the_models_longest_answer_ends_a_chat_that_names_none_and_never_refuses
     path, body = CHAT
     unlimited = {name: value for name, value in body.items() if name != "max_tokens"}
     long = {**unlimited, "messages": [{"role": "user", "content": "x" * 1900}]}
-    defaults = SamplingDefaults(max_tokens=200)
+    defaults = SamplingDefaults({"max_tokens": 200})
     short, full, least, named = _answers(
         defaults, (path, unlimited), (path, long), (path, {**unlimited, "min_tokens": 300}), CHAT
     )
@@ -66,5 +66,5 @@ def test_the_models_longest_answer_ends_a_chat_that_names_none_and_never_refuses
 
 
 def test_completions_keep_openais_16_tokens() -> None:
-    (answer,) = _answers(SamplingDefaults(max_tokens=200), ("/v1/completions", {"prompt": "x"}))
+    (answer,) = _answers(SamplingDefaults({"max_tokens": 200}), ("/v1/completions", {"prompt": "x"}))
     assert answer["usage"]["completion_tokens"] == 16

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from albireo_jax.text.grammar.json_schema import MAX_DEPTH, json_grammar
+from albireo_jax.text.grammar.json_schema import MAX_SCHEMA_DEPTH, json_grammar
 from tests.labs.schema_lab import accepts, matcher_of
 
 
@@ -320,7 +320,7 @@ def test_references_that_lead_nowhere_are_refused(schema: Any, message: str) -> 
 
 def test_a_schema_that_is_nested_too_deeply_is_refused() -> None:
     schema: dict[str, Any] = {}
-    for _ in range(MAX_DEPTH + 2):
+    for _ in range(MAX_SCHEMA_DEPTH + 2):
         schema = {"items": schema}
-    with pytest.raises(ValueError, match=f"nested too deeply, the limit is {MAX_DEPTH}"):
+    with pytest.raises(ValueError, match=f"nested too deeply, the limit is {MAX_SCHEMA_DEPTH}"):
         json_grammar(schema)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from albireo_jax.text.answers.answer_formats import ToolFormat
 from albireo_jax.text.answers.call_reader import ArgumentsText, CallBegun, CallEnded, ContentText
-from albireo_jax.text.answers.json_scanner import MAX_DEPTH, JsonScanner
+from albireo_jax.text.answers.json_scanner import MAX_JSON_DEPTH, JsonScanner
 from albireo_jax.text.answers.tool_calls import MAX_CALLS, ToolCallParser
 from albireo_jax.text.chat_template import ChatTemplate
 
@@ -258,7 +258,7 @@ def _refuse(constant: str) -> None:
 
 
 def test_depth_is_limited() -> None:
-    for depth, failed in ((MAX_DEPTH, False), (MAX_DEPTH + 1, True)):
+    for depth, failed in ((MAX_JSON_DEPTH, False), (MAX_JSON_DEPTH + 1, True)):
         scanner = JsonScanner()
         scanner.scan('{"a":' * (depth - 1) + "[" + "]" + "}" * (depth - 1), 0)
         assert (scanner.failed, scanner.done) == (failed, not failed)

@@ -20,8 +20,8 @@ from albireo_jax.sim.gpus import Gpu
 from albireo_jax.sim.replica import Targets
 from albireo_jax.sim.workload import Arrival, make_requests
 
-ROWS = (32, 64, 128, 256)
-STEP_TOKENS = (512, 1024, 2048, 4096)
+_ROWS = (32, 64, 128, 256)
+_STEP_TOKENS = (512, 1024, 2048, 4096)
 REQUESTS_PER_REPLICA = 1000
 _GB = 10**9
 
@@ -47,8 +47,8 @@ class Question:
     kv_dtype: KvDtype = KvDtype.AUTO
     page_size: int = CacheConfig().page_size
     memory_share: float = MEMORY_SHARE
-    rows: tuple[int, ...] = ROWS
-    step_tokens: tuple[int, ...] = STEP_TOKENS
+    rows: tuple[int, ...] = _ROWS
+    step_tokens: tuple[int, ...] = _STEP_TOKENS
     requests_per_replica: int = REQUESTS_PER_REPLICA
     degrees: tuple[int, ...] = TP_DEGREES
 

@@ -3,8 +3,8 @@
 import re
 from enum import IntEnum, auto
 
-MAX_DEPTH = 64
-"""Objects and arrays inside one another; deeper ones are refused."""
+MAX_JSON_DEPTH = 64
+"""Objects and arrays inside one another in JSON of a client or a model; deeper ones are refused."""
 
 
 class State(IntEnum):
@@ -163,7 +163,7 @@ class JsonScanner:
     def _turn(self, event: State) -> State:
         """Open or close, and the state after it."""
         if event is _S.OPEN_ARRAY or event is _S.OPEN_OBJECT:
-            self.failed = len(self._open) == MAX_DEPTH
+            self.failed = len(self._open) == MAX_JSON_DEPTH
             is_array = event is _S.OPEN_ARRAY
             self._open.append(_S.AFTER_ITEM if is_array else _S.AFTER_MEMBER)
             return _S.FIRST_ITEM if is_array else _S.FIRST_KEY

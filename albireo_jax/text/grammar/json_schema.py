@@ -25,7 +25,7 @@ from albireo_jax.text.grammar.schema_words import (
     without_far_bounds,
 )
 
-MAX_DEPTH = 128
+MAX_SCHEMA_DEPTH = 128
 """Schemas inside one another, without what references add."""
 
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # a model must not be able to write spaces for ever
@@ -93,8 +93,8 @@ class _Writer:
     def _schema(self, schema: Any, *, depth: int) -> Any:
         if not isinstance(schema, dict):
             return schema  # true or false; the library refuses the rest by name
-        if depth > MAX_DEPTH:
-            raise ValueError(f"nested too deeply, the limit is {MAX_DEPTH}")
+        if depth > MAX_SCHEMA_DEPTH:
+            raise ValueError(f"nested too deeply, the limit is {MAX_SCHEMA_DEPTH}")
         return self._object(schema, depth=depth)
 
     def _object(self, schema: dict[str, Any], *, depth: int) -> dict[str, Any]:
