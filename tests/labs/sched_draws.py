@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from albireo_jax.core.token_sampling import TokenSampling
 from albireo_jax.core.types import Request
 from tests.labs.sched_lab import FREE, VOCAB_SIZE, Bond
 
@@ -30,8 +31,7 @@ def draw_request(request_id: str, random: np.random.Generator) -> Request:
         prompt_token_ids=tuple(prompt.tolist()),
         max_tokens=max_tokens,
         min_tokens=int(random.integers(0, max_tokens + 1)) if random.random() < 0.5 else 0,
-        temperature=float(random.choice((0.0, 0.7))),
-        seed=int(random.integers(4)),
+        sampling=TokenSampling(temperature=float(random.choice((0.0, 0.7))), seed=int(random.integers(4))),
         stop_ids=tuple(random.choice(VOCAB_SIZE, size=random.integers(3), replace=False).tolist()),
         logprobs=2 if prompt.sum() % 2 else None,
         prompt_logprobs=None if prompt.sum() % 3 else 0,

@@ -15,7 +15,6 @@ from albireo_jax.core.config import SchedulerConfig
 from albireo_jax.core.errors import ConstraintError
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import NOT_FINITE, Int32s, LogprobArrays, SampledTokens, StepPlan
-from albireo_jax.core.token_sampling import TokenSampling
 from albireo_jax.core.types import Request, RequestOutput
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.timeline import Timeline
