@@ -1,5 +1,7 @@
 """From a model's files to its configuration and its sharded module; architectures are imported on demand."""
 
+from importlib import import_module
+
 from jax.sharding import Mesh
 
 from albireo_jax.core.architectures import ARCHITECTURES
@@ -67,23 +69,15 @@ def random_model(
 
 
 def model_class(architecture: str) -> type[Llama]:
-    """Module of an architecture, by its Hugging Face name."""
-    match architecture:
-        case "LlamaForCausalLM":
-            return Llama
-        case "MistralForCausalLM":
-            from albireo_jax.models.mistral import Mistral
-
-            return Mistral
-        case "Qwen2ForCausalLM":
-            from albireo_jax.models.qwen2 import Qwen2
-
-            return Qwen2
-        case "Qwen3ForCausalLM":
-            from albireo_jax.models.qwen3 import Qwen3
-
-            return Qwen3
-        case _:
-            raise UnknownArchitectureError(
-                f"architecture {architecture!r} is not one of those known: {sorted(ARCHITECTURES)}"
-            )
+    """Class of an architecture, by its Hugging Face name; its module is named after its `model_type`."""
+    if architecture not in ARCHITECTURES:
+        raise UnknownArchitectureError(
+            f"architecture {architecture!r} is not one of those known: {sorted(ARCHITECTURES)}"
+        )
+    module = import_module(f"albireo_jax.models.{ARCHITECTURES[architecture].model_type}")
+    [model] = (
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Llama) and value.__module__ == module.__name__
+    )
+    return model
