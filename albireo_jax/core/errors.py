@@ -14,6 +14,7 @@
     ├── CapacityError               a model or cache that does not fit the device
     ├── OverloadedError             too much work of a kind waits already; the caller may try again
     └── EngineDeadError             the engine thread stopped; the cause is chained
+        └── EngineStartingError     the engine's process loads its model; requests are taken later
 """
 
 from typing import NamedTuple
@@ -68,6 +69,10 @@ class OverloadedError(AlbireoError):
 
 class EngineDeadError(AlbireoError):
     """The engine stopped after an error, which is chained; nothing more is served."""
+
+
+class EngineStartingError(EngineDeadError):
+    """The engine runs in another process, which is loading the model; requests are taken later."""
 
 
 class Refusal(NamedTuple):

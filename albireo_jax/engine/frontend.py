@@ -25,11 +25,11 @@ from albireo_jax.core.plan import Int32s
 from albireo_jax.core.sampling_defaults import NO_DEFAULTS, SamplingDefaults
 from albireo_jax.core.types import RequestOutput, SamplingParams, StructuredOutput
 from albireo_jax.engine.choices import Choice, Completion, collect
+from albireo_jax.engine.engine_client import EngineClient
 from albireo_jax.engine.output_readers import EventLoopReader, OutputReader, QueueReader
 from albireo_jax.engine.output_streams import AsyncOutputStream, SyncOutputStream
 from albireo_jax.engine.request_metrics import RequestMetrics
 from albireo_jax.engine.request_writer import PromptFree, RequestWriter
-from albireo_jax.engine.service import EngineService
 from albireo_jax.text.chat_template import ConversationMessage
 from albireo_jax.text.detokenizer import Detokenizer
 from albireo_jax.text.tokenizer import Tokenizer
@@ -49,7 +49,7 @@ class Frontend:
 
     def __init__(
         self,
-        service: EngineService,
+        service: EngineClient,
         tokenizer: Tokenizer,
         *,
         limits: EngineLimits,

@@ -22,9 +22,9 @@ from queue import SimpleQueue
 from albireo_jax.core.errors import EngineDeadError
 from albireo_jax.core.types import FinishReason, RequestOutput
 from albireo_jax.engine.choices import Choice, ChoiceDelta, with_logprobs
+from albireo_jax.engine.engine_client import EngineClient
 from albireo_jax.engine.output_streams import OutputStream
 from albireo_jax.engine.request_metrics import RequestMetrics, Tally
-from albireo_jax.engine.service import EngineService
 
 _logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class OutputReader(ABC):
     """Open choices by request id; `on_empty` is called when the last one has left."""
 
     def __init__(
-        self, service: EngineService, metrics: RequestMetrics, *, on_empty: Callable[["OutputReader"], None]
+        self, service: EngineClient, metrics: RequestMetrics, *, on_empty: Callable[["OutputReader"], None]
     ) -> None:
         self.service = service
         self._metrics = metrics
@@ -124,7 +124,7 @@ class QueueReader(OutputReader):
     """The reader of one synchronous call."""
 
     def __init__(
-        self, service: EngineService, metrics: RequestMetrics, *, on_empty: Callable[[OutputReader], None]
+        self, service: EngineClient, metrics: RequestMetrics, *, on_empty: Callable[[OutputReader], None]
     ) -> None:
         super().__init__(service, metrics, on_empty=on_empty)
         self._queue: SimpleQueue[tuple[list[RequestOutput], float]] = SimpleQueue()
@@ -142,7 +142,7 @@ class EventLoopReader(OutputReader):
     """The reader of one asyncio event loop."""
 
     def __init__(
-        self, service: EngineService, metrics: RequestMetrics, *, on_empty: Callable[[OutputReader], None]
+        self, service: EngineClient, metrics: RequestMetrics, *, on_empty: Callable[[OutputReader], None]
     ) -> None:
         super().__init__(service, metrics, on_empty=on_empty)
         self.event_loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 import threading
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from albireo_jax.core.types import FinishReason
@@ -128,3 +129,27 @@ class RequestMetrics:
                 request_s=self._request_s.snapshot(),
                 finished=dict(self._finished),
             )
+
+
+def add_metrics(parts: Sequence[MetricsSnapshot]) -> MetricsSnapshot:
+    """The totals of several frontends, at least one."""
+    return MetricsSnapshot(
+        prompt_tokens=sum(part.prompt_tokens for part in parts),
+        generated_tokens=sum(part.generated_tokens for part in parts),
+        queue_s=_add_histograms([part.queue_s for part in parts]),
+        prefill_s=_add_histograms([part.prefill_s for part in parts]),
+        decode_s=_add_histograms([part.decode_s for part in parts]),
+        first_token_s=_add_histograms([part.first_token_s for part in parts]),
+        inter_token_s=_add_histograms([part.inter_token_s for part in parts]),
+        request_s=_add_histograms([part.request_s for part in parts]),
+        finished={reason: sum(part.finished[reason] for part in parts) for reason in FinishReason},
+    )
+
+
+def _add_histograms(parts: Sequence[HistogramSnapshot]) -> HistogramSnapshot:
+    return HistogramSnapshot(
+        bounds=parts[0].bounds,
+        cumulative=tuple(map(sum, zip(*(part.cumulative for part in parts), strict=True))),
+        count=sum(part.count for part in parts),
+        sum=sum(part.sum for part in parts),
+    )

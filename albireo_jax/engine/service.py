@@ -49,9 +49,13 @@ _logger = logging.getLogger(__name__)
 
 
 class ServiceState(StrEnum):
-    """A service's stages of life; it never goes back."""
+    """Where an engine is in its life; it never goes back.
+
+    Only an engine in another process is STARTING: a new one may take the place of one that died.
+    """
 
     NEW = "new"
+    STARTING = "starting"
     RUNNING = "running"
     STOPPING = "stopping"
     STOPPED = "stopped"
@@ -110,6 +114,11 @@ class EngineService:
         self._inbox: deque[InboxMessage] = deque()
         self._open: dict[str, None] = {}  # accepted and not ended, oldest first
         self._failure: BaseException | None = None
+
+    @property
+    def limits(self) -> EngineLimits:
+        """The limits that `submit` checks."""
+        return self._limits
 
     @property
     def state(self) -> ServiceState:

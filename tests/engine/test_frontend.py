@@ -16,7 +16,8 @@ from albireo_jax.core.token_sampling import MAX_SEED, TokenSampling
 from albireo_jax.core.types import FinishReason, Request, SamplingParams
 from albireo_jax.engine.choices import ChoiceDelta, Completion, collect
 from albireo_jax.engine.frontend import Prompt
-from tests.labs.engine_lab import LIMITS, Lab, lab, tiny_tokenizer, tokens_alone
+from tests.labs.engine_lab import LIMITS, Lab, tiny_tokenizer, tokens_alone
+from tests.labs.service_lab import Build
 
 PROMPTS = ("Once upon a time", "The quick brown fox", "x", "é" * 20)
 FOREVER = SamplingParams(max_tokens=1500, ignore_eos=True, seed=3)
@@ -42,7 +43,7 @@ def _alone(prompt: str, params: SamplingParams, *, seed: int) -> tuple[int, ...]
     return tuple(tokens_alone([request])["alone"])
 
 
-def test_choices_are_in_order_and_their_seeds_count_up() -> None:
+def test_choices_are_in_order_and_their_seeds_count_up(lab: Build) -> None:
     params = SamplingParams(max_tokens=40, n=3, seed=MAX_SEED - 1)
     with lab() as engine:
         done = engine.frontend.generate(PROMPTS, params)
@@ -54,7 +55,7 @@ def test_choices_are_in_order_and_their_seeds_count_up() -> None:
         assert completion.token_ids == _alone(PROMPTS[prompt], params, seed=seed)
 
 
-def test_texts_are_what_the_tokens_add_to_the_prompt() -> None:
+def test_texts_are_what_the_tokens_add_to_the_prompt(lab: Build) -> None:
     params = [SamplingParams(max_tokens=60, seed=i, n=1 + i % 2) for i in range(len(PROMPTS))]
     with lab() as engine:
         done = engine.frontend.generate(PROMPTS, params)
@@ -68,7 +69,7 @@ def test_texts_are_what_the_tokens_add_to_the_prompt() -> None:
             assert prompt + completion.text == whole
 
 
-def test_a_text_its_ids_and_a_chat_are_the_same_prompt() -> None:
+def test_a_text_its_ids_and_a_chat_are_the_same_prompt(lab: Build) -> None:
     params = SamplingParams(max_tokens=20, temperature=0)
     with lab() as engine:
         chat = [{"role": "user", "content": "hi"}]
@@ -78,14 +79,14 @@ def test_a_text_its_ids_and_a_chat_are_the_same_prompt() -> None:
         assert len({completion.token_ids for completion in done}) == 1
 
 
-def test_random_seeds_are_drawn_at_the_door() -> None:
+def test_random_seeds_are_drawn_at_the_door(lab: Build) -> None:
     params = SamplingParams(max_tokens=30, n=4, ignore_eos=True)
     with lab() as engine:
         done = engine.frontend.generate(["same", "same"], params)
     assert len({completion.token_ids for completion in done}) == 8
 
 
-def test_a_stop_string_ends_the_request_in_the_engine_too() -> None:
+def test_a_stop_string_ends_the_request_in_the_engine_too(lab: Build) -> None:
     params = SamplingParams(max_tokens=1500, ignore_eos=True, seed=1, stop=("e", "Q"))
     with lab() as engine:
         (completion,) = engine.frontend.generate(["stop"], params)
@@ -97,7 +98,7 @@ def test_a_stop_string_ends_the_request_in_the_engine_too() -> None:
     assert completion.token_ids == _alone("stop", params, seed=1)[: len(completion.token_ids)]
 
 
-def test_a_stop_id_ends_the_request() -> None:
+def test_a_stop_id_ends_the_request(lab: Build) -> None:
     with lab() as engine:
         free = engine.frontend.generate(["go"], SamplingParams(max_tokens=50, seed=1, ignore_eos=True))[0]
         stop_id = free.token_ids[20]
@@ -108,7 +109,7 @@ def test_a_stop_id_ends_the_request() -> None:
     assert (stopped.finish_reason, stopped.stop_reason) == (FinishReason.STOP, stop_id)
 
 
-def test_leaving_a_stream_aborts_it() -> None:
+def test_leaving_a_stream_aborts_it(lab: Build) -> None:
     with lab() as engine:
         with engine.frontend.stream(PROMPTS, FOREVER) as turn:
             for deltas in turn:
@@ -136,7 +137,7 @@ async def _read(engine: Lab, prompt: str, *, steps: int | None, seed: int) -> li
     return seen
 
 
-def test_readers_that_hang_up_at_random_leave_nothing_and_disturb_nobody() -> None:
+def test_readers_that_hang_up_at_random_leave_nothing_and_disturb_nobody(lab: Build) -> None:
     rng = random.Random(7)
     plans = [(rng.choice(PROMPTS), rng.choice((None, 0, 1, 5)), rng.randrange(10)) for _ in range(200)]
     limits = EngineLimits(max_model_len=128, vocab_size=LIMITS.vocab_size, num_pages=40, page_size=4)
@@ -160,7 +161,7 @@ def test_readers_that_hang_up_at_random_leave_nothing_and_disturb_nobody() -> No
             assert completion.token_ids == alone[: len(completion.token_ids)]
 
 
-def test_threads_and_event_loops_share_an_engine() -> None:
+def test_threads_and_event_loops_share_an_engine(lab: Build) -> None:
     results: dict[int, Any] = {}
 
     def sync_caller(engine: Lab, key: int) -> None:
@@ -196,7 +197,7 @@ class _CountingLoop(asyncio.SelectorEventLoop):
         return super().call_soon_threadsafe(*args, **options)
 
 
-def test_a_step_wakes_an_event_loop_once_however_many_requests_it_has() -> None:
+def test_a_step_wakes_an_event_loop_once_however_many_requests_it_has(lab: Build) -> None:
     async def main(engine: Lab) -> None:
         params = SamplingParams(max_tokens=50, ignore_eos=True, seed=1, n=8)
         await asyncio.gather(
@@ -210,7 +211,7 @@ def test_a_step_wakes_an_event_loop_once_however_many_requests_it_has() -> None:
         assert 0 < event_loop.wake_ups <= engine.service.stats().steps + 1
 
 
-def test_an_event_loop_that_is_closed_takes_its_requests_along() -> None:
+def test_an_event_loop_that_is_closed_takes_its_requests_along(lab: Build) -> None:
     async def abandon(engine: Lab) -> None:
         engine.frontend.stream_async(PROMPTS, FOREVER)
         engine.frontend.stream_async(PROMPTS, FOREVER)
@@ -222,7 +223,7 @@ def test_an_event_loop_that_is_closed_takes_its_requests_along() -> None:
         _assert_nothing_left(engine)
 
 
-def test_closing_a_turn_ends_the_wait_of_its_reader() -> None:
+def test_closing_a_turn_ends_the_wait_of_its_reader(lab: Build) -> None:
     async def main(engine: Lab) -> tuple[list[Completion], list[ChoiceDelta]]:
         whole = engine.frontend.stream_async(["a"], FOREVER)
         parts = engine.frontend.stream_async(["b"], FOREVER)
@@ -244,7 +245,7 @@ def test_closing_a_turn_ends_the_wait_of_its_reader() -> None:
         _assert_nothing_left(engine)
 
 
-def test_a_dead_engine_raises_in_every_reader() -> None:
+def test_a_dead_engine_raises_in_every_reader(lab: Build) -> None:
     async def main(engine: Lab) -> list[BaseException | list[Completion]]:
         turns = [engine.frontend.stream_async([prompt], FOREVER) for prompt in PROMPTS]
         return await asyncio.gather(*(turn.completions() for turn in turns), return_exceptions=True)
@@ -258,7 +259,7 @@ def test_a_dead_engine_raises_in_every_reader() -> None:
         assert engine.frontend.num_readers == 0
 
 
-def test_a_synchronous_reader_gets_what_came_before_the_engine_died() -> None:
+def test_a_synchronous_reader_gets_what_came_before_the_engine_died(lab: Build) -> None:
     seen: list[ChoiceDelta] = []
     with lab(fail_at=20) as engine:
         turn = engine.frontend.stream(["x"], FOREVER)
@@ -281,7 +282,7 @@ class _TornTable:
         return self._whole[token_id]
 
 
-def test_a_text_that_cannot_be_read_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_cannot_be_read_fails_alone(lab: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     params = SamplingParams(max_tokens=200, ignore_eos=True)
     good, bad = (_alone("x", params, seed=seed) for seed in (1, 2))
     torn = next(token_id for token_id in bad if token_id not in good)
@@ -299,7 +300,7 @@ def test_a_text_that_cannot_be_read_fails_alone(monkeypatch: pytest.MonkeyPatch)
     assert isinstance(error, LookupError)
 
 
-def test_closing_the_engine_ends_open_turns_as_aborted() -> None:
+def test_closing_the_engine_ends_open_turns_as_aborted(lab: Build) -> None:
     with lab() as engine:
         turn = engine.frontend.stream(["x"], FOREVER)
         engine.frontend.close()
@@ -325,7 +326,7 @@ BAD: list[tuple[Prompt, SamplingParams, str]] = [
 
 @pytest.mark.parametrize(("prompt", "params", "message"), BAD)
 def test_a_bad_prompt_is_refused_and_opens_nothing(
-    prompt: Prompt, params: SamplingParams, message: str
+    lab: Build, prompt: Prompt, params: SamplingParams, message: str
 ) -> None:
     with lab() as engine:
         with pytest.raises(ValueError, match=message):
@@ -334,7 +335,7 @@ def test_a_bad_prompt_is_refused_and_opens_nothing(
         assert engine.service.stats().steps == 0
 
 
-def test_parameters_are_one_for_all_or_one_for_each() -> None:
+def test_parameters_are_one_for_all_or_one_for_each(lab: Build) -> None:
     with lab() as engine:
         assert engine.frontend.generate([], SamplingParams()) == []
         with pytest.raises(ValueError, match="2 prompts but 1 sampling parameters"):
@@ -342,7 +343,7 @@ def test_parameters_are_one_for_all_or_one_for_each() -> None:
         _assert_nothing_left(engine)
 
 
-def test_metrics_count_every_token_and_request() -> None:
+def test_metrics_count_every_token_and_request(lab: Build) -> None:
     params = SamplingParams(max_tokens=20, n=2, seed=1)
     with lab() as engine:
         done = engine.frontend.generate(PROMPTS, params)
@@ -356,7 +357,7 @@ def test_metrics_count_every_token_and_request() -> None:
     assert sum(snapshot.finished.values()) == len(done)
 
 
-def test_only_calls_of_the_same_salt_find_each_others_prefixes() -> None:
+def test_only_calls_of_the_same_salt_find_each_others_prefixes(lab: Build) -> None:
     params = SamplingParams(max_tokens=5, ignore_eos=True, seed=1)
     prompt = "twice told tales, " * 4
     found = (len(prompt) - 1) // LIMITS.page_size * LIMITS.page_size
@@ -379,7 +380,7 @@ def test_only_calls_of_the_same_salt_find_each_others_prefixes() -> None:
         assert [delta.cached_tokens for delta in deltas] == [found, 0, 0, 0, 0]
 
 
-def test_samples_of_a_prompt_are_told_of_hits_one_by_one() -> None:
+def test_samples_of_a_prompt_are_told_of_hits_one_by_one(lab: Build) -> None:
     params = SamplingParams(max_tokens=3, n=2)
     prompts = ["a" * 40, "b" * 20, "c" * 16]
     with lab() as engine:

@@ -8,16 +8,13 @@ import pytest
 from albireo_jax.core.errors import ConstraintError, OverloadedError, Refusal
 from albireo_jax.core.plan import Int32s
 from albireo_jax.core.types import FinishReason
-from albireo_jax.engine.service import EngineService
-from tests.labs.engine_lab import LIMITS, sim_loop
-from tests.labs.service_lab import Collector, NamedConstraints, bound_by, plain_request
-
-
-def _start(compiler: NamedConstraints | None = None, **loop_options: int) -> tuple[EngineService, Collector]:
-    service = EngineService(sim_loop(**loop_options), LIMITS, compiler=compiler)
-    collector = Collector()
-    service.start(collector.deliver)
-    return service, collector
+from tests.labs.engine_lab import LIMITS
+from tests.labs.service_lab import (
+    NamedConstraints,
+    Start,
+    bound_by,
+    plain_request,
+)
 
 
 class _Panic(BaseException):
@@ -40,8 +37,10 @@ class _Mute:
 
 
 @pytest.mark.parametrize(("fails", "reason"), [(True, FinishReason.ERROR), (False, FinishReason.STOP)])
-def test_a_request_that_ends_as_it_is_added_is_answered(fails: bool, reason: FinishReason) -> None:
-    service, collector = _start(NamedConstraints(mute=_Mute(fails=fails)))
+def test_a_request_that_ends_as_it_is_added_is_answered(
+    fails: bool, reason: FinishReason, start: Start
+) -> None:
+    service, collector = start(NamedConstraints(mute=_Mute(fails=fails)))
     service.submit(replace(plain_request("mute"), structured=bound_by("mute")), plain_request("other"))
     collector.wait_for_end(2)
     service.stop()
@@ -68,10 +67,10 @@ class _Broken:
 @pytest.mark.parametrize("in_mask", [True, False])
 @pytest.mark.parametrize("kind", [ConstraintError, LookupError, MemoryError, BaseException])
 def test_a_constraint_that_raises_anything_ends_its_request_alone(
-    kind: type[BaseException], in_mask: bool
+    kind: type[BaseException], in_mask: bool, start: Start
 ) -> None:
     broken = _Broken(kind("a grammar of nobody else's concern"), in_mask=in_mask)
-    service, collector = _start(NamedConstraints(broken=broken))
+    service, collector = start(NamedConstraints(broken=broken))
     service.submit(replace(plain_request("broken"), structured=bound_by("broken")), plain_request("other"))
     collector.wait_for_end(2)
     service.stop()
@@ -89,9 +88,9 @@ def test_a_constraint_that_raises_anything_ends_its_request_alone(
     ],
 )
 def test_a_constraint_that_does_not_compile_ends_its_request_with_the_reason(
-    error: BaseException, refusal: Refusal | None
+    error: BaseException, refusal: Refusal | None, start: Start
 ) -> None:
-    service, collector = _start(NamedConstraints(wrong=error))
+    service, collector = start(NamedConstraints(wrong=error))
     service.submit(replace(plain_request("wrong"), structured=bound_by("wrong")), plain_request("other"))
     collector.wait_for_end(2)
     assert service.drain(60)
@@ -103,10 +102,10 @@ def test_a_constraint_that_does_not_compile_ends_its_request_with_the_reason(
     assert collector.tokens("wrong") == []
 
 
-def test_a_request_whose_constraint_is_being_compiled_delays_nobody_and_can_be_aborted() -> None:
+def test_a_request_whose_constraint_is_being_compiled_delays_nobody_and_can_be_aborted(start: Start) -> None:
     compiler = NamedConstraints(slow=_Mute(fails=False))
     compiler.opened.clear()
-    service, collector = _start(compiler)
+    service, collector = start(compiler)
     service.submit(*(replace(plain_request(name), structured=bound_by("slow")) for name in ("kept", "left")))
     service.submit(plain_request("other"))
     collector.wait_for_end(1)
@@ -123,8 +122,8 @@ def test_a_request_whose_constraint_is_being_compiled_delays_nobody_and_can_be_a
     assert collector.ends()["last"] is FinishReason.ABORT
 
 
-def test_without_a_compiler_constraints_are_refused() -> None:
-    service, collector = _start()
+def test_without_a_compiler_constraints_are_refused(start: Start) -> None:
+    service, collector = start()
     service.submit(replace(plain_request("bound"), structured=bound_by("any")))
     collector.wait_for_end(1)
     (output,) = collector.outputs

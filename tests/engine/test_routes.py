@@ -4,12 +4,12 @@ import pytest
 
 from albireo_jax.core.types import SamplingParams
 from albireo_jax.engine.output_readers import QueueReader
-from tests.labs.engine_lab import lab
+from tests.labs.service_lab import Build
 
 FOREVER = SamplingParams(max_tokens=1500, ignore_eos=True, seed=3)
 
 
-def test_a_paused_reader_holds_its_own_outputs_only() -> None:
+def test_a_paused_reader_holds_its_own_outputs_only(lab: Build) -> None:
     with lab() as engine:
         paused = engine.frontend.stream(["hello"], SamplingParams(max_tokens=8, seed=1, ignore_eos=True))
         seen = list(next(paused))
@@ -27,7 +27,7 @@ def test_a_paused_reader_holds_its_own_outputs_only() -> None:
         assert not engine.frontend._routes
 
 
-def test_a_reader_that_cannot_take_outputs_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_cannot_take_outputs_fails_alone(lab: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     params = SamplingParams(max_tokens=40, seed=1, ignore_eos=True)
     with lab() as engine:
         broken = engine.frontend.stream(["x"], FOREVER)

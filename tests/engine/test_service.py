@@ -12,19 +12,13 @@ from albireo_jax.core.plan import Executor, SampledTokens, StepHandle, StepPlan
 from albireo_jax.core.types import FinishReason, Request, RequestOutput
 from albireo_jax.engine.service import MAX_MESSAGES, EngineService, ServiceState
 from tests.labs.engine_lab import LIMITS, sim_loop, tokens_alone
-from tests.labs.service_lab import Collector, plain_request
+from tests.labs.service_lab import Collector, Start, Transports, plain_request, wait_for_state
 
 LONG = 1500
 
 
-def _start(**loop_options: int) -> tuple[EngineService, Collector]:
-    service, collector = EngineService(sim_loop(**loop_options), LIMITS), Collector()
-    service.start(collector.deliver)
-    return service, collector
-
-
-def test_many_threads_get_the_tokens_they_get_alone() -> None:
-    service, collector = _start(max_rows=8)
+def test_many_threads_get_the_tokens_they_get_alone(start: Start) -> None:
+    service, collector = start(max_rows=8)
     requests = [
         plain_request(f"{i:0{1 + i % 5}}", max_tokens=1 + i % 20, prompt_len=1 + i % 40) for i in range(60)
     ]
@@ -46,8 +40,8 @@ def test_many_threads_get_the_tokens_they_get_alone() -> None:
     assert service.stats().pages_in_use == 0
 
 
-def test_prefixes_are_forgotten_in_the_order_of_the_calls() -> None:
-    service, collector = _start()
+def test_prefixes_are_forgotten_in_the_order_of_the_calls(start: Start) -> None:
+    service, collector = start()
     calls = ("first", "same", "forget", "behind", "again", "forget", "forget", "last")
     service.forget_prefixes()
     for i, call in enumerate(calls):
@@ -66,8 +60,8 @@ def test_prefixes_are_forgotten_in_the_order_of_the_calls() -> None:
     service.forget_prefixes()
 
 
-def test_a_request_that_runs_while_prefixes_are_forgotten_leaves_none() -> None:
-    service, collector = _start()
+def test_a_request_that_runs_while_prefixes_are_forgotten_leaves_none(start: Start) -> None:
+    service, collector = start()
     service.submit(replace(plain_request("old", prompt_len=40), max_tokens=300))
     service.forget_prefixes()
     service.submit(replace(plain_request("old", prompt_len=40), request_id="new"))
@@ -77,9 +71,9 @@ def test_a_request_that_runs_while_prefixes_are_forgotten_leaves_none() -> None:
     service.stop()
 
 
-def test_random_aborts_leave_nothing_behind() -> None:
+def test_random_aborts_leave_nothing_behind(start: Start) -> None:
     rng = random.Random(1)
-    service, collector = _start(max_rows=8)
+    service, collector = start(max_rows=8)
     for i in range(200):
         service.submit(plain_request(f"a{i}", max_tokens=rng.choice((1, 3, LONG))))
         service.abort(f"a{rng.randrange(i + 1)}")
@@ -94,7 +88,7 @@ def test_random_aborts_leave_nothing_behind() -> None:
     service.stop()
 
 
-def test_an_idle_engine_does_not_step() -> None:
+def test_an_idle_engine_does_not_step(transports: Transports) -> None:
     calls = Counter[str]()
 
     def clock() -> float:
@@ -102,22 +96,22 @@ def test_an_idle_engine_does_not_step() -> None:
         return 0.0
 
     collector = Collector()
-    service = EngineService(sim_loop(clock=clock), LIMITS)
+    service = transports.connect(EngineService(sim_loop(clock=clock), LIMITS))
     service.start(collector.deliver)
     service.submit(plain_request("one"))
     service.stop()
     before = calls["clock"]
     assert before > 0
 
-    service = EngineService(sim_loop(clock=clock), LIMITS)
+    service = transports.connect(EngineService(sim_loop(clock=clock), LIMITS))
     service.start(collector.deliver)
     assert sum(range(3_000_000)) > 0  # gives a thread that spins time to be caught
     assert calls["clock"] == before
     service.stop()
 
 
-def test_stop_ends_what_is_open_and_refuses_the_rest() -> None:
-    service, collector = _start()
+def test_stop_ends_what_is_open_and_refuses_the_rest(start: Start) -> None:
+    service, collector = start()
     service.submit(*(plain_request(f"s{i}", max_tokens=LONG) for i in range(30)))
     service.stop()
     assert collector.ends() == {f"s{i}": FinishReason.ABORT for i in range(30)}
@@ -131,8 +125,8 @@ def test_stop_ends_what_is_open_and_refuses_the_rest() -> None:
         service.start(collector.deliver)
 
 
-def test_a_service_that_never_started_stops() -> None:
-    service = EngineService(sim_loop(), LIMITS)
+def test_a_service_that_never_started_stops(transports: Transports) -> None:
+    service = transports.connect(EngineService(sim_loop(), LIMITS))
     with pytest.raises(EngineDeadError, match="new"):
         service.submit(plain_request("early"))
     service.stop()
@@ -140,8 +134,10 @@ def test_a_service_that_never_started_stops() -> None:
 
 
 @pytest.mark.parametrize("fail_at", [0, 1, 7])
-def test_a_loop_that_raises_ends_every_request_with_an_error(fail_at: int) -> None:
-    service, collector = _start(fail_at=fail_at)
+def test_a_loop_that_raises_ends_every_request_with_an_error(
+    fail_at: int, start: Start, transports: Transports
+) -> None:
+    service, collector = start(fail_at=fail_at)
     requests = [plain_request(f"e{i}", max_tokens=LONG) for i in range(20)]
     accepted = []
     for request in requests:
@@ -154,7 +150,8 @@ def test_a_loop_that_raises_ends_every_request_with_an_error(fail_at: int) -> No
     assert collector.ends() == dict.fromkeys(accepted, FinishReason.ERROR)
     with pytest.raises(EngineDeadError, match="stopped on an internal error") as caught:
         service.submit(plain_request("late"))
-    assert isinstance(caught.value.__cause__, RuntimeError)
+    told = EngineDeadError if transports.is_remote else RuntimeError
+    assert isinstance(caught.value.__cause__, told)
     with pytest.raises(EngineDeadError):
         service.drain(60)
     with pytest.raises(EngineDeadError):
@@ -190,7 +187,7 @@ class _Raising:
 @pytest.mark.parametrize("place", ["dispatch", "wait", "plan", "check_idle", "deliver"])
 @pytest.mark.parametrize("kind", [RuntimeError, _Panic, SystemExit, KeyboardInterrupt, MemoryError])
 def test_any_end_of_the_engine_thread_ends_every_request(
-    kind: type[BaseException], place: str, monkeypatch: pytest.MonkeyPatch
+    kind: type[BaseException], place: str, monkeypatch: pytest.MonkeyPatch, transports: Transports
 ) -> None:
     error = kind("secret of another caller")
 
@@ -201,7 +198,7 @@ def test_any_end_of_the_engine_thread_ends_every_request(
     loop = sim_loop(
         wrap=(lambda inner: _Raising(inner, error, in_wait=place == "wait")) if in_executor else None
     )
-    service, collector = EngineService(loop, LIMITS), Collector()
+    service, collector = transports.connect(EngineService(loop, LIMITS)), Collector()
     deliver_step = collector.deliver
 
     def deliver(outputs: list[RequestOutput]) -> None:
@@ -218,9 +215,9 @@ def test_any_end_of_the_engine_thread_ends_every_request(
     requests = [plain_request(f"e{i}", max_tokens=LONG if place != "check_idle" else 3) for i in range(20)]
     service.submit(*requests)
     collector.wait_for_end(len(requests))
-    service._thread.join(60)  # type: ignore[union-attr]
-    assert service.state is ServiceState.DEAD
-    assert service.failure is error
+    wait_for_state(service, ServiceState.DEAD)
+    cause = service.failure
+    assert (cause is error) == (place == "deliver" or not transports.is_remote)
     if place != "check_idle":
         reasons = [collector.ends()[request.request_id] for request in requests]
         assert reasons == [FinishReason.ERROR] * len(requests)
@@ -228,11 +225,13 @@ def test_any_end_of_the_engine_thread_ends_every_request(
         with pytest.raises(EngineDeadError) as caught:
             refused()
         assert "secret" not in str(caught.value)
-        assert caught.value.__cause__ is error
+        assert caught.value.__cause__ is cause
     service.stop()
 
 
-def test_a_request_that_cannot_be_added_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_cannot_be_added_ends_alone(
+    monkeypatch: pytest.MonkeyPatch, transports: Transports
+) -> None:
     loop = sim_loop()
     add = loop.scheduler.add
 
@@ -243,7 +242,7 @@ def test_a_request_that_cannot_be_added_ends_alone(monkeypatch: pytest.MonkeyPat
         return ended
 
     monkeypatch.setattr(loop.scheduler, "add", add_all_but_one)
-    service, collector = EngineService(loop, LIMITS), Collector()
+    service, collector = transports.connect(EngineService(loop, LIMITS)), Collector()
     service.start(collector.deliver)
     service.submit(plain_request("good"), plain_request("bad"), plain_request("other"))
     collector.wait_for_end(3)
@@ -258,7 +257,7 @@ def test_a_request_that_cannot_be_added_ends_alone(monkeypatch: pytest.MonkeyPat
     assert service.stats().pages_in_use == 0
 
 
-def test_many_requests_at_once_are_added_a_part_before_each_step() -> None:
+def test_many_requests_at_once_are_added_a_part_before_each_step(transports: Transports) -> None:
     seen: list[int] = []
     loop = sim_loop()
     step = loop.step
@@ -269,7 +268,7 @@ def test_many_requests_at_once_are_added_a_part_before_each_step() -> None:
         return step()
 
     loop.step = counting_step  # type: ignore[method-assign]
-    service, collector = EngineService(loop, LIMITS), Collector()
+    service, collector = transports.connect(EngineService(loop, LIMITS)), Collector()
     service.start(collector.deliver)
     requests = [plain_request(f"m{i}", max_tokens=1) for i in range(3 * MAX_MESSAGES)]
     service.submit(*requests)
@@ -280,8 +279,8 @@ def test_many_requests_at_once_are_added_a_part_before_each_step() -> None:
     assert set(collector.ends()) == {request.request_id for request in requests}
 
 
-def test_a_group_is_taken_whole_or_not_at_all() -> None:
-    service, collector = _start()
+def test_a_group_is_taken_whole_or_not_at_all(start: Start) -> None:
+    service, collector = start()
     too_long = plain_request("big", max_tokens=LIMITS.max_model_len)
     with pytest.raises(ValueError, match=r"exceed the model's limit of 2048"):
         service.submit(plain_request("small"), too_long)
@@ -296,8 +295,8 @@ def test_a_group_is_taken_whole_or_not_at_all() -> None:
     service.stop()
 
 
-def test_drain_tells_when_requests_are_still_open() -> None:
-    service, _ = _start()
+def test_drain_tells_when_requests_are_still_open(start: Start) -> None:
+    service, _ = start()
     service.submit(*(plain_request(f"d{i}", max_tokens=LONG) for i in range(40)))
     assert not service.drain(0)
     service.stop()

@@ -21,6 +21,7 @@ from albireo_jax.core.sampling_defaults import NO_DEFAULTS, SamplingDefaults
 from albireo_jax.core.types import Request
 from albireo_jax.engine.constraint_compiler import Compiler
 from albireo_jax.engine.energy import Meter, NoEnergyMeter
+from albireo_jax.engine.engine_client import EngineClient
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.loop import EngineLoop
 from albireo_jax.engine.service import EngineService
@@ -100,7 +101,7 @@ class Lab:
     limits: EngineLimits
     tokenizer: Tokenizer
     timeline: Timeline
-    service: EngineService
+    service: EngineClient
     frontend: Frontend
     energy: Meter = NO_ENERGY
 
@@ -145,6 +146,10 @@ def sim_loop(
     return EngineLoop(scheduler, executor, depth=depth, timeline=timeline)
 
 
+def _in_process(service: EngineService) -> EngineClient:
+    return service
+
+
 @contextmanager
 def lab(
     limits: EngineLimits = LIMITS,
@@ -152,14 +157,16 @@ def lab(
     energy: Meter = NO_ENERGY,
     defaults: SamplingDefaults = NO_DEFAULTS,
     compiler: Compiler | None = None,
+    connect: Callable[[EngineService], EngineClient] = _in_process,
     **loop_options: Any,
 ) -> Iterator[Lab]:
-    """A running simulated engine."""
+    """A running simulated engine, called as `connect` says."""
     loop = sim_loop(limits, **loop_options)
     tokenizer = tiny_tokenizer()
     service = EngineService(loop, limits, compiler=compiler or tiny_compiler(limits))
+    client = connect(service)
     frontend = Frontend(
-        service,
+        client,
         tokenizer,
         limits=limits,
         eos_token_ids=tokenizer.eos_token_ids,
@@ -172,7 +179,7 @@ def lab(
             limits=limits,
             tokenizer=tokenizer,
             timeline=loop.timeline,
-            service=service,
+            service=client,
             frontend=frontend,
             energy=energy,
         )

@@ -1,11 +1,23 @@
 """Requests, collectors and constraints by name, for tests of the service."""
 
 import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from queue import SimpleQueue
 
 from albireo_jax.core.plan import Int32s, TokenConstraint
 from albireo_jax.core.token_sampling import TokenSampling
 from albireo_jax.core.types import FinishReason, Request, RequestOutput, StructuredOutput, StructureKind
+from albireo_jax.engine import wire
+from albireo_jax.engine.energy import EnergyReading
+from albireo_jax.engine.engine_client import EngineClient
+from albireo_jax.engine.engine_server import EngineServer
+from albireo_jax.engine.remote_engine import RemoteEngine
+from albireo_jax.engine.service import EngineService, ServiceState
+from albireo_jax.engine.timeline import Timeline
+from tests.labs.engine_lab import Lab
 
 BOUND_S = 30.0
 
@@ -82,3 +94,53 @@ class _Named:
 
     def first_mask(self) -> Int32s:
         return self._constraint.mask()
+
+
+Build = Callable[..., AbstractContextManager[Lab]]
+"""Builds a simulated engine with its frontend, as `engine_lab.lab`."""
+
+Start = Callable[..., tuple[EngineClient, Collector]]
+"""Starts a simulated engine and gives its client, and the collector of its outputs."""
+
+
+class Transports:
+    """Connects clients to services, each in this process or over a socket in a folder; closes them all."""
+
+    def __init__(self, folder: Path, *, is_remote: bool) -> None:
+        self.is_remote = is_remote
+        self._folder = folder
+        self._stack = ExitStack()
+        self._num_servers = 0
+
+    def connect(self, service: EngineService) -> EngineClient:
+        """A client of `service`, not started; the service itself is one."""
+        self._stack.callback(service.stop)
+        if not self.is_remote:
+            return service
+        address = f"ipc://{self._folder}/{self._num_servers}"
+        self._num_servers += 1
+        server = EngineServer(address)
+        self._stack.callback(server.close)
+        server.serve(service, eos_token_ids=(), figures=no_figures)
+        client = RemoteEngine(address)
+        self._stack.callback(client.stop)
+        assert client.wait_welcome(BOUND_S)
+        return client
+
+    def close(self) -> None:
+        """Stop everything, those that were made last first."""
+        self._stack.close()
+
+
+def no_figures() -> wire.Figures:
+    """The figures of an engine that did nothing."""
+    timeline = Timeline()
+    return wire.Figures(timeline.table(), timeline.routes(), EnergyReading(joules=None, reason="simulated"))
+
+
+def wait_for_state(client: EngineClient, state: ServiceState) -> None:
+    """Wait until a client is told of a state."""
+    end_s = time.monotonic() + BOUND_S
+    while client.state is not state:
+        assert time.monotonic() < end_s, f"still {client.state}"
+        time.sleep(0.001)
