@@ -9,19 +9,21 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from albireo_jax.core.config import Dtype, EngineConfig, GenerationConfig
+from albireo_jax.core.config import Dtype, EngineConfig
 from albireo_jax.core.gpu_options import LayerForm
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.memory import MemoryPlan
 from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.core.model_files import find_model
 from albireo_jax.core.plan import CopyCosts
-from albireo_jax.core.sampling_defaults import NO_DEFAULTS, read_sampling_defaults
+from albireo_jax.core.sampling_defaults import served_defaults
 from albireo_jax.core.sizes import EngineSizes, engine_sizes, resolve_step_tokens
 from albireo_jax.engine.energy import Meter, open_meter
+from albireo_jax.engine.engine_client import EngineFigures, read_figures
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.interpreter import release_interpreter, settle_interpreter
 from albireo_jax.engine.loop import EngineLoop
+from albireo_jax.engine.request_metrics import MetricsSnapshot
 from albireo_jax.engine.service import EngineService
 from albireo_jax.engine.timeline import Timeline
 from albireo_jax.models.registry import load_model, model_config, random_model
@@ -66,6 +68,20 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedService:
+    """A service whose thread does not run yet, and what its front ends need to know."""
+
+    ready: Prepared
+    tokenizer: Tokenizer
+    eos_token_ids: tuple[int, ...]
+    service: EngineService
+
+    def figures(self) -> EngineFigures:
+        """What the engine measures beside its statistics."""
+        return read_figures(self.ready.timeline, self.ready.energy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
     """A running engine and its parts, ready to take requests through `frontend`."""
 
@@ -91,6 +107,14 @@ class Engine:
         self.executor.replace_weights(self.model.weights())
         self.service.forget_prefixes()
 
+    def request_totals(self) -> MetricsSnapshot:
+        """Totals of the requests that passed through the frontend."""
+        return self.frontend.metrics.snapshot()
+
+    async def figures(self) -> EngineFigures:
+        """What the engine measures beside its statistics."""
+        return read_figures(self.timeline, self.energy)
+
     def close(self) -> None:
         """Stop the engine thread; open requests end as aborted."""
         self.frontend.close()
@@ -101,31 +125,42 @@ def launch(
     config: EngineConfig, *, progress: Progress | None = None, measure_sampling: bool = False
 ) -> Engine:
     """Load the model, compile every step, and start the engine thread; see `prepare`."""
-    files = find_model(config.model)
-    tokenizer = Tokenizer.from_files(files)
-    asks_model = config.generation_config is GenerationConfig.AUTO
-    defaults = read_sampling_defaults(files.path) if asks_model else NO_DEFAULTS
-    ready = prepare(config, progress=progress, measure_sampling=measure_sampling)
-    eos_token_ids = tuple(dict.fromkeys((*tokenizer.eos_token_ids, *ready.model_config.eos_token_ids)))
-    compiler = grammar_compiler(tokenizer, vocab_size=ready.limits.vocab_size, eos_token_ids=eos_token_ids)
-    service = EngineService(ready.loop, ready.limits, compiler=compiler)
-    frontend = Frontend(
-        service, tokenizer, limits=ready.limits, eos_token_ids=eos_token_ids, defaults=defaults
-    )
+    served = prepare_service(config, progress=progress, measure_sampling=measure_sampling)
+    ready, tokenizer, ids = served.ready, served.tokenizer, served.eos_token_ids
+    defaults = served_defaults(config)
+    frontend = Frontend(served.service, tokenizer, limits=ready.limits, eos_token_ids=ids, defaults=defaults)
     settle_interpreter()
     return Engine(
         config=ready.config,
         model_config=ready.model_config,
         memory=ready.memory,
         limits=ready.limits,
-        served_name=files.name,
+        served_name=find_model(config.model).name,
         tokenizer=tokenizer,
         model=ready.model,
         executor=ready.executor,
         timeline=ready.timeline,
         energy=ready.energy,
-        service=service,
+        service=served.service,
         frontend=frontend,
+    )
+
+
+def prepare_service(
+    config: EngineConfig, *, progress: Progress | None = None, measure_sampling: bool = False
+) -> PreparedService:
+    """Load tokenizer and model and compile every step; the service is not started. See `prepare`."""
+    files = find_model(config.model)
+    tokenizer = Tokenizer.from_files(files)
+    served_defaults(config)  # refuses a broken file before the model loads
+    ready = prepare(config, progress=progress, measure_sampling=measure_sampling)
+    eos_token_ids = tuple(dict.fromkeys((*tokenizer.eos_token_ids, *ready.model_config.eos_token_ids)))
+    compiler = grammar_compiler(tokenizer, vocab_size=ready.limits.vocab_size, eos_token_ids=eos_token_ids)
+    return PreparedService(
+        ready=ready,
+        tokenizer=tokenizer,
+        eos_token_ids=eos_token_ids,
+        service=EngineService(ready.loop, ready.limits, compiler=compiler),
     )
 
 

@@ -13,13 +13,15 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from albireo_jax.core.errors import ContextLengthError, EngineDeadError, OverloadedError
+from albireo_jax.core.errors import ContextLengthError, EngineDeadError, EngineStartingError, OverloadedError
 from albireo_jax.serving.schemas.strict_model import StrictModel
 
 _log = logging.getLogger(__name__)
 
 _RETRY_AFTER_S = "1"
 """When a client may try again to whom the server was too busy."""
+
+_LOADING_RETRY_AFTER_S = "5"
 
 _MAX_MESSAGE_BYTES = 1500
 _MAX_PARAM_BYTES = 200
@@ -75,9 +77,22 @@ def bad_request(message: str, *, param: str | None = None, code: str | None = No
 
 
 def engine_dead(error: EngineDeadError) -> ApiError:
-    """Nothing more is served: 503."""
+    """Nothing more is served, or nothing yet: 503."""
+    if isinstance(error, EngineStartingError):
+        return loading(str(error))
     return ApiError(
         HTTPStatus.SERVICE_UNAVAILABLE, str(error), type="service_unavailable_error", code="engine_dead"
+    )
+
+
+def loading(message: str) -> ApiError:
+    """The model is not there yet: 503."""
+    return ApiError(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        message,
+        type="service_unavailable_error",
+        code="loading",
+        headers={"Retry-After": _LOADING_RETRY_AFTER_S},
     )
 
 

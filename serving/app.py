@@ -38,12 +38,14 @@ def create_app(
     tool_call_parser: ToolFormat | None = None,
     reasoning_parser: ReasoningFormat | None = None,
     allow_origins: Sequence[str] = ALL_ORIGINS,
+    stream_interval: int = 1,
 ) -> FastAPI:
     """An app that serves `engine`, which stays the caller's to close.
 
     With an `api_key` every route asks for it but those of probes and scrapers (`auth.OPEN_PATHS`). Bodies
     beyond `max_body_bytes` are refused. How the model writes tool calls and reasoning is told by its chat
     template, unless given.
+    A stream's events bring `stream_interval` tokens at least, but the first and the last.
     Pages of `allow_origins` in a browser may read the answers, by default all.
     Raises ValueError for a key that no client could send, and for what is no origin.
     """
@@ -54,6 +56,7 @@ def create_app(
     app.state.answer_format = answer_format(
         engine.tokenizer.chat_template_source, tools=tool_call_parser, reasoning=reasoning_parser
     )
+    app.state.stream_interval = stream_interval
     app.state.created = int(time.time())
     app.state.max_body_bytes = max_body_bytes
     app.state.body_pool = BoundedPool("reading of bodies", threads=1, max_queued=64)

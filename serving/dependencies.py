@@ -5,10 +5,9 @@ from typing import Annotated, Protocol
 from fastapi import Depends, Request
 
 from albireo_jax.core.limits import EngineLimits
-from albireo_jax.engine.energy import Meter
+from albireo_jax.engine.engine_client import EngineClient, EngineFigures
 from albireo_jax.engine.frontend import Frontend
-from albireo_jax.engine.service import EngineService
-from albireo_jax.engine.timeline import Timeline
+from albireo_jax.engine.request_metrics import MetricsSnapshot
 from albireo_jax.text.answers.answer_formats import AnswerFormat
 from albireo_jax.text.tokenizer import Tokenizer
 
@@ -37,18 +36,16 @@ class ServedEngine(Protocol):
         ...
 
     @property
-    def service(self) -> EngineService:
-        """The engine thread, for its state and figures."""
+    def service(self) -> EngineClient:
+        """The engine, for its state and statistics."""
         ...
 
-    @property
-    def timeline(self) -> Timeline:
-        """The timeline of the engine's steps."""
+    def request_totals(self) -> MetricsSnapshot:
+        """Totals of the requests of all front ends."""
         ...
 
-    @property
-    def energy(self) -> Meter:
-        """The meter of the devices' energy."""
+    async def figures(self) -> EngineFigures:
+        """What the engine measures; raises EngineDeadError if it runs elsewhere and does not answer."""
         ...
 
 

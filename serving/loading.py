@@ -3,28 +3,30 @@
 import json
 import socket
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer, ThreadingMixIn
 
-from albireo_jax.serving.api_errors import ApiError
+from albireo_jax.serving.api_errors import loading
+
+LOADING = "the model is still loading"
 
 _POLL_S = 0.05
-_RETRY_AFTER_S = 5
 _CLIENT_S = 5.0
 """Time that a client gets to send its request and to take the answer."""
 
 
 @contextmanager
-def answers_loading(bound: socket.socket) -> Generator[None, None, None]:
-    """Within, every request at the listening socket is answered with 503; `bound` stays open.
+def answers_loading(
+    bound: socket.socket, progress: Callable[[], str] = lambda: LOADING
+) -> Generator[None, None, None]:
+    """Within, requests at the listening socket are answered with 503 and the `progress`; `bound` stays open.
 
     Probes so learn at once that the server is there and not ready. Connections that come at the end of it
     wait for who listens next.
     """
-    server = _LoadingServer(bound)
+    server = _LoadingServer(bound, progress)
     thread = threading.Thread(
         target=server.serve_forever, args=(_POLL_S,), name="albireo-loading", daemon=True
     )
@@ -41,8 +43,9 @@ class _LoadingServer(ThreadingMixIn, TCPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, bound: socket.socket) -> None:
+    def __init__(self, bound: socket.socket, progress: Callable[[], str]) -> None:
         super().__init__(bound.getsockname(), _LoadingHandler, bind_and_activate=False)
+        self.progress = progress
         self.socket.close()
         self.socket = bound.dup()
 
@@ -52,22 +55,19 @@ class _LoadingServer(ThreadingMixIn, TCPServer):
 
 class _LoadingHandler(BaseHTTPRequestHandler):
     timeout = _CLIENT_S
+    server: _LoadingServer  # pyright: ignore[reportIncompatibleVariableOverride]
     protocol_version = "HTTP/1.1"
 
     def answer(self) -> None:
         """Answer 503, and close the connection when the client has sent all."""
-        loading = ApiError(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "the model is still loading",
-            type="service_unavailable_error",
-            code="loading",
-        )
-        body = json.dumps(loading.body()).encode()
+        refusal = loading(self.server.progress())
+        body = json.dumps(refusal.body()).encode()
         self.close_connection = True
-        self.send_response(loading.status)
+        self.send_response(refusal.status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("Retry-After", str(_RETRY_AFTER_S))
+        for name, value in (refusal.headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(b"" if self.command == "HEAD" else body)

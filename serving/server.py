@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from albireo_jax.engine.service import EngineService, ServiceState
+from albireo_jax.engine.engine_client import EngineClient
 from albireo_jax.serving.http_protocol import KEEP_ALIVE_S, HttpProtocol
 
 _logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def serve(app: FastAPI, bound: socket.socket) -> None:
     Raises EngineDeadError when the engine dies: for two seconds everybody is told so, then the server stops.
     A process that is still there nine seconds after that death ends with exit code 1.
     """
-    service: EngineService = app.state.engine.service
+    service: EngineClient = app.state.engine.service
     # uvicorn raises the signal again once it has shut down; the caller still has an engine to close.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = _WatchingServer(_config(app), service)
@@ -84,7 +84,7 @@ def serve(app: FastAPI, bound: socket.socket) -> None:
         signal.signal(signal.SIGTERM, previous)
         if server.was_stopped:
             _leave_signals_to_the_system()
-    if service.state is ServiceState.DEAD:
+    if service.is_over:
         service.check_running()
 
 
@@ -110,7 +110,7 @@ def _config(app: ASGIApp) -> uvicorn.Config:
 class _WatchingServer(uvicorn.Server):
     """Stops when the engine is dead, and leaves a second signal to the system, which ends the process."""
 
-    def __init__(self, config: uvicorn.Config, service: EngineService) -> None:
+    def __init__(self, config: uvicorn.Config, service: EngineClient) -> None:
         super().__init__(config)
         self.was_stopped = False
         self._service = service
@@ -124,7 +124,7 @@ class _WatchingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to stop; called ten times a second."""
-        if self._died_s is None and self._service.state is ServiceState.DEAD:
+        if self._died_s is None and self._service.is_over:
             self._died_s = time.monotonic()
             self._last.start()
         is_over = self._died_s is not None and time.monotonic() - self._died_s >= _DEAD_S

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from albireo_jax.core.errors import EngineDeadError, OverloadedError, RefusedRequestError
 from albireo_jax.core.types import FinishReason
-from albireo_jax.engine.choices import ChoiceDelta, Completion
+from albireo_jax.engine.choices import INCOMPLETE, ChoiceDelta, Completion, merge_deltas
 from albireo_jax.engine.output_streams import AsyncOutputStream
 from albireo_jax.serving.api_errors import (
     ApiError,
@@ -26,7 +26,6 @@ from albireo_jax.serving.api_errors import (
 from albireo_jax.serving.openai_objects import UsageCounter
 
 _DONE = b"data: [DONE]\n\n"
-_INCOMPLETE = (FinishReason.ERROR, FinishReason.ABORT)
 
 _logger = logging.getLogger(__name__)
 
@@ -86,14 +85,18 @@ async def stream_events(
     *,
     usage: UsageCounter,
     last_event: Callable[[], bytes],
+    interval: int,
 ) -> AsyncIterator[bytes]:
     """The events of a stream, those of one engine step together, to [DONE].
+
+    An answer's event, after its first, brings `interval` tokens at least; more if its client was slow to take
+    the one before.
 
     `last_event` gives what comes before [DONE], when `usage` has counted all. A choice that the engine could
     not complete ends the stream, the other choices too: an error event comes instead of theirs.
     """
     try:
-        async for deltas in stream:
+        async for deltas in _gathered(stream, interval):
             usage.count(deltas)
             yield b"".join([choices[delta.choice].encode(delta) for delta in _completed(deltas)])
             _raise_unless_completed(deltas)
@@ -110,6 +113,28 @@ async def stream_events(
         _logger.exception("a stream failed")
         yield event(internal_error().body())
     yield _DONE
+
+
+async def _gathered(stream: AsyncOutputStream, interval: int) -> AsyncIterator[Sequence[ChoiceDelta]]:
+    """The deltas of a stream, one for each choice at a time, when one of them has enough tokens or ends."""
+    held: list[ChoiceDelta] = []
+    has_begun = False
+    try:
+        async for deltas in stream:
+            held += deltas
+            merged = merge_deltas(held)
+            if has_begun and not any(_is_due(delta, interval) for delta in merged):
+                continue
+            held, has_begun = [], True
+            yield merged
+    except Exception:
+        if held:
+            yield merge_deltas(held)
+        raise
+
+
+def _is_due(delta: ChoiceDelta, interval: int) -> bool:
+    return delta.finish_reason is not None or len(delta.token_ids) >= interval
 
 
 class EventStream(Response):
@@ -173,7 +198,7 @@ async def _close_when_gone(stream: AsyncOutputStream, receive: Receive) -> None:
 def _completed(deltas: Sequence[ChoiceDelta]) -> Sequence[ChoiceDelta]:
     """The deltas before the first that ends an answer which is not complete."""
     for place, delta in enumerate(deltas):
-        if delta.finish_reason in _INCOMPLETE:
+        if delta.finish_reason in INCOMPLETE:
             return deltas[:place]
     return deltas
 

@@ -18,7 +18,9 @@ SWEEP_FLAGS = (
     "one-replica replicas-together interleave no-interleave gpu-memory dtype max-step-tokens page-size "
     "temperature top-p repeats warmups seed record"
 )
-SERVE_FLAGS = "served-model-name host port api-key tool-call-parser reasoning-parser"
+SERVE_FLAGS = (
+    "served-model-name host port api-key tool-call-parser reasoning-parser stream-interval frontends restarts"
+)
 
 
 class Outcome:

@@ -1,11 +1,7 @@
 """The `albireo` command: each command calls one function, and none imports JAX before it must."""
 
-import logging
-import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -20,10 +16,9 @@ from albireo_jax.cli.plan import plan
 from albireo_jax.cli.report import report
 from albireo_jax.cli.sampling_flags import SamplingFlags, with_sampling_flags
 from albireo_jax.cli.sweep import sweep
-from albireo_jax.core.errors import AlbireoError, EngineDeadError
-from albireo_jax.core.limits import EngineLimits
+from albireo_jax.core.errors import AlbireoError
+from albireo_jax.core.model_files import find_model
 from albireo_jax.core.types import SamplingParams
-from albireo_jax.engine.interpreter import settle_interpreter
 
 _CALLER_ERROR, _ENGINE_ERROR, _INTERRUPTED = 2, 1, 130
 
@@ -56,14 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _fail(error: Exception, code: int) -> None:
     typer.echo(f"albireo: {error}", err=True)
     raise SystemExit(code) from error
-
-
-def _leave(error: EngineDeadError) -> None:
-    """End the process as `_fail` does, but without waiting for threads, which may hang with the device."""
-    typer.echo(f"albireo: {error}", err=True)
-    logging.shutdown()
-    sys.stderr.flush()
-    os._exit(_ENGINE_ERROR)
 
 
 def _show_version(asked: bool) -> None:
@@ -107,6 +94,9 @@ def serve(
     allow_origin: flags.AllowOrigin = None,
     tool_call_parser: flags.ToolCallParser = None,
     reasoning_parser: flags.ReasoningParser = None,
+    stream_interval: flags.StreamInterval = 1,
+    frontends: flags.FrontEnds = 1,
+    restarts: flags.Restarts = 3,
     engine: EngineFlags,
 ) -> None:
     """Serve MODEL over HTTP with OpenAI's API until interrupted.
@@ -117,39 +107,23 @@ def serve(
     albireo serve model.gguf --max-model-len 4096 --config engine.yaml
     """
     with needs_extra("serve"):
-        from albireo_jax.serving import app as http
-        from albireo_jax.serving import auth, cors, loading, server
+        from albireo_jax.cli.server_processes import run_server
+        from albireo_jax.serving import auth, cors, process_jobs, server
 
     if api_key is not None:
         auth.check_api_key(api_key)  # before the model loads
-    origins = cors.origins_of(allow_origin)
+    origins = tuple(cors.origins_of(allow_origin))
     config = engine.engine_config(model)
-    with ExitStack() as stack:
-        bound = stack.enter_context(server.bind(host, port))
-        with loading.answers_loading(bound):
-            running = stack.enter_context(launched(config, measure_sampling=True))
-        served = replace(running, served_name=served_model_name or running.served_name)
-        _tell(served.served_name, server.address_of(bound), served.limits)
-        app = http.create_app(
-            served,
+    with server.bind(host, port) as bound:
+        http = process_jobs.HttpOptions(
+            served_name=served_model_name or find_model(model).name,
             api_key=api_key,
+            origins=origins,
             tool_call_parser=tool_call_parser,
             reasoning_parser=reasoning_parser,
-            allow_origins=origins,
+            stream_interval=stream_interval,
         )
-        settle_interpreter()
-        try:
-            server.serve(app, bound)
-        except EngineDeadError as error:
-            _leave(error)
-
-
-def _tell(name: str, address: str, limits: EngineLimits) -> None:
-    typer.echo(
-        f"serving {name} at {address}: sequences of up to "
-        f"{limits.max_sequence_len} tokens, {limits.num_pages} pages of {limits.page_size}",
-        err=True,
-    )
+        run_server(config, http, bound=bound, num_front_ends=frontends, restarts=restarts)
 
 
 @app.command()

@@ -22,7 +22,7 @@ def launched(config: EngineConfig, *, measure_sampling: bool = False) -> "Genera
 
     With `measure_sampling` its task table tells T4 from T3. Raises as `launch` does.
     """
-    with _progress(config) as show:
+    with shown_progress(config) as show:
         from albireo_jax.launch import launch
 
         engine = launch(config, progress=show, measure_sampling=measure_sampling)
@@ -35,7 +35,7 @@ def prepared(config: EngineConfig) -> "Prepared":
 
     Raises as `prepare` does.
     """
-    with _progress(config) as show:
+    with shown_progress(config) as show:
         from albireo_jax.launch import prepare
 
         return prepare(config, progress=show, measure_sampling=True)
@@ -52,7 +52,7 @@ def needs_extra(extra: str) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _progress(config: EngineConfig) -> Generator[Callable[[int, int], None], None, None]:
+def shown_progress(config: EngineConfig) -> Generator[Callable[[int, int], None], None, None]:
     """A bar on standard error; gives what to call with the steps that are compiled and those in all.
 
     Without a terminal, lines: the beginning, then about every tenth of the steps.

@@ -213,6 +213,30 @@ ToolCallParser = Annotated[
         help="How the model writes tool calls. Default: as its chat template shows.",
     ),
 ]
+StreamInterval = Annotated[
+    int,
+    typer.Option(
+        "--stream-interval",
+        metavar="N",
+        min=1,
+        help="Tokens of an answer that one event of a stream brings at least, but the first and the last.",
+    ),
+]
+FrontEnds = Annotated[
+    int,
+    typer.Option(
+        "--frontends", metavar="N", min=1, help="Processes for HTTP and text beside that of the engine."
+    ),
+]
+Restarts = Annotated[
+    int,
+    typer.Option(
+        "--restarts",
+        metavar="N",
+        min=0,
+        help="Times that an engine that ended is started anew; counted anew after ten minutes.",
+    ),
+]
 ReasoningParser = Annotated[
     ReasoningFormat | None,
     _optional(

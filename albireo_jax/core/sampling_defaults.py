@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from albireo_jax.core.config import EngineConfig, GenerationConfig
 from albireo_jax.core.errors import ModelError
 from albireo_jax.core.json_fields import read_json
+from albireo_jax.core.model_files import find_model
 from albireo_jax.core.token_sampling import PARAMETERS
 from albireo_jax.core.types import SamplingParams
 
@@ -68,3 +70,10 @@ def read_sampling_defaults(folder: Path) -> SamplingDefaults:
         return SamplingDefaults({name: value for name, value in named.items() if value is not None})
     except ValueError as error:
         raise ModelError(f"{path}: {error}") from error
+
+
+def served_defaults(config: EngineConfig) -> SamplingDefaults:
+    """The defaults of the model that `config` names, unless it leaves them aside. Raises as above."""
+    if config.generation_config is not GenerationConfig.AUTO:
+        return NO_DEFAULTS
+    return read_sampling_defaults(find_model(config.model).path)

@@ -1,12 +1,15 @@
 """Choices of a call, and their outputs as text: a delta for each step, and the completion at the end."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from albireo_jax.core.types import FinishReason, Request, RequestLogprobs
 from albireo_jax.text.detokenizer import Detokenizer
 from albireo_jax.text.token_logprobs import TokenLogprob, token_logprobs
+
+INCOMPLETE = (FinishReason.ERROR, FinishReason.ABORT)
+"""Reasons for which a choice ends that is not complete."""
 
 
 class ChoiceDelta(NamedTuple):
@@ -56,6 +59,33 @@ class Completion:
             self.prompt_logprobs,
             self.cached_tokens,
         )
+
+
+def merge_deltas(deltas: Sequence[ChoiceDelta]) -> Sequence[ChoiceDelta]:
+    """The deltas with those of the same choice put together, in the order in which the choices come first.
+
+    Those that end a choice which is not complete stay by themselves, and come last.
+    """
+    by_choice: dict[int, list[ChoiceDelta]] = {}
+    for delta in deltas:
+        if delta.finish_reason not in INCOMPLETE:
+            by_choice.setdefault(delta.choice, []).append(delta)
+    if len(by_choice) == len(deltas):
+        return deltas
+    merged = [
+        ChoiceDelta(
+            choice,
+            "".join(part.text for part in parts),
+            tuple(token_id for part in parts for token_id in part.token_ids),
+            parts[-1].finish_reason,
+            parts[-1].stop_reason,
+            tuple(entry for part in parts for entry in part.logprobs),
+            tuple(entry for part in parts for entry in part.prompt_logprobs),
+            sum(part.cached_tokens for part in parts),
+        )
+        for choice, parts in by_choice.items()
+    ]
+    return [*merged, *(delta for delta in deltas if delta.finish_reason in INCOMPLETE)]
 
 
 def collect(deltas: Iterable[ChoiceDelta]) -> list[Completion]:

@@ -1,13 +1,30 @@
 """An engine as its callers see it, in the same process or in another."""
 
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Protocol
 
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import Int32s
 from albireo_jax.core.types import Request, StructuredOutput
+from albireo_jax.engine.energy import EnergyReading, Meter
 from albireo_jax.engine.service import Deliver, ServiceState
+from albireo_jax.engine.timeline import RouteTotals, TaskTable, Timeline
 from albireo_jax.sched.scheduler_stats import SchedulerStats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFigures:
+    """What an engine measures beside its statistics: its latest steps, the routes to sample, its energy."""
+
+    table: TaskTable
+    routes: dict[str, RouteTotals]
+    energy: EnergyReading
+
+
+def read_figures(timeline: Timeline, energy: Meter) -> EngineFigures:
+    """The figures of this moment; takes milliseconds."""
+    return EngineFigures(table=timeline.table(), routes=timeline.routes(), energy=energy.read())
 
 
 class EngineClient(Protocol):
@@ -30,6 +47,11 @@ class EngineClient(Protocol):
     @property
     def failure(self) -> BaseException | None:
         """The error that ended the engine, if one did."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether requests are never taken again, though nobody stopped the engine."""
         ...
 
     def stats(self) -> SchedulerStats:

@@ -22,10 +22,11 @@ from typing import Any
 
 import zmq
 
-from albireo_jax.core.errors import EngineDeadError
+from albireo_jax.core.errors import AlbireoError, EngineDeadError
 from albireo_jax.core.plan import Int32s
 from albireo_jax.core.types import FinishReason, RequestOutput
 from albireo_jax.engine import wire
+from albireo_jax.engine.engine_client import EngineFigures
 from albireo_jax.engine.request_metrics import MetricsSnapshot, add_metrics
 from albireo_jax.engine.service import EngineService, ServiceState
 from albireo_jax.engine.thread_pools import BoundedPool
@@ -73,7 +74,7 @@ class EngineServer:
         self._loading = wire.Loading("starting")
         self._service: EngineService | None = None
         self._eos_token_ids: tuple[int, ...] = ()
-        self._figures: Callable[[], wire.Figures] | None = None
+        self._figures: Callable[[], EngineFigures] | None = None
         self._outputs: deque[tuple[list[RequestOutput], SchedulerStats]] = deque()
         self._answers: deque[tuple[bytes, wire.Answer]] = deque()
         self._measuring = BoundedPool("figures", threads=1, max_queued=64)
@@ -98,7 +99,7 @@ class EngineServer:
         service: EngineService,
         *,
         eos_token_ids: Sequence[int],
-        figures: Callable[[], wire.Figures],
+        figures: Callable[[], EngineFigures],
     ) -> None:
         """Start a service and welcome front ends to it; `figures` may take a while."""
         service.start(self._deliver)
@@ -314,6 +315,8 @@ class EngineServer:
             if error is None:
                 answer = answer_of(number, done.result())
             else:
+                if not isinstance(error, ValueError | AlbireoError):
+                    _logger.error("a question cannot be answered", exc_info=error)
                 answer = wire.Answer(number, refusal=wire.refusal_of(error))
             self._answers.append((identity, answer))
             self._wakeup.ring()
@@ -335,5 +338,5 @@ def _mask_answer(number: int, mask: Int32s) -> wire.Answer:
     return wire.Answer(number, mask=mask.tobytes())
 
 
-def _figures_answer(number: int, figures: wire.Figures) -> wire.Answer:
+def _figures_answer(number: int, figures: EngineFigures) -> wire.Answer:
     return wire.Answer(number, figures=figures)

@@ -25,6 +25,7 @@ from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import Int32s
 from albireo_jax.core.types import FinishReason, Request, RequestOutput, StructuredOutput
 from albireo_jax.engine import wire
+from albireo_jax.engine.engine_client import EngineFigures
 from albireo_jax.engine.engine_connection import EngineConnection
 from albireo_jax.engine.request_metrics import MetricsSnapshot
 from albireo_jax.engine.service import Deliver, ServiceState
@@ -138,7 +139,7 @@ class RemoteEngine:
         """
         return self._ask(lambda number: wire.AskFirstMask(number, structured))
 
-    def figures(self) -> "Future[wire.Figures]":
+    def figures(self) -> "Future[EngineFigures]":
         """What the engine measures beside its statistics; raises EngineDeadError as `first_mask` does."""
         return self._ask(wire.AskFigures)
 
@@ -234,7 +235,7 @@ class RemoteEngine:
             case wire.Loading():
                 with self._changed:
                     self._loading = message
-                    if self._state is ServiceState.DEAD and not self.is_broken:
+                    if self._state is ServiceState.DEAD and not self.is_over:
                         self._state = ServiceState.STARTING
 
     def _is_session(self, session: int) -> bool:
@@ -250,13 +251,13 @@ class RemoteEngine:
                 _logger.critical("%s", self._failure)
             self._welcome, self._is_connected = welcome, True
             self._stats = welcome.stats
-            if self._state in (ServiceState.DEAD, ServiceState.STARTING) and not self.is_broken:
+            if self._state in (ServiceState.DEAD, ServiceState.STARTING) and not self.is_over:
                 self._state = welcome.state
             self._changed.notify_all()
 
     @property
-    def is_broken(self) -> bool:
-        """Whether no engine can help: readers failed, or were made for an engine with other limits."""
+    def is_over(self) -> bool:
+        """Whether requests are never taken again: outputs could not be handed out, or limits changed."""
         return self._failure is not None and not isinstance(self._failure, EngineDeadError)
 
     def _take_step(self, step: wire.Step) -> None:
@@ -298,7 +299,7 @@ class RemoteEngine:
 
     def _break(self, error: BaseException) -> None:
         with self._changed:
-            if self.is_broken:
+            if self.is_over:
                 return
             self._failure, self._state = error, ServiceState.DEAD
             self._post(wire.AbortHandles(list(self._open.values())))

@@ -130,6 +130,11 @@ class EngineService:
         """The error that ended the engine thread, if one did."""
         return self._failure
 
+    @property
+    def is_over(self) -> bool:
+        """Whether requests are never taken again, though nobody stopped the service."""
+        return self._state is ServiceState.DEAD
+
     def stats(self) -> SchedulerStats:
         """The scheduler's figures after the latest step; never blocks."""
         return self._stats

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from albireo_jax.core.errors import EngineDeadError, OverloadedError, Refusal
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.types import FinishReason, Request, RequestLogprobs, RequestOutput, StructuredOutput
-from albireo_jax.engine.energy import EnergyReading
+from albireo_jax.engine.engine_client import EngineFigures
 from albireo_jax.engine.request_metrics import MetricsSnapshot
 from albireo_jax.engine.service import ServiceState
-from albireo_jax.engine.timeline import RouteTotals, TaskTable
 from albireo_jax.sched.scheduler_stats import SchedulerStats
 
 MAX_MESSAGE_BYTES = 2**30
@@ -112,7 +111,7 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
 class Step(msgspec.Struct, frozen=True, tag="step"):
     """The outputs of a step: int64 handles, int32 token ids (-1: none), and a byte of reason and is_text.
 
-    What few outputs have comes beside, by place: cached tokens, starts, log probabilities, refusals. Starts are
+    What few outputs have comes beside, by place: cached tokens, starts, scores, refusals. Starts are
     on the clock that all processes of a host share (`time.perf_counter`). The statistics
     come if a request ended: who sees an end sees its pages freed.
     """
@@ -128,20 +127,12 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     stats: SchedulerStats | None = None
 
 
-class Figures(msgspec.Struct, frozen=True):
-    """What an engine measures beside its statistics."""
-
-    table: TaskTable
-    routes: dict[str, RouteTotals]
-    energy: EnergyReading
-
-
 class Answer(msgspec.Struct, frozen=True, tag="answer"):
     """The answer to a question of this number: a mask, figures, or why there is none."""
 
     number: int
     mask: bytes = b""
-    figures: Figures | None = None
+    figures: EngineFigures | None = None
     refusal: Refusal | None = None
 
 

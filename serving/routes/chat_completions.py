@@ -80,7 +80,9 @@ async def create_chat_completion(
         )
 
     if body.stream:
-        return EventStream(stream, stream_events(stream, events, usage=usage, last_event=chunks.last_event))
+        interval = request.app.state.stream_interval
+        sent = stream_events(stream, events, usage=usage, last_event=chunks.last_event, interval=interval)
+        return EventStream(stream, sent)
     done = await read_to_end(stream, request.receive)
     usage.count(done)
     choices = [_answered(completion, asked, shows_ids=shows_ids) for completion in done]

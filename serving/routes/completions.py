@@ -78,7 +78,9 @@ async def create_completion(
         )
 
     if body.stream:
-        return EventStream(stream, stream_events(stream, choices, usage=usage, last_event=chunks.last_event))
+        interval = request.app.state.stream_interval
+        sent = stream_events(stream, choices, usage=usage, last_event=chunks.last_event, interval=interval)
+        return EventStream(stream, sent)
     done = await read_to_end(stream, request.receive)
     written = [writers[completion.choice].write(completion.as_delta()) for completion in done]
     usage.count(done)

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from starlette.responses import PlainTextResponse, Response
 
 from albireo_jax.engine.energy import EnergyReading
+from albireo_jax.engine.engine_client import EngineFigures
 from albireo_jax.engine.request_metrics import HistogramSnapshot, MetricsSnapshot
 from albireo_jax.engine.timeline import RouteTotals, TaskTable
 from albireo_jax.sched.kv_pages import KvPageStats
@@ -34,7 +35,7 @@ router = APIRouter()
 async def metrics(request: Request, engine: EngineDependency) -> Response:
     """All figures, of this moment: as Prometheus text, or as OpenMetrics to whom accepts that."""
     registry = CollectorRegistry()
-    registry.register(_EngineCollector(engine))
+    registry.register(_EngineCollector(engine, await engine.figures()))
     # Not the library's own choice: its default escaping turns the colon in vLLM's names into an underscore.
     accepted = [each.partition(";")[0].strip() for each in request.headers.get("accept", "").split(",")]
     if _OPENMETRICS in accepted:
@@ -47,21 +48,22 @@ async def metrics(request: Request, engine: EngineDependency) -> Response:
 class _EngineCollector(Collector):
     """Reads an engine's figures when it is scraped; nothing is kept here."""
 
-    def __init__(self, engine: ServedEngine) -> None:
+    def __init__(self, engine: ServedEngine, figures: EngineFigures) -> None:
         self._engine = engine
+        self._figures = figures
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
-        engine = self._engine
+        engine, figures = self._engine, self._figures
         stats = engine.service.stats()
         yield from _scheduler_families(stats)
         yield from _cache_families(stats.tiers, stats.cache)
-        requests = engine.frontend.metrics.snapshot()
+        requests = engine.request_totals()
         yield from _request_families(requests)
         yield from _latency_families(requests)
-        yield from _sampling_families(engine.timeline.routes())
-        yield from _task_families(engine.timeline.table())
-        yield from _energy_families(engine.energy.read(), output_tokens=requests.generated_tokens)
+        yield from _sampling_families(figures.routes)
+        yield from _task_families(figures.table)
+        yield from _energy_families(figures.energy, output_tokens=requests.generated_tokens)
         yield from vllm_families(stats, requests, engine.limits, model_name=engine.served_name)
 
 

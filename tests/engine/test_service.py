@@ -88,7 +88,7 @@ def test_random_aborts_leave_nothing_behind(start: Start) -> None:
     service.stop()
 
 
-def test_an_idle_engine_does_not_step(transports: Transports) -> None:
+def test_an_idle_engine_does_not_step() -> None:
     calls = Counter[str]()
 
     def clock() -> float:
@@ -96,14 +96,14 @@ def test_an_idle_engine_does_not_step(transports: Transports) -> None:
         return 0.0
 
     collector = Collector()
-    service = transports.connect(EngineService(sim_loop(clock=clock), LIMITS))
+    service = EngineService(sim_loop(clock=clock), LIMITS)
     service.start(collector.deliver)
     service.submit(plain_request("one"))
     service.stop()
     before = calls["clock"]
     assert before > 0
 
-    service = transports.connect(EngineService(sim_loop(clock=clock), LIMITS))
+    service = EngineService(sim_loop(clock=clock), LIMITS)
     service.start(collector.deliver)
     assert sum(range(3_000_000)) > 0  # gives a thread that spins time to be caught
     assert calls["clock"] == before
@@ -232,19 +232,19 @@ def test_any_end_of_the_engine_thread_ends_every_request(
 def test_a_request_that_cannot_be_added_ends_alone(
     monkeypatch: pytest.MonkeyPatch, transports: Transports
 ) -> None:
-    loop = sim_loop()
+    loop, bad = sim_loop(), plain_request("bad")
     add = loop.scheduler.add
 
     def add_all_but_one(request: Request, constraint: None) -> RequestOutput | None:
         ended = add(request, constraint)
-        if request.request_id == "bad":
+        if request.sampling == bad.sampling:
             raise TypeError("no such request was foreseen")
         return ended
 
     monkeypatch.setattr(loop.scheduler, "add", add_all_but_one)
     service, collector = transports.connect(EngineService(loop, LIMITS)), Collector()
     service.start(collector.deliver)
-    service.submit(plain_request("good"), plain_request("bad"), plain_request("other"))
+    service.submit(plain_request("good"), bad, plain_request("other"))
     collector.wait_for_end(3)
     assert service.drain(60)
     assert collector.ends() == {

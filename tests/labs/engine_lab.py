@@ -21,9 +21,10 @@ from albireo_jax.core.sampling_defaults import NO_DEFAULTS, SamplingDefaults
 from albireo_jax.core.types import Request
 from albireo_jax.engine.constraint_compiler import Compiler
 from albireo_jax.engine.energy import Meter, NoEnergyMeter
-from albireo_jax.engine.engine_client import EngineClient
+from albireo_jax.engine.engine_client import EngineClient, EngineFigures
 from albireo_jax.engine.frontend import Frontend
 from albireo_jax.engine.loop import EngineLoop
+from albireo_jax.engine.request_metrics import MetricsSnapshot
 from albireo_jax.engine.service import EngineService
 from albireo_jax.engine.timeline import Timeline
 from albireo_jax.sched.constraints import MaskMaker
@@ -104,6 +105,16 @@ class Lab:
     service: EngineClient
     frontend: Frontend
     energy: Meter = NO_ENERGY
+
+    def request_totals(self) -> MetricsSnapshot:
+        """Totals of the requests that passed through the frontend."""
+        return self.frontend.metrics.snapshot()
+
+    async def figures(self) -> EngineFigures:
+        """What the engine measures beside its statistics."""
+        return EngineFigures(
+            table=self.timeline.table(), routes=self.timeline.routes(), energy=self.energy.read()
+        )
 
     def close(self) -> None:
         """Stop the engine thread, as an engine's own `close` does."""

@@ -10,9 +10,8 @@ from queue import SimpleQueue
 from albireo_jax.core.plan import Int32s, TokenConstraint
 from albireo_jax.core.token_sampling import TokenSampling
 from albireo_jax.core.types import FinishReason, Request, RequestOutput, StructuredOutput, StructureKind
-from albireo_jax.engine import wire
 from albireo_jax.engine.energy import EnergyReading
-from albireo_jax.engine.engine_client import EngineClient
+from albireo_jax.engine.engine_client import EngineClient, EngineFigures
 from albireo_jax.engine.engine_server import EngineServer
 from albireo_jax.engine.remote_engine import RemoteEngine
 from albireo_jax.engine.service import EngineService, ServiceState
@@ -20,6 +19,7 @@ from albireo_jax.engine.timeline import Timeline
 from tests.labs.engine_lab import Lab
 
 BOUND_S = 30.0
+LONG = 1500
 
 
 def plain_request(request_id: str, *, max_tokens: int = 8, prompt_len: int = 5) -> Request:
@@ -132,10 +132,14 @@ class Transports:
         self._stack.close()
 
 
-def no_figures() -> wire.Figures:
+def no_figures() -> EngineFigures:
     """The figures of an engine that did nothing."""
     timeline = Timeline()
-    return wire.Figures(timeline.table(), timeline.routes(), EnergyReading(joules=None, reason="simulated"))
+    return EngineFigures(
+        table=timeline.table(),
+        routes=timeline.routes(),
+        energy=EnergyReading(joules=None, reason="simulated"),
+    )
 
 
 def wait_for_state(client: EngineClient, state: ServiceState) -> None:
