@@ -25,7 +25,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)")
 PATH = re.compile(r"[\w.-]+(?:/[\w.-]+)+/?")
 DOTTED = re.compile(r"((?:albireo_jax|benchmarks)(?:\.\w+)+)(?:\(.*\))?")
 RECORD = re.compile(r"[a-z0-9.-]+-\d{8}-\d{4}[a-z-]*\.(?:json|svg)")
-TOP = {"albireo_jax", "models", "serving", "benchmarks", "scripts", "tests", "docs", "examples"}
+TOP = {"albireo_jax", "models", "serving", "benchmarks", "scripts", "tests", "docs", "examples", "deploy"}
 INVENTED = ("NEW",)
 """Stands in a path for a name that a reader chooses."""
 
