@@ -311,7 +311,9 @@ def _executor(
         layers=_layer_loop(config, model, mesh),
         products=config.gpu.product_library or default_products(model, mesh),
         graph_collectives=config.gpu.cuda_graph_collectives,
-        launch=choose_attention(config.attention, model, mesh, dtype=dtype, kv_dtype=config.cache.kv_dtype),
+        attention=choose_attention(
+            config.attention, model, mesh, dtype=dtype, kv_dtype=config.cache.kv_dtype
+        ),
         sample_launch=choose_sampling(mesh),
     )
     num_slots = config.scheduler.max_rows + 1

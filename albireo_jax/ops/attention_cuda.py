@@ -178,10 +178,13 @@ def cuda_attention(
     page_table_RM: Int32[Array, "R M"],
     scale: float,
     sliding_window: int | None,
-    soft_cap: float | None,
+    soft_cap: float | None = None,
     launch: LaunchFn,
 ) -> Float[Array, "T N G K"]:
-    """`ops.attention.paged_attention` by kernels that `launch` runs; raises ModelError as `check_shape`."""
+    """A `PagedAttentionFn` by kernels that `launch` runs; raises ModelError as `check_shape`.
+
+    The weights of the softmax are rounded to bfloat16.
+    """
     num_tokens, _, group, head_dim = q_TNGK.shape
     kv_dtype = cache.k_LPSNK.dtype
     check_shape(head_dim=head_dim, group=group, q_dtype=q_TNGK.dtype, kv_dtype=kv_dtype)

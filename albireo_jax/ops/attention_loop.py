@@ -137,9 +137,9 @@ def loop_attention(
     page_table_RM: Int32[Array, "R M"],
     scale: float,
     sliding_window: int | None,
-    soft_cap: float | None,
+    soft_cap: float | None = None,
 ) -> Float[Array, "T N G K"]:
-    """`ops.attention.paged_attention`, without CUDA."""
+    """A `PagedAttentionFn` of operations of XLA."""
     num_tokens, _, group, _ = q_TNGK.shape
     num_rows = context_R.shape[0]
     rows = _Rows(row_start_R1, context_R, page_table_RM)

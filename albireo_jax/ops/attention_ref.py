@@ -19,7 +19,7 @@ def reference_attention(
     sliding_window: int | None,
     soft_cap: float | None = None,
 ) -> Float[Array, "T N G K"]:
-    """What `paged_attention` must give: gathers T * M pages and scores all of their entries."""
+    """A `PagedAttentionFn` that gathers T * M pages and scores all of their entries."""
     num_tokens, num_heads, _, head_dim = q_TNGK.shape
     token_T = jnp.arange(num_tokens, dtype=jnp.int32)
     row_T = jnp.searchsorted(row_start_R1[1:], token_T, side="right")

@@ -1,4 +1,4 @@
-"""Which implementation of attention an engine's steps use."""
+"""The choice of the attention of an engine's steps."""
 
 import logging
 
@@ -9,16 +9,17 @@ from albireo_jax.core.config import AttentionBackend, Dtype, KvDtype
 from albireo_jax.core.errors import ModelError
 from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.ops.attention_cuda import check_shape
-from albireo_jax.ops.cuda.kernels import LaunchFn, architecture_of, launch_on
+from albireo_jax.ops.cuda.kernels import architecture_of, launch_on
 from albireo_jax.runtime.state import PAGE_DTYPES
+from albireo_jax.runtime.step_attention import BY_OPERATIONS, AttentionByKernels, StepAttention
 
 _logger = logging.getLogger(__name__)
 
 
 def choose_attention(
     backend: AttentionBackend, model: ModelConfig, mesh: Mesh, *, dtype: Dtype, kv_dtype: KvDtype
-) -> LaunchFn | None:
-    """What launches the CUDA kernels of attention in a step program; None for operations of XLA.
+) -> StepAttention:
+    """The attention of a step program: by CUDA kernels, or by operations of XLA.
 
     Raises ModelError, with the reason, where kernels are asked for and cannot be had. Where they are only
     preferred, the reason is logged.
@@ -26,7 +27,7 @@ def choose_attention(
     device = mesh.devices.flat[0]
     platform = device.platform
     if backend is AttentionBackend.XLA or (backend is AttentionBackend.AUTO and platform != "gpu"):
-        return None
+        return BY_OPERATIONS
     try:
         if platform != "gpu":
             raise ModelError(f"attention {backend.value} needs NVIDIA GPUs, not devices of kind {platform}")
@@ -40,5 +41,5 @@ def choose_attention(
         if backend is AttentionBackend.CUDA:
             raise
         _logger.warning("attention is made of operations of XLA: %s", reason)
-        return None
-    return launch_on(architecture_of(device))
+        return BY_OPERATIONS
+    return AttentionByKernels(launch_on(architecture_of(device)))

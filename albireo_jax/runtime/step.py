@@ -24,7 +24,6 @@ from albireo_jax.core.config import Quantization, SamplingMode
 from albireo_jax.core.gpu_options import ProductLibrary
 from albireo_jax.core.model_config import ModelConfig
 from albireo_jax.nn.decoder import (
-    AddNormFn,
     DecoderWeights,
     add_norm,
     forward,
@@ -38,11 +37,9 @@ from albireo_jax.ops.cuda.kernels import LaunchFn
 from albireo_jax.runtime.batch import Bucket, BufferLayout, StepInputs, unpack
 from albireo_jax.runtime.state import CacheState, cache_specs
 from albireo_jax.runtime.step_attention import (
-    StepTokens,
-    add_norm_by_kernel,
+    BY_OPERATIONS,
+    StepAttention,
     bucket_of,
-    tokens_by_kernels,
-    tokens_by_operations,
 )
 
 _GRAPH_COMMANDS = (  # WHILE, and all of XLA's default that a program on one GPU can have
@@ -83,9 +80,9 @@ class LayerLoop(StrEnum):
 class StepProgram:
     """What is fixed in an engine's step, whatever the bucket; hashable, so that jit can key on it.
 
-    `axis` is the mesh axis of tensor parallelism. `launch` runs the CUDA kernels of attention, and
-    `sample_launch` those of sampling; without them these are made of operations of XLA. `products` makes a
-    GPU's matrix products. With `graph_collectives`, CUDA graphs hold the collectives of several GPUs too.
+    `axis` is the mesh axis of tensor parallelism. All layers attend by `attention`. `sample_launch` runs the
+    CUDA kernels of sampling, which without it is made of operations of XLA. `products` makes a GPU's matrix
+    products. With `graph_collectives`, CUDA graphs hold the collectives of several GPUs too.
     """
 
     model: ModelConfig
@@ -94,7 +91,7 @@ class StepProgram:
     page_size: int
     sampling: SamplingMode
     layers: LayerLoop
-    launch: LaunchFn | None = None
+    attention: StepAttention = BY_OPERATIONS
     sample_launch: LaunchFn | None = None
     products: ProductLibrary = ProductLibrary.TRITON
     graph_collectives: bool = False
@@ -119,6 +116,11 @@ class StepProgram:
         split = NamedSharding(self.mesh, PartitionSpec(None, self.axis))
         vocab = self.model.padded_vocab_size(self.mesh.size)
         return jax.ShapeDtypeStruct((rows, vocab), jnp.float32, sharding=split)
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key/value head on each rank."""
+        return self.model.num_heads // self.model.kv_heads_at(self.mesh.size)
 
     @property
     def collective_axis(self) -> str | None:
@@ -199,8 +201,8 @@ def jit_forward(program: StepProgram, layout: BufferLayout, weights: DecoderWeig
         mesh=program.mesh,
         in_specs=(weight_specs(weights), specs, PartitionSpec(), PartitionSpec()),
         out_specs=ForwardOutput(specs, PartitionSpec(), PartitionSpec(None, program.axis)),  # type: ignore[arg-type]
-        # One rank alone sums nothing, and would seem to vary; of kernels the checker knows nothing.
-        check_vma=program.collective_axis is not None and program.launch is None,
+        # One rank alone sums nothing, and would seem to vary.
+        check_vma=program.collective_axis is not None and program.attention.is_checkable,
     )
     return jax.jit(body, donate_argnums=(1,), compiler_options=program.compiler_options)
 
@@ -227,7 +229,9 @@ def forward_rows(
 ) -> ForwardOutput:
     """The forward pass on one rank, inside the `shard_map`; the page updates are in the cache already."""
     with jax.named_scope("inputs"):
-        tokens = _tokens(program, cache, inputs, last_token_Z)
+        tokens = program.attention.prepare(
+            program.model, cache, inputs, last_token_Z=last_token_Z, group=program.group
+        )
     hidden_TD, layers = forward(
         program.model,
         weights,
@@ -235,7 +239,8 @@ def forward_rows(
         position_T=tokens.position_T,
         cache=tokens.cache,
         attend=tokens.attend,
-        add_norm=_add_norm(program),
+        # On one rank the products add the residual themselves.
+        add_norm=add_norm if program.collective_axis is None else program.attention.add_norm,
         axis=program.collective_axis,
         unroll=program.layer_loop(bucket_of(inputs)) is not LayerLoop.SCANNED,
         fp8_rows=program.fp8_rows,
@@ -244,25 +249,6 @@ def forward_rows(
         hidden_RD = hidden_TD[tokens.last_R]
         logits_Rv = logits(program.model, head(weights), hidden_RD, axis=program.collective_axis)
         return ForwardOutput(cache._replace(kv=layers.kv), hidden_TD, logits_Rv)
-
-
-def _add_norm(program: StepProgram) -> AddNormFn:
-    """A kernel for what all-reduces give; on one GPU the products add the residual themselves."""
-    if program.launch is None or program.collective_axis is None:
-        return add_norm
-    return add_norm_by_kernel(program.launch)
-
-
-def _tokens(
-    program: StepProgram, cache: CacheState, inputs: StepInputs, last_token_Z: Int32[Array, " Z"]
-) -> StepTokens:
-    model = program.model
-    if program.launch is None:
-        return tokens_by_operations(model, cache, inputs, last_token_Z=last_token_Z)
-    group = model.num_heads // model.kv_heads_at(program.mesh.size)
-    return tokens_by_kernels(
-        model, cache, inputs, last_token_Z=last_token_Z, group=group, launch=program.launch
-    )
 
 
 def _forward_step(

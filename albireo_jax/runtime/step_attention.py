@@ -1,9 +1,11 @@
-"""A step's tokens and their attention over the paged cache: by operations of XLA or by CUDA kernels.
+"""The implementations of a step's attention over the paged cache: by operations of XLA, or by CUDA kernels.
 
-Both give the same: what the decoder computes, and the callback by which its layers attend.
+Each gives what the decoder computes, and the callback by which its layers attend.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int32
@@ -18,15 +20,16 @@ from albireo_jax.nn.decoder import (
     add_norm,
     queries_keys_values,
 )
-from albireo_jax.ops.attention import paged_attention
+from albireo_jax.ops.attention import PagedAttentionFn
+from albireo_jax.ops.attention_cuda import KernelShape, kernel_shape, prepare_attention
 from albireo_jax.ops.attention_cuda import attend as attend_by_pieces
-from albireo_jax.ops.attention_cuda import kernel_shape, prepare_attention
+from albireo_jax.ops.attention_loop import loop_attention
 from albireo_jax.ops.cuda.kernels import LaunchFn
 from albireo_jax.ops.kv_cache import KvCache
 from albireo_jax.ops.kv_write import token_pages, write_kv
 from albireo_jax.ops.kv_write_cuda import HeadParams, rotate_and_write
 from albireo_jax.ops.norm_cuda import add_and_normalise, is_possible
-from albireo_jax.ops.prepare_cuda import PackedRows
+from albireo_jax.ops.prepare_cuda import PackedRows, PreparedStep
 from albireo_jax.runtime.batch import Bucket, StepInputs
 from albireo_jax.runtime.state import CacheState
 
@@ -61,86 +64,174 @@ def bucket_of(inputs: StepInputs) -> Bucket:
     return Bucket(len(inputs.token_T), len(inputs.slot_R))
 
 
-def tokens_by_operations(
-    model: ModelConfig, state: CacheState, inputs: StepInputs, *, last_token_Z: Int32[Array, " Z"]
-) -> StepTokens:
-    """A step by operations of XLA, for every device and dtype."""
-    rows, page_size = _rows(inputs), state.kv.k_LPSNK.shape[2]
-    page_table_RM = state.page_table_ZM[inputs.slot_R]
-    pages = token_pages(page_table_RM, rows.row_T, rows.position_T, page_size=page_size)
+@runtime_checkable
+class StepAttention(Protocol):
+    """An implementation of attention: how a step's tokens are prepared, and how its layers attend to them.
 
-    def attend(layer: LayerIndex, projected: Projected, cache: LayerCache) -> tuple[Array, LayerCache]:
-        q_TNGK, k_TNK, v_TNK = queries_keys_values(projected)
-        kv = write_kv(cache.kv, k_TNK=k_TNK, v_TNK=v_TNK, layer=layer, pages=pages)
-        out_TNGK = paged_attention(
-            q_TNGK,
-            kv,
-            layer=layer,
-            row_start_R1=rows.row_start_R1,
-            context_R=inputs.start_R + inputs.count_R,
-            page_table_RM=page_table_RM,
+    A `StepProgram` holds one; like it, an implementation is hashable.
+    """
+
+    @property
+    def is_checkable(self) -> bool:
+        """Whether `shard_map` can check which of its values vary over the ranks."""
+        ...
+
+    @property
+    def add_norm(self) -> AddNormFn:
+        """How layers add and normalise what an all-reduce gives."""
+        ...
+
+    def prepare(
+        self,
+        model: ModelConfig,
+        state: CacheState,
+        inputs: StepInputs,
+        *,
+        last_token_Z: Int32[Array, " Z"],
+        group: int,
+    ) -> StepTokens:
+        """A step's tokens; on this rank, `group` query heads share a key/value head."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionByOperations:
+    """A step by operations of XLA, for every device and dtype; each layer calls `attend`."""
+
+    attend: PagedAttentionFn = loop_attention
+
+    @property
+    def is_checkable(self) -> bool:
+        """True: the checker knows all operations of XLA."""
+        return True
+
+    @property
+    def add_norm(self) -> AddNormFn:
+        """Operations that XLA fuses as it can."""
+        return add_norm
+
+    def prepare(
+        self,
+        model: ModelConfig,
+        state: CacheState,
+        inputs: StepInputs,
+        *,
+        last_token_Z: Int32[Array, " Z"],
+        group: int,
+    ) -> StepTokens:
+        """A step's tokens; the shapes of queries tell the `group`."""
+        del group
+        rows, page_size = _rows(inputs), state.kv.k_LPSNK.shape[2]
+        page_table_RM = state.page_table_ZM[inputs.slot_R]
+        pages = token_pages(page_table_RM, rows.row_T, rows.position_T, page_size=page_size)
+
+        def attend(layer: LayerIndex, projected: Projected, cache: LayerCache) -> tuple[Array, LayerCache]:
+            q_TNGK, k_TNK, v_TNK = queries_keys_values(projected)
+            kv = write_kv(cache.kv, k_TNK=k_TNK, v_TNK=v_TNK, layer=layer, pages=pages)
+            out_TNGK = self.attend(
+                q_TNGK,
+                kv,
+                layer=layer,
+                row_start_R1=rows.row_start_R1,
+                context_R=inputs.start_R + inputs.count_R,
+                page_table_RM=page_table_RM,
+                scale=model.head_dim**-0.5,
+                sliding_window=model.sliding_window,
+            )
+            return out_TNGK, LayerCache(kv)
+
+        return StepTokens(
+            token_T=_tokens(inputs, last_token_Z, rows),
+            position_T=rows.position_T,
+            last_R=jnp.maximum(rows.row_start_R1[1:] - 1, 0),
+            attend=attend,
+            cache=LayerCache(state.kv),
+        )
+
+
+BY_OPERATIONS = AttentionByOperations()
+"""The attention of every device that has no kernels of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionByKernels:
+    """A step by CUDA kernels that `launch` runs, for the models that `attention_cuda.check_shape` admits."""
+
+    launch: LaunchFn
+
+    @property
+    def is_checkable(self) -> bool:
+        """False: of kernels the checker knows nothing."""
+        return False
+
+    @property
+    def add_norm(self) -> AddNormFn:
+        """A kernel that does both."""
+        return add_norm_by_kernel(self.launch)
+
+    def prepare(
+        self,
+        model: ModelConfig,
+        state: CacheState,
+        inputs: StepInputs,
+        *,
+        last_token_Z: Int32[Array, " Z"],
+        group: int,
+    ) -> StepTokens:
+        """A step's tokens, and the work on their rows cut into pieces for the kernels."""
+        tokens, rows = bucket_of(inputs)
+        words_W = jnp.concatenate([inputs.token_T, inputs.slot_R, inputs.start_R, inputs.count_R])
+        shape = kernel_shape(
+            state.kv,
+            group=group,
+            table_width=state.page_table_ZM.shape[1],
             scale=model.head_dim**-0.5,
             sliding_window=model.sliding_window,
         )
-        return out_TNGK, LayerCache(kv)
+        packed = PackedRows(words_W, state.page_table_ZM, last_token_Z, tokens, rows)
+        prepared = prepare_attention(packed, shape, launch=self.launch)
+        return StepTokens(
+            prepared.token_T,
+            prepared.position_T,
+            prepared.last_R,
+            partial(_attend_by_kernels, launch=self.launch, shape=shape, prepared=prepared, packed=packed),
+            LayerCache(state.kv, tuple(work.arrived_XN for work in prepared.works)),
+        )
 
-    return StepTokens(
-        token_T=_tokens(inputs, last_token_Z, rows),
-        position_T=rows.position_T,
-        last_R=jnp.maximum(rows.row_start_R1[1:] - 1, 0),
-        attend=attend,
-        cache=LayerCache(state.kv),
-    )
 
-
-def tokens_by_kernels(
-    model: ModelConfig,
-    state: CacheState,
-    inputs: StepInputs,
+def _attend_by_kernels(
+    layer: LayerIndex,
+    projected: Projected,
+    cache: LayerCache,
     *,
-    last_token_Z: Int32[Array, " Z"],
-    group: int,
     launch: LaunchFn,
-) -> StepTokens:
-    """A step by CUDA kernels that `launch` runs; on this rank, `group` query heads share a key/value head."""
-    tokens, rows = bucket_of(inputs)
-    words_W = jnp.concatenate([inputs.token_T, inputs.slot_R, inputs.start_R, inputs.count_R])
-    shape = kernel_shape(
-        state.kv,
-        group=group,
-        table_width=state.page_table_ZM.shape[1],
-        scale=model.head_dim**-0.5,
-        sliding_window=model.sliding_window,
+    shape: KernelShape,
+    prepared: PreparedStep,
+    packed: PackedRows,
+) -> tuple[Array, LayerCache]:
+    """One layer: rotate and write, then attend; `prepared` is the work on the `packed` rows."""
+    rotated = rotate_and_write(
+        cache.kv,
+        qkv_TNXK=projected.qkv_TNXK,
+        params=HeadParams(projected.bias_NXK, projected.q_norm_K, projected.k_norm_K, projected.eps),
+        cos_TH=projected.by.cos_TH,
+        sin_TH=projected.by.sin_TH,
+        place_T=prepared.place_T,
+        layer=layer,
+        launch=launch,
     )
-    packed = PackedRows(words_W, state.page_table_ZM, last_token_Z, tokens, rows)
-    prepared = prepare_attention(packed, shape, launch=launch)
-
-    def attend(layer: LayerIndex, projected: Projected, cache: LayerCache) -> tuple[Array, LayerCache]:
-        rotated = rotate_and_write(
-            cache.kv,
-            qkv_TNXK=projected.qkv_TNXK,
-            params=HeadParams(projected.bias_NXK, projected.q_norm_K, projected.k_norm_K, projected.eps),
-            cos_TH=projected.by.cos_TH,
-            sin_TH=projected.by.sin_TH,
-            place_T=prepared.place_T,
-            layer=layer,
-            launch=launch,
-        )
-        counted = zip(prepared.works, cache.arrived, strict=True)
-        attended = attend_by_pieces(
-            rotated.q_TNGK,
-            rotated.cache,
-            shape=shape,
-            works=tuple(work._replace(arrived_XN=arrived_XN) for work, arrived_XN in counted),
-            num_rows=rows,
-            page_table_ZM=state.page_table_ZM,
-            layer=layer,
-            launch=launch,
-        )
-        return attended.out_TNGK, LayerCache(rotated.cache, attended.arrived)
-
-    cache = LayerCache(state.kv, tuple(work.arrived_XN for work in prepared.works))
-    return StepTokens(prepared.token_T, prepared.position_T, prepared.last_R, attend, cache)
+    counted = zip(prepared.works, cache.arrived, strict=True)
+    attended = attend_by_pieces(
+        rotated.q_TNGK,
+        rotated.cache,
+        shape=shape,
+        works=tuple(work._replace(arrived_XN=arrived_XN) for work, arrived_XN in counted),
+        num_rows=packed.num_rows,
+        page_table_ZM=packed.page_table_ZM,
+        layer=layer,
+        launch=launch,
+    )
+    return attended.out_TNGK, LayerCache(rotated.cache, attended.arrived)
 
 
 def add_norm_by_kernel(launch: LaunchFn) -> AddNormFn:

@@ -15,15 +15,17 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import NDArray
 
-from albireo_jax.ops.attention import paged_attention
+from albireo_jax.ops.attention import PagedAttentionFn
+from albireo_jax.ops.attention_cuda import cuda_attention
+from albireo_jax.ops.attention_loop import loop_attention
 from albireo_jax.ops.attention_ref import reference_attention
 from albireo_jax.ops.cuda.kernels import LaunchFn, architecture_of, launch_on
 from albireo_jax.ops.kv_cache import FP8_BITS, KvCache, dequantise, encode
+from albireo_jax.runtime.step_attention import BY_OPERATIONS, AttentionByKernels, StepAttention
 from benchmarks.gpu_check.check import Check
 
 LAYERS, LAYER = 2, 1
 _STATIC = ("layer", "scale", "sliding_window")
-_attend = jax.jit(paged_attention, static_argnames=(*_STATIC, "launch"))
 _expect = jax.jit(reference_attention, static_argnames=_STATIC)
 _SMALL_HEADS = ({"heads": 2, "group": 3, "head_dim": 16},)
 _LONGEST, _CHUNK = (70, 1500), (23, 77)
@@ -117,13 +119,10 @@ def attention_step(case: AttentionCase, *, seed: int) -> Step:
     )
 
 
-def attention_error(case: AttentionCase, *, seed: int, launch: LaunchFn | None = None) -> float:
-    """The largest difference between this device's attention and the reference in float32; NaN is one.
-
-    With `launch` the CUDA kernels are asked, otherwise operations of XLA.
-    """
+def attention_error(case: AttentionCase, *, seed: int, attend: PagedAttentionFn = loop_attention) -> float:
+    """The largest difference between attention on this device and the reference in float32; NaN is one."""
     step, cpu, options = attention_step(case, seed=seed), jax.devices("cpu")[0], _options(case)
-    got = np.asarray(_attend(step.q_TNGK, step.cache, **step.rows, **options, launch=launch), np.float32)
+    got = np.asarray(_jitted(attend)(step.q_TNGK, step.cache, **step.rows, **options), np.float32)
     step = jax.device_put(step, cpu)
     with jax.default_device(cpu):  # in float32, so that all precisions of a step share what was compiled
         want = _expect(step.q_TNGK.astype(jnp.float32), dequantise(step.cache), **step.rows, **options)
@@ -137,13 +136,29 @@ def run_attention(check: Check) -> None:
     for seed, case in enumerate(attention_cases(small=check.small)):
         if figures.has_time(f"{what}, {case.name}"):
             with figures.attempt(f"{what}, {case.name}"):
-                error = attention_error(case, seed=seed, launch=attention_launch(check))
+                error = attention_error(case, seed=seed, attend=_attention(check))
                 figures.add(what, case.name, metric="largest error", unit="1", samples=[error])
 
 
 def attention_launch(check: Check) -> LaunchFn | None:
-    """How an engine on this device runs attention: None for operations of XLA."""
+    """What launches the CUDA kernels of layers on this device; None where there are none."""
     return None if check.on_cpu else launch_on(architecture_of(jax.devices()[0]))
+
+
+def step_attention(check: Check) -> StepAttention:
+    """The attention of an engine's steps on this device."""
+    launch = attention_launch(check)
+    return BY_OPERATIONS if launch is None else AttentionByKernels(launch)
+
+
+def _attention(check: Check) -> PagedAttentionFn:
+    """The same for one layer alone."""
+    launch = attention_launch(check)
+    return loop_attention if launch is None else partial(cuda_attention, launch=launch)
+
+
+def _jitted(attend: PagedAttentionFn) -> jax.stages.Wrapped:
+    return jax.jit(attend, static_argnames=_STATIC)
 
 
 class FirstAttention:
@@ -152,11 +167,14 @@ class FirstAttention:
     def __init__(self, check: Check) -> None:
         case = next(attention_cases(small=check.small))
         self._step = attention_step(case, seed=0)
-        self._options = _options(case) | {"launch": attention_launch(check)}
+        self._options = _options(case)
+        self._attend = _jitted(_attention(check))
 
     def trace(self) -> None:
         """Trace it, for which the kernel is compiled to PTX."""
-        self._lowered = _attend.lower(self._step.q_TNGK, self._step.cache, **self._step.rows, **self._options)
+        self._lowered = self._attend.lower(
+            self._step.q_TNGK, self._step.cache, **self._step.rows, **self._options
+        )
 
     def compile(self) -> None:
         """Compile what was traced."""

@@ -26,7 +26,7 @@ from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.runtime.batch import Bucket, layout
 from albireo_jax.runtime.state import CacheState
 from albireo_jax.runtime.step import ForwardOutput, LayerLoop, StepProgram, jit_forward
-from benchmarks.gpu_check.attention_cases import attention_launch
+from benchmarks.gpu_check.attention_cases import step_attention
 from benchmarks.gpu_check.carried import FORM, HLO
 from benchmarks.gpu_check.check import LARGE, Check
 from benchmarks.gpu_check.check_engines import free
@@ -163,7 +163,7 @@ def _program(check: Check, case: ProgramCase, form: Form) -> StepProgram:
         model=replace(check.shape(case.model), num_layers=case.layers),
         layers=LayerLoop.UNSTACKED if form.layers is LayerForm.UNSTACKED else LayerLoop.UNROLLED,
         products=form.products,
-        launch=attention_launch(check),
+        attention=step_attention(check),
     )
 
 

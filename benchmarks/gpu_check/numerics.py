@@ -26,13 +26,14 @@ from albireo_jax.runtime.batch import ADMISSIONS, pack_params
 from albireo_jax.runtime.sampling_programs import admit, choose_sampling, jit_sample, routes, slot_route
 from albireo_jax.runtime.state import SamplerState, StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram
+from albireo_jax.runtime.step_attention import BY_OPERATIONS
 from albireo_jax.sampling.routes import Route
 from benchmarks.gpu_check.attention_cases import (
     LAYER,
     LAYERS,
     PAGE_DTYPES,
-    attention_launch,
     cache_of,
+    step_attention,
 )
 from benchmarks.gpu_check.check import LARGE, Check
 from benchmarks.gpu_programs.compiled_programs import mesh_of
@@ -99,7 +100,7 @@ def program_on(check: Check, model: ModelConfig, device: Any) -> StepProgram:
         page_size=16,
         sampling=SamplingMode.SHARDED,
         layers=LayerLoop.UNROLLED,
-        launch=None if device.platform == "cpu" else attention_launch(check),
+        attention=BY_OPERATIONS if device.platform == "cpu" else step_attention(check),
         sample_launch=choose_sampling(mesh),
     )
 

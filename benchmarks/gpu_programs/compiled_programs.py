@@ -36,6 +36,7 @@ from albireo_jax.runtime.min_tokens import MinTokensCalls, MinTokensProgram
 from albireo_jax.runtime.sampling_programs import admit, jit_sample, routes
 from albireo_jax.runtime.state import CacheState, DeviceState, StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram, begin_with_pages, default_products, jit_forward
+from albireo_jax.runtime.step_attention import AttentionByKernels
 from albireo_jax.runtime.transfer import CopyProgram, HostPages
 from albireo_jax.sampling.logits import Rules
 
@@ -152,7 +153,7 @@ def step_program(case: ProgramCase, mesh: Mesh, launch: LaunchFn = _H100) -> Ste
         page_size=PAGE_SIZE,
         sampling=SamplingMode.SHARDED,
         layers=LayerLoop.UNSTACKED,
-        launch=launch,
+        attention=AttentionByKernels(launch),
         sample_launch=launch,
         products=default_products(case.config, mesh),
         graph_collectives=case.graph_collectives,

@@ -24,7 +24,7 @@ from albireo_jax.ops.kv_cache import new_cache
 from albireo_jax.ops.norm_cuda import norm_kernel
 from albireo_jax.runtime.batch import Bucket, StepInputs
 from albireo_jax.runtime.state import PAGE_DTYPES, CacheState
-from albireo_jax.runtime.step_attention import tokens_by_kernels
+from albireo_jax.runtime.step_attention import AttentionByKernels
 from albireo_jax.sampling.sample_cuda import sampling_kernel
 from benchmarks.gpu_programs.compiled_programs import (
     MAX_LEN,
@@ -153,7 +153,8 @@ def launches(
         state = CacheState(kv, jnp.zeros((slots, MAX_LEN // PAGE_SIZE), jnp.int32))
         inputs = StepInputs(jnp.zeros(tokens, jnp.int32), *(3 * (of_row,)), *(3 * (of_row[:1],)))
         last_Z = jnp.zeros(slots, jnp.int32)
-        found = tokens_by_kernels(model, state, inputs, last_token_Z=last_Z, group=group, launch=note)
+        attention = AttentionByKernels(note)
+        found = attention.prepare(model, state, inputs, last_token_Z=last_Z, group=group)
         found.attend(0, projected, found.cache)
 
     jax.eval_shape(step)

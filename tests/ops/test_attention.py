@@ -9,7 +9,7 @@ import pytest
 from jax.extend.core import ClosedJaxpr
 from jax.sharding import AxisType, PartitionSpec
 
-from albireo_jax.ops.attention import paged_attention
+from albireo_jax.ops.attention_loop import loop_attention
 from albireo_jax.ops.attention_ref import reference_attention
 from albireo_jax.ops.kv_cache import KvCache, dequantise, new_cache
 from albireo_jax.ops.kv_write import TokenPages, write_kv
@@ -22,7 +22,7 @@ CACHE_SPECS = KvCache(_PAGES, _PAGES, _SCALES, _SCALES)
 
 @partial(jax.jit, static_argnames=("sliding_window",))
 def attend(arrays, layer, rows, *, sliding_window):
-    return paged_attention(*arrays, layer=layer, scale=SCALE, sliding_window=sliding_window, **rows)
+    return loop_attention(*arrays, layer=layer, scale=SCALE, sliding_window=sliding_window, **rows)
 
 
 @partial(jax.jit, static_argnames=("sliding_window",))

@@ -12,8 +12,7 @@ import pytest
 
 from albireo_jax.core.errors import ModelError
 from albireo_jax.ops import attention_cuda
-from albireo_jax.ops.attention import paged_attention
-from albireo_jax.ops.attention_cuda import check_shape
+from albireo_jax.ops.attention_cuda import check_shape, cuda_attention
 from albireo_jax.ops.attention_ref import reference_attention
 from albireo_jax.ops.cuda.kernels import Entry, Kernel, Launch
 from albireo_jax.ops.kv_cache import FP8_BITS, KvCache, decode, dequantise, new_cache
@@ -28,7 +27,7 @@ def attend(shape, *, seed=0, counts=None, window=None, cap=None, launch):
     (q_TNGK, cache), rows = random_batch(seed, shape, counts=counts or random_counts(seed, shape))
     q_TNGK = q_TNGK.astype(jnp.bfloat16)
     options = {"layer": 1, "scale": SCALE, "sliding_window": window, "soft_cap": cap, **rows}
-    got = paged_attention(q_TNGK, cache, **options, launch=launch)
+    got = cuda_attention(q_TNGK, cache, **options, launch=launch)
     want = reference_attention(q_TNGK.astype(jnp.float32), dequantise(cache), **options)
     return np.asarray(got, np.float32), np.asarray(want)
 
@@ -125,7 +124,7 @@ def test_every_code_is_multiplied_exactly(kind):
     pages = jnp.zeros(shape, dtype).at[:, 1].set(jnp.asarray(codes[:, 0].view(dtype)))
     ones = jnp.ones(shape[:-1], jnp.bfloat16)
     cache = KvCache(pages, pages, ones, ones)
-    got = paged_attention(
+    got = cuda_attention(
         jnp.zeros((1, 1, 1, 256), jnp.bfloat16),
         cache,
         layer=0,
@@ -235,7 +234,7 @@ def check_of_any_size(dtype, *, edits=()):
     )
     q_TNGK = (q_TNGK * 2.0**80).astype(jnp.bfloat16)
     options = {"layer": 1, "scale": SCALE, "sliding_window": None, "soft_cap": None, **rows}
-    got = paged_attention(q_TNGK, cache, **options, launch=launch_on_cpu(LATE, edits=edits))
+    got = cuda_attention(q_TNGK, cache, **options, launch=launch_on_cpu(LATE, edits=edits))
     want = np.asarray(reference_attention(q_TNGK.astype(jnp.float32), dequantise(cache), **options))
     size = np.abs(want).max(axis=-1, keepdims=True)
     np.testing.assert_allclose(
@@ -352,7 +351,7 @@ def test_the_tokens_of_a_step_are_not_limited_by_the_grid():
 
     pages = jax.eval_shape(partial(new_cache, (1, 9, 16, 2, 64), jnp.dtype(jnp.bfloat16)))
     jax.eval_shape(
-        partial(paged_attention, layer=0, scale=1.0, sliding_window=None, launch=note),
+        partial(cuda_attention, layer=0, scale=1.0, sliding_window=None, launch=note),
         jax.ShapeDtypeStruct((70_000, 2, 4, 64), jnp.bfloat16),
         pages,
         row_start_R1=ints(3),

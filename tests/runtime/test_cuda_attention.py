@@ -13,11 +13,18 @@ from albireo_jax.core.errors import ModelError
 from albireo_jax.core.plan import StepPlan
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.sharding import TP, make_mesh
+from albireo_jax.ops.attention_ref import reference_attention
 from albireo_jax.runtime.attention_choice import choose_attention
 from albireo_jax.runtime.batch import Bucket, layout, pack
 from albireo_jax.runtime.sampling_programs import choose_sampling
 from albireo_jax.runtime.state import StateShape, plan_state
 from albireo_jax.runtime.step import LayerLoop, StepProgram, jit_forward
+from albireo_jax.runtime.step_attention import (
+    BY_OPERATIONS,
+    AttentionByKernels,
+    AttentionByOperations,
+    StepAttention,
+)
 from tests.labs.cuda_lab import Order, launch_on_cpu, needs_compiler
 
 PAGE_SIZE = 4
@@ -43,7 +50,7 @@ def _plan(start: int, end: int) -> StepPlan:
     )
 
 
-def _logits(model: Decoder, *, dtype: Any, kind: KvDtype, launch: Any) -> np.ndarray:
+def _logits(model: Decoder, *, dtype: Any, kind: KvDtype, attention: StepAttention) -> np.ndarray:
     """Logits after two chunks of a prompt and a decode step, each of which reads what lies before it."""
     program = StepProgram(
         model=model.config,
@@ -52,7 +59,7 @@ def _logits(model: Decoder, *, dtype: Any, kind: KvDtype, launch: Any) -> np.nda
         page_size=PAGE_SIZE,
         sampling=SamplingMode.SHARDED,
         layers=LayerLoop.SCANNED,
-        launch=launch,
+        attention=attention,
     )
     weights = jax.tree.map(lambda array: array.astype(dtype), model.weights())
     shape = StateShape(
@@ -79,21 +86,30 @@ def _logits(model: Decoder, *, dtype: Any, kind: KvDtype, launch: Any) -> np.nda
 
 @needs_compiler
 def test_steps_by_kernels_are_as_exact_as_steps_by_operations(decoder: Callable[[int], Decoder]) -> None:
-    model, launch = decoder(2), launch_on_cpu(Order(0, is_eager=False))
-    exact = _logits(model, dtype=jnp.float32, kind=KvDtype.FLOAT32, launch=None)
-    loop = _logits(model, dtype=jnp.bfloat16, kind=KvDtype.BFLOAT16, launch=None)
-    kernels = _logits(model, dtype=jnp.bfloat16, kind=KvDtype.BFLOAT16, launch=launch)
+    model, by_kernels = decoder(2), AttentionByKernels(launch_on_cpu(Order(0, is_eager=False)))
+    exact = _logits(model, dtype=jnp.float32, kind=KvDtype.FLOAT32, attention=BY_OPERATIONS)
+    loop = _logits(model, dtype=jnp.bfloat16, kind=KvDtype.BFLOAT16, attention=BY_OPERATIONS)
+    kernels = _logits(model, dtype=jnp.bfloat16, kind=KvDtype.BFLOAT16, attention=by_kernels)
     scale = np.abs(exact).mean()
-    by_loop, by_kernels = np.abs(loop - exact).mean() / scale, np.abs(kernels - exact).mean() / scale
-    assert 0 < by_loop < 0.05
-    assert by_kernels < 1.2 * by_loop
+    loop_error, kernel_error = (np.abs(each - exact).mean() / scale for each in (loop, kernels))
+    assert 0 < loop_error < 0.05
+    assert kernel_error < 1.2 * loop_error
 
 
 def test_kernels_are_chosen_where_there_are_gpus_only(decoder: Callable[[int], Decoder]) -> None:
     model, mesh = decoder(1).config, make_mesh(1)
     asked = {"dtype": Dtype.BFLOAT16, "kv_dtype": KvDtype.AUTO}
-    assert choose_attention(AttentionBackend.AUTO, model, mesh, **asked) is None
-    assert choose_attention(AttentionBackend.XLA, model, mesh, **asked) is None
+    assert choose_attention(AttentionBackend.AUTO, model, mesh, **asked) == BY_OPERATIONS
+    assert choose_attention(AttentionBackend.XLA, model, mesh, **asked) == BY_OPERATIONS
     assert choose_sampling(mesh) is None
     with pytest.raises(ModelError, match="attention cuda needs NVIDIA GPUs, not devices of kind cpu"):
         choose_attention(AttentionBackend.CUDA, model, mesh, **asked)
+
+
+def test_a_step_attends_by_the_function_that_it_is_given(decoder: Callable[[int], Decoder]) -> None:
+    """The oracle in place of the loop gives the same logits up to rounding."""
+    exact = {"dtype": jnp.float32, "kind": KvDtype.FLOAT32}
+    loop = _logits(decoder(2), **exact, attention=BY_OPERATIONS)
+    oracle = _logits(decoder(2), **exact, attention=AttentionByOperations(reference_attention))
+    assert not np.array_equal(oracle, loop)
+    np.testing.assert_allclose(oracle, loop, atol=1e-4 * np.abs(loop).max())
