@@ -12,7 +12,10 @@ from albireo_jax.core.config import CacheConfig, SchedulerConfig
 from albireo_jax.core.limits import EngineLimits
 from albireo_jax.core.plan import StepPlan
 from albireo_jax.core.types import Request
-from albireo_jax.runtime.batch import bucket_grid, choose_bucket, layout, pack, pack_rows
+from albireo_jax.runtime.batch import bucket_grid
+from albireo_jax.runtime.logit_rule_programs import LogitRulesShape
+from albireo_jax.runtime.packed_step import StepPacker
+from albireo_jax.sampling.routes import Route
 from albireo_jax.sched.scheduler import Scheduler
 from albireo_jax.sim.simulated_executor import NullExecutor
 
@@ -75,16 +78,16 @@ def bench_host(
 
 
 def plan_packer(max_rows: int) -> Callable[[StepPlan], object]:
-    """Packs plans of up to `max_rows` rows as the executor does."""
-    page_size = CacheConfig().page_size
-    buckets = bucket_grid(max_rows, 2 * max_rows)
-
-    def pack_plan(plan: StepPlan) -> object:
-        bucket = choose_bucket(plan, buckets)
-        forward = pack(plan, layout(bucket, page_size), padding_slot=max_rows)
-        return forward, pack_rows(plan, bucket.rows, padding_slot=max_rows)
-
-    return pack_plan
+    """Packs plans of up to `max_rows` rows by the function that the executor calls."""
+    packer = StepPacker(
+        bucket_grid(max_rows, 2 * max_rows),
+        LogitRulesShape(num_slots=max_rows + 1, padded_vocab=_VOCAB_SIZE, max_len=_PROMPT_TOKENS),
+        routes=(Route.GREEDY, Route.UNFILTERED, Route.ALL_TO_ALL),
+        page_size=CacheConfig().page_size,
+        pages_per_slot=1,
+        decode_steps=1,
+    )
+    return packer.pack
 
 
 def _bench(rows: int, *, pack: Callable[[StepPlan], object], steps: int, warmup_steps: int) -> HostSample:

@@ -120,17 +120,16 @@ def bucket_grid(max_rows: int, max_step_tokens: int, *, min_rows: int = 1) -> tu
 
 def choose_bucket(plan: StepPlan, buckets: tuple[Bucket, ...]) -> Bucket:
     """The smallest bucket that holds the plan; `buckets` come from `bucket_grid`."""
-    decode = plan.num_tokens == plan.num_rows and not plan.new_slots
+    num_tokens, num_rows = plan.num_tokens, plan.num_rows
+    decode = num_tokens == num_rows and not plan.new_slots
     fitting = [
-        bucket
-        for bucket in buckets
-        if bucket.is_decode == decode and bucket.rows >= plan.num_rows and bucket.tokens >= plan.num_tokens
+        (tokens, rows)
+        for tokens, rows in buckets
+        if rows >= num_rows and tokens >= num_tokens and (tokens == rows) == decode
     ]
     if not fitting:
-        raise ValueError(
-            f"a step of {plan.num_tokens} tokens and {plan.num_rows} rows fits none of {buckets}"
-        )
-    return min(fitting)
+        raise ValueError(f"a step of {num_tokens} tokens and {num_rows} rows fits none of {buckets}")
+    return Bucket(*min(fitting))
 
 
 @cache
@@ -159,6 +158,11 @@ def pack(plan: StepPlan, layout: BufferLayout, *, padding_slot: int) -> NDArray[
 
 def pack_padding(layout: BufferLayout, *, padding_slot: int) -> NDArray[np.int32]:
     """A fresh buffer of a forward pass that computes nothing: all rows are padding."""
+    return _padding(layout, padding_slot).copy()
+
+
+@cache
+def _padding(layout: BufferLayout, padding_slot: int) -> NDArray[np.int32]:
     buffer = np.zeros(layout.num_words, np.int32)
     buffer[layout.rows_at : layout.rows_at + layout.bucket.rows] = padding_slot
     updates = buffer[layout.updates_at :].reshape(3, layout.num_updates)

@@ -42,7 +42,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Int32
 from numpy.typing import NDArray
 
-from albireo_jax.core.plan import StepPlan
+from albireo_jax.core.plan import Int32s, StepPlan
 from albireo_jax.nn.decoder import DecoderWeights, unstack, weight_specs
 from albireo_jax.runtime.batch import (
     Bucket,
@@ -107,7 +107,7 @@ class DecodeLoops:
         scanned = program.layers is LayerLoop.SCANNED
         self._program = program if scanned else replace(program, layers=LayerLoop.UNSTACKED)
         self._max_steps = max_steps
-        self._routes = tuple(dict.fromkeys((routes(program)[0], routes(program)[-1])))
+        self._routes = _loop_routes(routes(program))
         self._compiled: Mapping[Any, jax.stages.Compiled] = {}
 
     def use_weights(self, arranged: Mapping[LayerLoop, DecoderWeights], weights: DecoderWeights) -> None:
@@ -139,16 +139,9 @@ class DecodeLoops:
         words = self._layout(loop).num_words + loop.rows
         return jit_decode(self._program, loop, weights).lower(weights, state, self._program.ints(words))
 
-    def choose(self, bucket: Bucket, route: Route) -> DecodeLoop:
-        """The loop for a step of this bucket, all rows of which the route serves."""
-        serving = next(each for each in self._routes if each >= route)
-        return DecodeLoop(rows=bucket.rows, route=serving, steps=self._max_steps)
-
-    def run(self, loop: DecodeLoop, plan: StepPlan, state: DeviceState) -> LoopOutput:
-        """Queue the steps of a plan; donates the state."""
-        padding_slot = state.sampler.last_token_Z.shape[0] - 1
-        words = pack_steps(plan, self._layout(loop), padding_slot=padding_slot)
-        return self._compiled[loop](self._weights, state, words)
+    def run(self, loop: DecodeLoop, inputs: Int32s, state: DeviceState) -> LoopOutput:
+        """Queue the steps whose buffer `inputs` is; donates the state."""
+        return self._compiled[loop](self._weights, state, inputs)
 
     def warm_up(self, buckets: Sequence[Bucket], state: DeviceState) -> DeviceState:
         """The state after every loop has run once, a step of padding; donates the state."""
@@ -162,6 +155,17 @@ class DecodeLoops:
 
     def _layout(self, loop: DecodeLoop) -> BufferLayout:
         return loop_layout(loop, self._program.page_size)
+
+
+def _loop_routes(routes: tuple[Route, ...]) -> tuple[Route, ...]:
+    """The routes of loops among those of an engine: the cheapest, and the one that serves any rows."""
+    return tuple(dict.fromkeys((routes[0], routes[-1])))
+
+
+def choose_loop(bucket: Bucket, route: Route, *, routes: tuple[Route, ...], steps: int) -> DecodeLoop:
+    """The loop of `steps` steps for a bucket whose rows `route`, one of the engine's `routes`, serves."""
+    serving = next(each for each in _loop_routes(routes) if each >= route)
+    return DecodeLoop(rows=bucket.rows, route=serving, steps=steps)
 
 
 def loop_layout(loop: DecodeLoop, page_size: int) -> BufferLayout:

@@ -1,8 +1,9 @@
-"""JaxExecutor: packs plans, dispatches compiled programs, and reads sampled ids back one step late.
+"""The executor packs a plan, launches compiled programs on it, and reads sampled ids back one step late.
 
-A step is two calls, a forward pass and a sampling of its logits; a third, if it admits requests; one before
-them, if some of these begin with pages that are computed already; and those of `ruled_rows` and `banned_rows`
-if any of its rows has rules or may not end yet. The device runs them in order, without the host in between::
+A step is two calls: a forward pass, and a sampling of its logits. There is a third if it admits requests, and
+one before them if some of these begin with pages that are computed already. `logit_rule_calls`, `min_tokens`
+and `logprob_calls` add theirs for rows that have rules, may not end yet or are scored. The device runs the
+calls in order, without the host in between::
 
     host    pack, forward, admit, sample │ next plan ...         │ wait: ids
     device         [ forward ................ ][ admit ][ sample ]──▶ copy of the ids
@@ -13,29 +14,24 @@ A plan of several steps is one call instead (`decode_loop`).
 import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
-import numpy as np
 from jax.sharding import Sharding
 
-from albireo_jax.core.plan import CopyCosts, SlotParams, StepPlan
+from albireo_jax.core.plan import CopyCosts, Int32s, SlotParams, StepPlan
 from albireo_jax.core.token_sampling import GREEDY, TokenSampling
 from albireo_jax.nn.decoder import DecoderWeights
 from albireo_jax.runtime.batch import (
     ADMISSIONS,
     SLOT_FIELDS,
     Bucket,
-    choose_bucket,
     layout,
-    pack,
     pack_padding,
     pack_padding_rows,
     pack_pages,
     pack_params,
-    pack_rows,
 )
 from albireo_jax.runtime.compile import Progress, compile_all
 from albireo_jax.runtime.decode_loop import DecodeLoop, DecodeLoops, LoopOutput
@@ -43,13 +39,13 @@ from albireo_jax.runtime.handles import CopyHandle, JaxStepHandle, LastStepEnd, 
 from albireo_jax.runtime.logit_rule_calls import LogitRuleCalls, LogitRuleProgram
 from albireo_jax.runtime.logprob_calls import LogprobCalls, LogprobProgram, PendingLogprobs
 from albireo_jax.runtime.min_tokens import MinTokensCalls, MinTokensProgram
+from albireo_jax.runtime.packed_step import PackedCopies, PackedLoop, PackedStep, StepPacker
 from albireo_jax.runtime.sampling_programs import (
     SampleOutput,
     SamplingCost,
     admit,
     jit_sample,
     routes,
-    slot_route,
 )
 from albireo_jax.runtime.state import DeviceState, PlannedState
 from albireo_jax.runtime.step import ForwardOutput, StepProgram, begin_with_pages, jit_forward
@@ -101,21 +97,28 @@ class JaxExecutor:
         progress: Progress | None = None,
     ) -> None:
         self.program = program
-        self._cache, self._sampler = state.arrays  # of which programs are lowered; made below
+        self._cache, self._sampler = state.arrays  # for lowering; made below
         self._buckets = buckets
         self._scoring = LogprobCalls(program, weights, num_top=max_logprobs)
         self._loops = DecodeLoops(program, max_steps=decode_steps)
         self.replace_weights(weights)
         self._padding_slot = self._sampler.last_token_Z.shape[0] - 1
         self._ruled = LogitRuleCalls(program, rules, max_len=max_len)
-        self._banned = MinTokensCalls(program, num_slots=self._padding_slot + 1)
+        self._banned = MinTokensCalls(program)
         self._host_pages = HostPages(
             self._cache.kv, program.mesh, axis=program.axis, num_host_pages=num_host_pages
         )
         self._in_flight: deque[JaxStepHandle | CopyHandle] = deque()
         self._ends = LastStepEnd()
         self._routes = routes(program)
-        self._slot_route = np.zeros(self._padding_slot + 1, np.int32)
+        self._packer = StepPacker(
+            buckets,
+            self._ruled.shape,
+            routes=self._routes,
+            page_size=program.page_size,
+            pages_per_slot=self._cache.page_table_ZM.shape[1],
+            decode_steps=decode_steps,
+        )
         row_counts = sorted({bucket.rows for bucket in buckets})
         samplings = [Sampling(rows, route) for rows in row_counts for route in self._routes]
         self._costs = {sampling: self._cost(sampling) for sampling in samplings}
@@ -173,67 +176,75 @@ class JaxExecutor:
         Its copies come first. Without rows they are all of it: there is no forward pass.
         """
         self._poll()
-        started = self._host_pages.run(self._cache.kv, plan.copies)
+        packed = self._packer.pack(plan)
+        started = self._host_pages.run(self._cache.kv, packed.copies)
         self._cache = self._cache._replace(kv=started.kv)
-        if len(plan.steps):
-            handle = self._loop(plan, started.copies)
-        elif plan.num_rows:
-            handle = self._compute(plan, started.copies)
-        else:
-            moving = jax.tree.leaves(started.moving)
-            handle = CopyHandle(moving, copies=started.copies, ends=self._ends)
+        match packed:
+            case PackedStep():
+                handle = self._launch_step(packed, started.copies)
+            case PackedLoop():
+                handle = self._launch_loop(packed, started.copies)
+            case PackedCopies():
+                moving = jax.tree.leaves(started.moving)
+                handle = CopyHandle(moving, copies=started.copies, ends=self._ends)
         self._poll()
         self._in_flight.append(handle)
         return handle
 
-    def _compute(self, plan: StepPlan, copies: StepCopies) -> JaxStepHandle:
+    def _launch_step(self, step: PackedStep, copies: StepCopies) -> JaxStepHandle:
         """Queue the forward pass of a step and the sampling of its rows."""
-        bucket = choose_bucket(plan, self._buckets)
-        padding_slot = self._padding_slot
-        self._begin([params for params in plan.new_slots if params.pages])
-        # The calls themselves transfer the buffers: a device_put before one costs 40 µs more, and its array
-        # takes a slower way into the executable.
-        forward: ForwardOutput = self._compiled[bucket](
-            self._weights[bucket],
-            self._cache,
-            self._sampler.last_token_Z,
-            pack(plan, layout(bucket, self.program.page_size), padding_slot=padding_slot),
-        )
-        self._cache = forward.cache
-        self._admit(plan.new_slots)
-        ruled = self._ruled.prepare(plan)
-        logits_RV = self._ruled.apply(ruled, forward.logits_RV)
-        sampling = Sampling(bucket.rows, self._route(plan))
-        rows = pack_rows(plan, bucket.rows, padding_slot=padding_slot)
-        logits_RV = self._banned.apply(plan, self._sampler, logits_RV, rows=rows)
-        sampled: SampleOutput = self._compiled[sampling](self._sampler, logits_RV, rows)
-        self._sampler = sampled.state
-        self._ruled.note(ruled, sampled.id_R)
-        scores = self._scoring.score(plan, forward, sampled.id_R)
+        for table_rows in step.first_pages:
+            self._begin(table_rows)
+        forward = self._forward(step.bucket, step.inputs)
+        for admission in step.admissions:
+            self._admit(admission)
+        self._ruled.write(step.rules)
+        logits_RV = self._ruled.apply(step.rules, forward.logits_RV)
+        if step.has_banned_rows:
+            logits_RV = self._banned.apply(self._sampler, logits_RV, rows=step.rows)
+        sampling = Sampling(step.bucket.rows, step.route)
+        id_R = self._sample(sampling, logits_RV, step.rows)
+        self._ruled.note(step.rules, id_R)
         return JaxStepHandle(
-            sampled.id_R,
-            plan.num_rows,
-            scores=scores,
+            id_R,
+            step.num_rows,
+            scores=self._scoring.score(step.targets, forward, id_R),
             sampling=self._costs[sampling],
             copies=copies,
             ends=self._ends,
         )
 
-    def _loop(self, plan: StepPlan, copies: StepCopies) -> JaxStepHandle:
-        """Queue all steps of a plan whose rows go on by themselves."""
-        bucket = choose_bucket(plan, self._buckets)
-        loop = self._loops.choose(bucket, self._route(plan))
+    def _launch_loop(self, step: PackedLoop, copies: StepCopies) -> JaxStepHandle:
+        """Queue all steps of rows that go on by themselves."""
         state = DeviceState(self._cache, self._sampler)
-        done: LoopOutput = self._loops.run(loop, plan, state)
+        done: LoopOutput = self._loops.run(step.loop, step.inputs, state)
         self._cache, self._sampler = done.state
         return JaxStepHandle(
             done.result_XR,
-            plan.num_rows,
+            step.num_rows,
             scores=PendingLogprobs([]),
-            sampling=self._costs[Sampling(bucket.rows, loop.route)],
+            sampling=self._costs[Sampling(step.loop.rows, step.loop.route)],
             copies=copies,
             ends=self._ends,
         )
+
+    def _forward(self, bucket: Bucket, inputs: Int32s) -> ForwardOutput:
+        """Queue a forward pass; `inputs` is its buffer.
+
+        The call itself transfers the buffer. A `device_put` before it costs more, and its array takes a
+        slower way into the executable.
+        """
+        forward: ForwardOutput = self._compiled[bucket](
+            self._weights[bucket], self._cache, self._sampler.last_token_Z, inputs
+        )
+        self._cache = forward.cache
+        return forward
+
+    def _sample(self, sampling: Sampling, logits_RV: jax.Array, rows: Int32s) -> jax.Array:
+        """Queue the sampling of rows; their ids. `rows` is its buffer."""
+        sampled: SampleOutput = self._compiled[sampling](self._sampler, logits_RV, rows)
+        self._sampler = sampled.state
+        return sampled.id_R
 
     def replace_weights(self, weights: DecoderWeights) -> None:
         """Compute all later steps with other arrays of the same shapes, dtypes and shardings."""
@@ -251,8 +262,9 @@ class JaxExecutor:
         A GPU loads kernels and records CUDA graphs when a program first runs. It drops the graphs of all
         programs when another one is compiled, so nothing is after this.
         """
-        self._admit((), at_least=1)
-        self._begin((), at_least=1)
+        self._admit(pack_params((), padding_slot=self._padding_slot))
+        pages_per_slot = self._cache.page_table_ZM.shape[1]
+        self._begin(pack_pages((), pages_per_slot, padding_slot=self._padding_slot))
         warm: set[int] = set()
         for bucket in self._buckets:
             forward, rows = self._run_padding(bucket), bucket.rows
@@ -261,7 +273,7 @@ class JaxExecutor:
             self._scoring.warm_up(forward, id_R)
             if rows not in warm:
                 padding = pack_padding_rows(rows, padding_slot=self._padding_slot)
-                self._banned.warm_up(self._sampler, forward.logits_RV, rows=padding)
+                self._banned.apply(self._sampler, forward.logits_RV, rows=padding)
                 self._ruled.warm_up(forward.logits_RV, id_R)
             warm.add(rows)
         state = self._loops.warm_up(self._buckets, DeviceState(self._cache, self._sampler))
@@ -310,14 +322,7 @@ class JaxExecutor:
     def _run_padding(self, bucket: Bucket) -> ForwardOutput:
         """Queue the forward pass of a bucket full of padding."""
         shape = layout(bucket, self.program.page_size)
-        forward: ForwardOutput = self._compiled[bucket](
-            self._weights[bucket],
-            self._cache,
-            self._sampler.last_token_Z,
-            pack_padding(shape, padding_slot=self._padding_slot),
-        )
-        self._cache = forward.cache
-        return forward
+        return self._forward(bucket, pack_padding(shape, padding_slot=self._padding_slot))
 
     def _cost(self, sampling: Sampling) -> SamplingCost:
         rows, columns = self.program.logits(sampling.rows).shape
@@ -337,35 +342,21 @@ class JaxExecutor:
     def _sample_padding(self, sampling: Sampling, logits_RV: jax.Array) -> jax.Array:
         """Queue the sampling of rows that are all padding; their ids."""
         rows = pack_padding_rows(sampling.rows, padding_slot=self._padding_slot)
-        sampled: SampleOutput = self._compiled[sampling](self._sampler, logits_RV, rows)
-        self._sampler = sampled.state
-        return sampled.id_R
+        return self._sample(sampling, logits_RV, rows)
 
-    def _route(self, plan: StepPlan) -> Route:
-        """The cheapest route that serves all rows of a step."""
-        for params in plan.new_slots:
-            self._slot_route[params.slot] = slot_route(params, self._routes)
-        wanted = self._slot_route[plan.slots[plan.samples]]
-        return Route(wanted.max()) if len(wanted) else self._routes[0]
-
-    def _begin(self, new_slots: Sequence[SlotParams], *, at_least: int = 0) -> None:
+    def _begin(self, table_rows: Int32s) -> None:
         """Write the pages that new slots begin with, which the step's forward pass reads."""
-        for first in range(0, max(at_least, len(new_slots)), ADMISSIONS):
-            table_ZM = self._cache.page_table_ZM
-            table_rows = pack_pages(
-                new_slots[first : first + ADMISSIONS], table_ZM.shape[1], padding_slot=self._padding_slot
-            )
-            self._cache = self._cache._replace(page_table_ZM=self._compiled[_BEGIN](table_ZM, table_rows))
+        table_ZM = self._compiled[_BEGIN](self._cache.page_table_ZM, table_rows)
+        self._cache = self._cache._replace(page_table_ZM=table_ZM)
 
-    def _admit(self, new_slots: Sequence[SlotParams], *, at_least: int = 0) -> None:
+    def _admit(self, admission: Int32s) -> None:
         """Write the parameters of new slots, which the step's sampling reads."""
-        for first in range(0, max(at_least, len(new_slots)), ADMISSIONS):
-            words = pack_params(new_slots[first : first + ADMISSIONS], padding_slot=self._padding_slot)
-            self._sampler = self._compiled[_ADMIT](self._sampler, words)
+        self._sampler = self._compiled[_ADMIT](self._sampler, admission)
 
     def _admit_padding(self, sampling: TokenSampling) -> None:
         """Write how the slot of padding rows is sampled."""
-        self._admit((SlotParams(slot=self._padding_slot, sampling=sampling, banned_until=0, stop_ids=()),))
+        params = SlotParams(slot=self._padding_slot, sampling=sampling, banned_until=0, stop_ids=())
+        self._admit(pack_params((params,), padding_slot=self._padding_slot))
 
     def _lower_admit(self) -> jax.stages.Lowered:
         return admit.lower(self._sampler, self.program.ints(ADMISSIONS, 1 + SLOT_FIELDS))

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from albireo_jax.core.plan import Bools, Int32s, StepPlan
 from albireo_jax.runtime.logit_rule_programs import (
     MASKS,
     RULED_ADMISSIONS,
@@ -19,8 +18,8 @@ from albireo_jax.runtime.logit_rule_programs import (
     jit_apply,
     jit_masks,
     jit_note,
-    pack_masks,
 )
+from albireo_jax.runtime.packed_rules import PackedRules
 from albireo_jax.runtime.step import StepProgram
 from albireo_jax.sampling.logits import Rules
 
@@ -42,15 +41,6 @@ class LogitRuleProgram:
     rows: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogitRuleStep:
-    """The rows of a step that have rules: R slots, and which of the rows sample."""
-
-    is_ruled_R: Bools
-    samples_R: Bools
-    slot_R: Int32s
-
-
 class LogitRuleCalls:
     """The rules of all slots on the devices of `program`, changed and applied in the order of the steps."""
 
@@ -58,9 +48,12 @@ class LogitRuleCalls:
         self._program = program
         self._rules = rules
         self._shape = LogitRulesShape(*rules.seen_Zv.shape, max_len=max_len)
-        self._packer = AdmissionPacker(self._shape)
-        self._is_ruled = np.zeros(self._shape.num_slots, np.bool_)
         self._compiled: Mapping[Any, jax.stages.Compiled] = {}
+
+    @property
+    def shape(self) -> LogitRulesShape:
+        """The sizes that rules are packed for."""
+        return self._shape
 
     def programs(self, row_counts: Iterable[int]) -> dict[LogitRuleProgram, Callable[[], jax.stages.Lowered]]:
         """All programs, for steps of these numbers of rows, ready to be lowered."""
@@ -77,39 +70,27 @@ class LogitRuleCalls:
         """Run these executables of `programs` from now on."""
         self._compiled = compiled
 
-    def prepare(self, plan: StepPlan) -> LogitRuleStep | None:
-        """Take in the rules and masks of a plan; its rows with rules, None if there are none that sample."""
-        for params in plan.new_slots:
-            self._is_ruled[params.slot] = params.rules is not None
-        admitted = [(params.slot, params.rules) for params in plan.new_slots if params.rules is not None]
-        for first in range(0, len(admitted), RULED_ADMISSIONS):
-            words = self._packer.pack(admitted[first : first + RULED_ADMISSIONS])
+    def write(self, rules: PackedRules) -> None:
+        """Write a step's rules and masks into their slots."""
+        for words in rules.admissions:
             self._rules = self._compiled[LogitRuleProgram(LogitRuleKind.ADMIT)](self._rules, words)
-        for first in range(0, len(plan.mask_slots), MASKS):
-            words = pack_masks(plan, first, self._shape)
+        for words in rules.masks:
             self._rules = self._compiled[LogitRuleProgram(LogitRuleKind.MASK)](self._rules, words)
-        is_ruled = self._is_ruled[plan.slots]
-        if not (is_ruled & plan.samples).any():
-            return None
-        return LogitRuleStep(is_ruled_R=is_ruled, samples_R=plan.samples, slot_R=plan.slots)
 
-    def apply(self, step: LogitRuleStep | None, logits_RV: jax.Array) -> jax.Array:
-        """The step's logits, changed by its rows' rules; rows without read the padding slot's."""
-        if step is None:
+    def apply(self, rules: PackedRules, logits_RV: jax.Array) -> jax.Array:
+        """The step's logits, changed by its rows' rules, which are written already."""
+        if rules.rows is None:
             return logits_RV
-        slot_R = np.full(logits_RV.shape[0], self._shape.num_slots - 1, np.int32)
-        slot_R[: len(step.slot_R)][step.is_ruled_R] = step.slot_R[step.is_ruled_R]
+        slot_R = rules.rows.read_slot_R
         return self._compiled[LogitRuleProgram(LogitRuleKind.APPLY, len(slot_R))](
             self._rules, slot_R, logits_RV
         )
 
-    def note(self, step: LogitRuleStep | None, id_R: jax.Array) -> None:
+    def note(self, rules: PackedRules, id_R: jax.Array) -> None:
         """Count the tokens that the step's rows with rules sampled."""
-        if step is None:
+        if rules.rows is None:
             return
-        slot_R = np.full(id_R.shape[0], self._shape.num_slots, np.int32)  # no slot
-        noted = step.is_ruled_R & step.samples_R
-        slot_R[: len(step.slot_R)][noted] = step.slot_R[noted]
+        slot_R = rules.rows.count_slot_R
         self._rules = self._compiled[LogitRuleProgram(LogitRuleKind.NOTE, len(slot_R))](
             self._rules, slot_R, id_R
         )
@@ -120,7 +101,7 @@ class LogitRuleCalls:
         masks = np.zeros((MASKS, 1 + self._shape.mask_words), np.int32)
         masks[:, 0] = self._shape.num_slots
         self._rules = self._compiled[LogitRuleProgram(LogitRuleKind.ADMIT)](
-            self._rules, self._packer.pack(())
+            self._rules, AdmissionPacker(self._shape).pack(())
         )
         self._rules = self._compiled[LogitRuleProgram(LogitRuleKind.MASK)](self._rules, masks)
         self._compiled[LogitRuleProgram(LogitRuleKind.APPLY, len(none_R))](self._rules, none_R - 1, logits_RV)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int32
 from numpy.typing import NDArray
 
 from albireo_jax.core.logit_rules import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED_TOKENS, LogitRules
-from albireo_jax.core.plan import Int32s, SlotRules, StepPlan
+from albireo_jax.core.plan import Int32s, SlotRules
 from albireo_jax.nn.sharding import shardings
 from albireo_jax.runtime.step import StepProgram
 from albireo_jax.sampling.logits import MASK_BITS, Rules, apply_rules, note_tokens
@@ -135,11 +135,10 @@ def _write_slot(words: Int32s, slot: int, given: SlotRules, content: Int32s) -> 
     words[len(content) : len(content) + len(given.token_ids)] = given.token_ids
 
 
-def pack_masks(plan: StepPlan, first: int, shape: LogitRulesShape) -> NDArray[np.int32]:
-    """A fresh array [MASKS, 1 + X]: slots and masks of the plan from its mask `first` on."""
+def pack_masks(slots: Int32s, masks: Int32s, shape: LogitRulesShape) -> NDArray[np.int32]:
+    """A fresh array [MASKS, 1 + X]: up to MASKS slots and their masks, and slots that are none."""
     words = np.zeros((MASKS, 1 + shape.mask_words), np.int32)
     words[:, 0] = shape.num_slots  # no slot: what is written there is dropped
-    slots, masks = plan.mask_slots[first : first + MASKS], plan.masks[first : first + MASKS]
     words[: len(slots), 0] = slots
     words[: len(slots), 1 : 1 + masks.shape[1]] = masks
     return words

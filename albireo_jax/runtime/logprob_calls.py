@@ -1,6 +1,6 @@
-"""LogprobCalls: the calls that score a step's tokens, and their results; nothing to score, no call."""
+"""The calls that score a step's tokens, and their results; a step without targets makes no call."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from albireo_jax.core.plan import Int32s, LogprobArrays, StepPlan
+from albireo_jax.core.plan import Int32s, LogprobArrays, LogprobTargets
 from albireo_jax.nn.decoder import DecoderWeights, Head, head
 from albireo_jax.runtime.batch import Bucket
 from albireo_jax.runtime.logprob_programs import (
@@ -44,6 +44,40 @@ class LogprobProgram:
     kind: LogprobKind
     wanted: int
     of: int = 0
+
+
+class RowPiece(NamedTuple):
+    """Rows whose sampled tokens are scored in one call, of which the first `wanted` count."""
+
+    row_C: Int32s
+    wanted: int
+
+
+class TokenPiece(NamedTuple):
+    """Tokens of a step and the ids behind them that one call scores, of which the first `wanted` count."""
+
+    token_C: Int32s
+    next_id_C: Int32s
+    wanted: int
+
+
+class PackedTargets(NamedTuple):
+    """The tokens of a step that are scored, cut into pieces of the sizes that programs take."""
+
+    rows: Sequence[RowPiece] = ()
+    tokens: Sequence[TokenPiece] = ()
+
+
+def pack_targets(targets: LogprobTargets, *, rows: int) -> PackedTargets:
+    """The targets of a step that is padded to so many rows."""
+    if not targets.count:
+        return PackedTargets()
+    size = _MANY if rows >= _MANY and len(targets.rows) > _FEW else _FEW
+    tokens = zip(_pieces(targets.tokens, _MANY), _pieces(targets.next_ids, _MANY), strict=True)
+    return PackedTargets(
+        [RowPiece(*piece) for piece in _pieces(targets.rows, size)],
+        [TokenPiece(token_C, id_C, wanted) for (token_C, wanted), (id_C, _) in tokens],
+    )
 
 
 class _Piece(NamedTuple):
@@ -121,50 +155,40 @@ class LogprobCalls:
         """Run these executables of `programs` from now on."""
         self._compiled = compiled
 
-    def score(self, plan: StepPlan, forward: ForwardOutput, id_R: jax.Array) -> PendingLogprobs:
-        """Queue the scoring of a plan's tokens; `forward` has the logits before any rule changed them."""
-        scored = plan.scored
-        if not scored.count:
-            return PendingLogprobs([])
+    def score(self, targets: PackedTargets, forward: ForwardOutput, id_R: jax.Array) -> PendingLogprobs:
+        """Queue the scoring of a step's tokens; `forward` has the logits before any rule changed them."""
+        sampled = Sampled(forward.logits_RV, id_R)
         return PendingLogprobs(
-            self._score_sampled(scored.rows, Sampled(forward.logits_RV, id_R))
-            + self._score_hidden(scored.tokens, scored.next_ids, forward.hidden_TD)
+            [self._score_rows(piece, sampled) for piece in targets.rows]
+            + [self._score_tokens(piece, forward.hidden_TD) for piece in targets.tokens]
         )
 
     def warm_up(self, forward: ForwardOutput, id_R: jax.Array) -> None:
         """Run every program for steps of this size once."""
         if not self._num_top:
             return
-        sampled = Sampled(forward.logits_RV, id_R)
-        self._score_sampled(np.zeros(1, np.int32), sampled)
-        if len(id_R) >= _MANY:
-            self._score_sampled(np.zeros(_MANY, np.int32), sampled)
-        tokens = np.zeros(1, np.int32)
-        self._score_hidden(tokens, tokens, forward.hidden_TD)
+        rows, one = len(id_R), np.zeros(1, np.int32)
+        targets = [LogprobTargets(rows=one, tokens=one, next_ids=one)]
+        if rows >= _MANY:
+            targets.append(LogprobTargets(rows=np.zeros(_MANY, np.int32)))
+        for each in targets:
+            self.score(pack_targets(each, rows=rows), forward, id_R)
 
-    def _score_sampled(self, rows: Int32s, sampled: Sampled) -> list[_Piece]:
-        of = len(sampled.id_R)
-        count = _MANY if of >= _MANY and len(rows) > _FEW else _FEW
-        take = LogprobProgram(LogprobKind.TAKE_SAMPLED, count, of)
-        pieces: list[_Piece] = []
-        for index_C, wanted in _pieces(rows, count):
-            taken: Sampled = self._compiled[take](sampled, index_C)
-            scores: RowScores = self._compiled[LogprobProgram(LogprobKind.SCORE_SAMPLED, count)](taken)
-            pieces.append(_Piece(scores, wanted))
-        return pieces
+    def _score_rows(self, piece: RowPiece, sampled: Sampled) -> _Piece:
+        count = len(piece.row_C)
+        take = LogprobProgram(LogprobKind.TAKE_SAMPLED, count, len(sampled.id_R))
+        taken: Sampled = self._compiled[take](sampled, piece.row_C)
+        scores: RowScores = self._compiled[LogprobProgram(LogprobKind.SCORE_SAMPLED, count)](taken)
+        return _Piece(scores, piece.wanted)
 
-    def _score_hidden(self, tokens: Int32s, next_ids: Int32s, hidden_TD: jax.Array) -> list[_Piece]:
-        take = LogprobProgram(LogprobKind.TAKE_HIDDEN, _MANY, len(hidden_TD))
-        pieces: list[_Piece] = []
-        for (index_C, wanted), (id_C, _) in zip(
-            _pieces(tokens, _MANY), _pieces(next_ids, _MANY), strict=True
-        ):
-            hidden_CD: jax.Array = self._compiled[take](hidden_TD, index_C)
-            scores: RowScores = self._compiled[LogprobProgram(LogprobKind.SCORE_HIDDEN, _MANY)](
-                self._head, hidden_CD, id_C
-            )
-            pieces.append(_Piece(scores, wanted))
-        return pieces
+    def _score_tokens(self, piece: TokenPiece, hidden_TD: jax.Array) -> _Piece:
+        count = len(piece.token_C)
+        take = LogprobProgram(LogprobKind.TAKE_HIDDEN, count, len(hidden_TD))
+        hidden_CD: jax.Array = self._compiled[take](hidden_TD, piece.token_C)
+        scores: RowScores = self._compiled[LogprobProgram(LogprobKind.SCORE_HIDDEN, count)](
+            self._head, hidden_CD, piece.next_id_C
+        )
+        return _Piece(scores, piece.wanted)
 
     def _lower_take_sampled(self, count: int, of: int) -> jax.stages.Lowered:
         return take_sampled.lower(self._sampled(of), self._program.ints(count))

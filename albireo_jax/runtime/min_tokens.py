@@ -1,4 +1,4 @@
-"""The call that keeps rows below their `min_tokens` from ending; a step without such rows makes none."""
+"""The program that keeps rows below their `min_tokens` from ending; a step without such rows calls none."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from albireo_jax.core.plan import StepPlan
 from albireo_jax.runtime.sampling_programs import jit_ban
 from albireo_jax.runtime.state import SamplerState
 from albireo_jax.runtime.step import StepProgram
@@ -23,11 +22,10 @@ class MinTokensProgram:
 
 
 class MinTokensCalls:
-    """Until when each of `num_slots` slots has banned ids, as far as it has any."""
+    """Takes the stop ids of rows that may not end yet out of their logits."""
 
-    def __init__(self, program: StepProgram, *, num_slots: int) -> None:
+    def __init__(self, program: StepProgram) -> None:
         self._program = program
-        self._until = np.zeros(num_slots, np.int32)
         self._compiled: Mapping[Any, jax.stages.Compiled] = {}
 
     def programs(
@@ -40,23 +38,12 @@ class MinTokensCalls:
         """Run these executables of `programs` from now on."""
         self._compiled = compiled
 
-    def apply(
-        self, plan: StepPlan, state: SamplerState, logits_RV: jax.Array, *, rows: NDArray[np.int32]
-    ) -> jax.Array:
-        """The logits of a plan's step without those of banned ids; `rows` is its buffer of `pack_rows`.
+    def apply(self, state: SamplerState, logits_RV: jax.Array, *, rows: NDArray[np.int32]) -> jax.Array:
+        """The logits of a step without those of banned ids; `rows` is its buffer of `pack_rows`.
 
-        The parameters of the plan's new slots are in the state already.
+        The parameters of the step's new slots are in the state already.
         """
-        for params in plan.new_slots:
-            self._until[params.slot] = params.banned_until if params.stop_ids else 0
-        is_banned = plan.starts + plan.counts < self._until[plan.slots]
-        if not (is_banned & plan.samples).any():
-            return logits_RV
         return self._compiled[MinTokensProgram(len(logits_RV))](state.params_ZF, logits_RV, rows)
-
-    def warm_up(self, state: SamplerState, logits_RV: jax.Array, *, rows: NDArray[np.int32]) -> None:
-        """Run the program for steps of R rows once; `rows` is a buffer of padding."""
-        self._compiled[MinTokensProgram(len(logits_RV))](state.params_ZF, logits_RV, rows)
 
     def _lower(self, rows: int, state: SamplerState) -> jax.stages.Lowered:
         return jit_ban(self._program).lower(

@@ -225,7 +225,7 @@ def programs(
     }
     for route in routes(program):
         found[Sampling(MAX_ROWS, route)] = partial(lower_sampling, Sampling(MAX_ROWS, route))
-    found |= MinTokensCalls(program, num_slots=MAX_ROWS + 1).programs((MAX_ROWS,), sampler)
+    found |= MinTokensCalls(program).programs((MAX_ROWS,), sampler)
     found["admit"] = lambda: admit.lower(sampler, program.ints(ADMISSIONS, 1 + SLOT_FIELDS))
     found["begin with pages"] = lambda: begin_with_pages.lower(
         table_ZM, program.ints(ADMISSIONS, 1 + table_ZM.shape[1])

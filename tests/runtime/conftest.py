@@ -174,6 +174,7 @@ def _with_loops(shape: EngineShape) -> JaxExecutor:
     state = DeviceState(executor._cache, executor._sampler)
     loops.use(compile_all(loops.programs(executor.buckets, state)))
     executor._loops = loops
+    executor._packer._decode_steps = shape.decode_steps
     return executor
 
 

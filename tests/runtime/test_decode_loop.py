@@ -24,7 +24,7 @@ from albireo_jax.engine.timeline import Timeline
 from albireo_jax.nn.module import Decoder
 from albireo_jax.nn.sharding import TP
 from albireo_jax.runtime.batch import Bucket, layout, pack, pack_params, pack_rows
-from albireo_jax.runtime.decode_loop import DecodeLoop, DecodeLoops
+from albireo_jax.runtime.decode_loop import DecodeLoop, DecodeLoops, loop_layout, pack_steps
 from albireo_jax.runtime.executor import JaxExecutor
 from albireo_jax.runtime.sampling_programs import admit, jit_sample
 from albireo_jax.runtime.state import DeviceState, StateShape, plan_state
@@ -221,7 +221,8 @@ class Ranks:
 
     def looped(self, plan: StepPlan, state: DeviceState) -> list[list[int]]:
         """The same by one call."""
-        result_XR = np.asarray(self.loops.run(self.loop, plan, state).result_XR)
+        words = pack_steps(plan, loop_layout(self.loop, 4), padding_slot=4)
+        result_XR = np.asarray(self.loops.run(self.loop, words, state).result_XR)
         return [result_XR[: result_XR[-1, row], row].tolist() for row in range(plan.num_rows)]
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +25,7 @@ from albireo_jax.runtime.logit_rule_programs import (
     new_rules,
     pack_rules,
 )
+from albireo_jax.runtime.packed_rules import RulePacker
 from albireo_jax.runtime.step import LayerLoop, StepProgram
 from albireo_jax.sched.scheduler import Scheduler
 
@@ -49,6 +50,13 @@ def _plan(rules: list[LogitRules | None], *, first: int = 0) -> StepPlan:
     return plan
 
 
+class RuledSlots(NamedTuple):
+    """What packs rules, and the calls that write and apply them."""
+
+    packer: RulePacker
+    calls: LogitRuleCalls
+
+
 class _Counted(dict[Any, Any]):
     """Executables by name, with a count of how often each kind was taken to be called."""
 
@@ -65,7 +73,7 @@ class _Counted(dict[Any, Any]):
 @pytest.fixture(scope="module", params=[1, 4])
 def ruled(
     request: pytest.FixtureRequest, shape: ModelConfig, decoder: Callable[[int], Decoder]
-) -> tuple[Callable[[], tuple[LogitRuleCalls, _Counted]], int]:
+) -> tuple[Callable[[], tuple[RuledSlots, _Counted]], int]:
     """Builds rows without rules yet and their executables; and the padded vocabulary."""
     mesh = decoder(request.param).mesh
     program = StepProgram(
@@ -85,10 +93,10 @@ def ruled(
     lowered = {name: lower() for name, lower in fresh().programs((SLOTS,)).items()}
     compiled = {name: each.compile() for name, each in lowered.items() if name.kind in CALLED}
 
-    def build() -> tuple[LogitRuleCalls, _Counted]:
-        rows, counted = fresh(), _Counted(compiled)
-        rows.use(counted)
-        return rows, counted
+    def build() -> tuple[RuledSlots, _Counted]:
+        calls, counted = fresh(), _Counted(compiled)
+        calls.use(counted)
+        return RuledSlots(RulePacker(sizes), calls), counted
 
     return build, padded
 
@@ -105,20 +113,23 @@ def ruled(
     ],
 )
 def test_one_call_admits_several_slots_and_each_has_its_own_rules(
-    ruled: tuple[Callable[[], tuple[LogitRuleCalls, _Counted]], int],
+    ruled: tuple[Callable[[], tuple[RuledSlots, _Counted]], int],
     rules: list[LogitRules | None],
     calls: int,
 ) -> None:
     build, padded = ruled
     rows, counted = build()
     plan = _plan(rules)
-    step = rows.prepare(plan)
+    packed = rows.packer.pack(plan, rows=SLOTS)
+    rows.calls.write(packed)
     assert counted.calls["admit rules"] == calls
     logits_RV = np.ones((SLOTS, padded), np.float32)
-    changed_RV = np.asarray(rows.apply(step, jnp.asarray(logits_RV)))
+    changed_RV = np.asarray(rows.calls.apply(packed, jnp.asarray(logits_RV)))
     alone, _ = build()
     for row, each in enumerate(rules):  # one after the other in the same slot
-        expected_RV = np.asarray(alone.apply(alone.prepare(_plan([each], first=row)), jnp.asarray(logits_RV)))
+        packed = alone.packer.pack(_plan([each], first=row), rows=SLOTS)
+        alone.calls.write(packed)
+        expected_RV = np.asarray(alone.calls.apply(packed, jnp.asarray(logits_RV)))
         np.testing.assert_array_equal(changed_RV[row, :VOCAB], expected_RV[0, :VOCAB])
 
 
