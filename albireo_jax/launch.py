@@ -302,20 +302,6 @@ def _executor(
     buckets: tuple[Bucket, ...],
     progress: Progress | None,
 ) -> JaxExecutor:
-    program = StepProgram(
-        model=model,
-        mesh=mesh,
-        axis=TP,
-        page_size=config.cache.page_size,
-        sampling=config.sampling,
-        layers=_layer_loop(config, model, mesh),
-        products=config.gpu.product_library or default_products(model, mesh),
-        graph_collectives=config.gpu.cuda_graph_collectives,
-        attention=choose_attention(
-            config.attention, model, mesh, dtype=dtype, kv_dtype=config.cache.kv_dtype
-        ),
-        sample_launch=choose_sampling(mesh),
-    )
     num_slots = config.scheduler.max_rows + 1
     rules = LogitRulesShape(
         num_slots=num_slots,
@@ -332,7 +318,7 @@ def _executor(
         pages_per_slot=-(-sizes.limits.max_model_len // config.cache.page_size),
     )
     return JaxExecutor(
-        program,
+        _step_program(config, model, mesh, dtype=dtype),
         decoder.weights(),
         plan_state(shape, mesh, axis=TP, kv_dtype=config.cache.kv_dtype.resolve(dtype)),
         buckets=buckets,
@@ -342,6 +328,23 @@ def _executor(
         num_host_pages=sizes.limits.num_host_pages,
         decode_steps=config.scheduler.decode_steps,
         progress=progress,
+    )
+
+
+def _step_program(config: EngineConfig, model: ModelConfig, mesh: Mesh, *, dtype: Dtype) -> StepProgram:
+    return StepProgram(
+        model=model,
+        mesh=mesh,
+        axis=TP,
+        page_size=config.cache.page_size,
+        sampling=config.sampling,
+        layers=_layer_loop(config, model, mesh),
+        products=config.gpu.product_library or default_products(model, mesh),
+        graph_collectives=config.gpu.cuda_graph_collectives,
+        attention=choose_attention(
+            config.attention, model, mesh, dtype=dtype, kv_dtype=config.cache.kv_dtype
+        ),
+        sample_launch=choose_sampling(mesh),
     )
 
 

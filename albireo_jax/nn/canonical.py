@@ -46,7 +46,7 @@ def canonical_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def canonical_sharding(config: ModelConfig, name: str, mesh: Mesh) -> NamedSharding:
-    """How a canonical field is split over `mesh`, evenly or not at all."""
+    """The split of a canonical field over `mesh`, evenly or not at all."""
     tp, axes = mesh.shape[TP], axes_of(name)
     sizes = dict(zip(axes, canonical_shapes(config)[name], strict=True))
     split = [axis for axis, rule in zip(axes, partition_spec(name), strict=True) if rule is not None]

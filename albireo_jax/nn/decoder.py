@@ -296,7 +296,7 @@ def _pick_any(field: Layered | None, layer: LayerIndex) -> Array | None:
 
 
 class _How(NamedTuple):
-    """What is the same in all layers."""
+    """The settings that all layers share."""
 
     config: ModelConfig
     by: Rotation

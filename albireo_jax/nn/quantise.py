@@ -70,7 +70,7 @@ def encode(w: Float[Array, "D *outputs"], kind: Quantization) -> CodedWeight:
 
 
 def decode(coded: CodedWeight) -> Float[Array, "D *outputs"]:
-    """What codes stand for, in float32."""
+    """The float32 numbers that codes stand for."""
     return coded.code.astype(jnp.float32) * coded.scale[None]
 
 

@@ -35,7 +35,7 @@ def make_mesh(tp: int) -> Mesh:
 
 
 def partition_spec(name: str) -> PartitionSpec:
-    """How the array called `name` is split over the mesh, from the axis letters that end its name."""
+    """The split of the array called `name` over the mesh, from the axis letters that end its name."""
     rules = dict(SHARDING_RULES)
     return PartitionSpec(*(rules[axis] for axis in logical_axes(name)))
 

@@ -140,7 +140,7 @@ def _indexed(index: Path) -> dict[Path, set[str]]:
 
 
 def _complete(shards: list[Path]) -> list[Path]:
-    """All files of the one set that `shards` are of; WeightError naming those that are missing."""
+    """All files of the one set that `shards` are of; WeightError with the names of missing ones."""
     matches = [match for match in map(_SHARD.fullmatch, (file.name for file in shards)) if match]
     sets = {(match["name"], match["count"]) for match in matches}
     folder = shards[0].parent

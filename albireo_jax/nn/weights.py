@@ -36,7 +36,7 @@ _ROWS_AT_ONCE = 16384  # of an embedding, so that dequantising one takes little 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorNames:
-    """What a checkpoint calls the parts of a decoder, without the ending .weight or .bias.
+    """The names of a decoder's parts in a checkpoint, without the ending .weight or .bias.
 
     `{layer}` stands for a layer's number. `ignored` are endings of names that are no weights.
     `interleaved_rope` says that rows of queries and keys are stored pair by pair, as llama.cpp rotates them.
@@ -250,7 +250,7 @@ def _from_shares(
     dtype: Dtype,
     fill: Callable[[NDArray[Any], tuple[slice, ...]], None],
 ) -> jax.Array:
-    """An array of which each device gets what `fill` writes for its bounds into zeros."""
+    """An array made share by share: `fill` writes each device's bounds into zeros."""
 
     def share(index: Any) -> NDArray[Any]:
         bounds = tuple(slice(*part.indices(size)) for part, size in zip(index, shape, strict=True))

@@ -35,7 +35,7 @@ _DECODE_BLOCKS, _CHUNK_BLOCKS = 396, 264
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelShape:
-    """What the kernels are compiled for; `group` query heads share each of `heads` key/value heads."""
+    """The shape that kernels are compiled for; `group` query heads share each of `heads` key/value heads."""
 
     head_dim: int
     group: int
@@ -125,7 +125,7 @@ def kernel_shape(
 
 
 def prepare_attention(rows: PackedRows, shape: KernelShape, *, launch: LaunchFn) -> PreparedStep:
-    """What the layers of a step need of its rows, cut into work for `attend`."""
+    """A step's rows as its layers need them, cut into work for `attend`."""
     cuts = [how for _, how in _cuts(shape, num_tokens=rows.num_tokens, num_rows=rows.num_rows)]
     return prepare_step(rows, cuts, page_size=shape.page_size, heads=shape.heads, launch=launch)
 
@@ -214,7 +214,7 @@ def cuda_attention(
 
 
 def _results(q_TNGK: Float[Array, "T N G K"], cuts: list[Cut]) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """What the attention kernel gives: outputs, and in slots unfinished ones with their maxima and sums."""
+    """Results of the attention kernel: outputs, and in slots unfinished ones with their maxima and sums."""
     _, heads, _, head_dim = q_TNGK.shape
     slots = sum(how.num_slots for how in cuts)
     return (
@@ -225,7 +225,7 @@ def _results(q_TNGK: Float[Array, "T N G K"], cuts: list[Cut]) -> tuple[jax.Shap
 
 
 def _cuts(shape: KernelShape, *, num_tokens: int, num_rows: int) -> list[tuple[bool, Cut]]:
-    """How decode rows and chunks are cut, each with whether it is of decode rows.
+    """The cuts of decode rows and of chunks, each with whether it is of decode rows.
 
     Only decode rows where no row has more than one query; only chunks where a group has too many heads for
     the decode kernel.

@@ -6,8 +6,8 @@ of up to Q queries. With Q = 4, rows of 6, 1 and 3 queries and two padding token
 
     token    0 1 2 3 4 5 6 7 8 9 - -
     row      0 0 0 0 0 0 1 2 2 2
-    chunks  [---0---|-1-] [--2--]        at most T/Q + R tiles, of which 3 are used
-    decode              [0]              at most R tiles, of which 1 is used
+    chunks  [---0---|-1-] [--2--]        at most T/Q + R tiles; 3 are used
+    decode              [0]              at most R tiles; 1 is used
 
 The two kinds take turns. The context that a tile sees is a number of blocks of B cached tokens; all
 blocks of all tiles in one line are the work, and a loop takes W blocks of it per trip::
@@ -36,7 +36,7 @@ from albireo_jax.ops.kv_cache import KvCache, decode
 
 
 class _Sizes(NamedTuple):
-    """How the work on tiles of one kind is cut: B at most, and elements of the keys of a trip at most."""
+    """The cut of the work on tiles of one kind: B at most, and elements of the keys of a trip at most."""
 
     block_tokens: int
     trip_elements: int
@@ -77,7 +77,7 @@ class _Rows(NamedTuple):
 
 
 class _Mask(NamedTuple):
-    """How scores are scaled and capped, and how far back a query sees."""
+    """The scale and cap of scores, and the distance that a query sees back."""
 
     scale: float
     window: int | None
@@ -110,7 +110,7 @@ class _Line(NamedTuple):
 
 
 class _Blocks(NamedTuple):
-    """The W blocks of a trip: whose they are, the cached entries in them, and who looks at them."""
+    """The W blocks of a trip: their tiles, the cached entries in them, and the queries that see these."""
 
     tile_W: Int32[Array, " W"]
     page_WY: Int32[Array, "W Y"]
@@ -303,7 +303,7 @@ def _add_blocks(
 
 
 def _seen(blocks: _Blocks, vectors: int, *, window: int | None) -> Bool[Array, "W 1 U B"]:
-    """Which entries each query vector of a tile sees, for all heads."""
+    """The entries that each query vector of a tile sees, for all heads."""
     position_WU = jnp.repeat(blocks.position_WQ, vectors // blocks.position_WQ.shape[1], axis=1)
     seen_WUB = blocks.entry_WB[:, None, :] <= position_WU[:, :, None]
     if window is not None:
@@ -341,7 +341,7 @@ def _times_scales(
 
 
 def _find(ends_X: Int32[Array, " X"], index_Z: Int32[Array, " Z"]) -> Int32[Array, " Z"]:
-    """Which of consecutive ranges holds each index; the last one, if none does.
+    """The one of consecutive ranges that holds each index; the last one, if none does.
 
     Comparing with every end is one small fused loop, where a search would be many operations.
     """

@@ -78,7 +78,7 @@ def encode(x_TNK: Float[Array, "T N K"], dtype: jnp.dtype) -> CodedKv:
 
 
 def decode(code: Real[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """What entries of pages stand for in float32, still to be multiplied by their scales if they have any."""
+    """The float32 numbers of entries of pages, still to be multiplied by their scales if they have any."""
     if code.dtype == FP8_BITS:
         code = jax.lax.bitcast_convert_type(code, jnp.float8_e4m3fn)
     return code.astype(jnp.float32)

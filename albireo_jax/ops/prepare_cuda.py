@@ -1,4 +1,4 @@
-"""What the CUDA kernels of a step's layers read of its rows, made by one kernel (`ops/cuda/prepare_step.cu`).
+"""A step's rows as the CUDA kernels of its layers read them, made by one kernel (`ops/cuda/prepare_step.cu`).
 
 Axes besides the usual: X pieces of the attention kernels' work, F fields, W words.
 """
@@ -19,7 +19,7 @@ _MOST_QUERIES = 2**31 - 1
 
 
 class Cut(NamedTuple):
-    """How attention of the rows with `fewest` to `most` queries is cut; `group` query heads share keys.
+    """A cut of the attention of rows with `fewest` to `most` queries; `group` query heads share keys.
 
     At most `num_tiles` tiles of `queries` queries come out, and fewer than `num_tiles` + `num_pieces` pieces,
     which take at most `num_slots` slots from `first_slot` on, one per query and head of its group.
@@ -37,7 +37,7 @@ class Cut(NamedTuple):
 
     @property
     def num_slots(self) -> int:
-        """Slots at most: a tile of x > 1 lengths is cut into fewer than 2 x pieces."""
+        """The most slots that it takes: a tile of x > 1 lengths is cut into fewer than 2 x pieces."""
         return 2 * self.num_pieces * self.queries * self.group
 
     @property

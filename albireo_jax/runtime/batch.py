@@ -1,16 +1,16 @@
-"""StepPlan to one packed, padded int32 transfer, and the sizes it is padded to.
+"""The int32 buffers of a step, and the sizes that a plan is padded to in them.
 
 A compiled step has fixed shapes: a *bucket* of T tokens and R rows. By convention T == R means
 that every row computes exactly one known slot's token (a decode step: no admissions, no prompt
 chunks), and every other bucket has T >= 2R; so the shapes alone tell the two kinds apart.
 
-One buffer carries what the forward pass needs (offsets by `layout`), another what sampling does::
+One buffer is the input of the forward pass (offsets by `layout`), another that of sampling::
 
     | token ids T | slots R | starts R | counts R | page updates 3U |
     | slots R | positions R | samples R |
 
-A third, only in steps that admit requests, carries the parameters of up to ADMISSIONS new slots, and a
-fourth, only if some of these begin with pages that are computed already, those slots' rows of the page table.
+A step that admits requests has a third, with the parameters of up to ADMISSIONS new slots. If some of these
+begin with pages that are computed already, a fourth has those slots' rows of the page table.
 Padding rows have no tokens, never sample, and use the slot `max_rows`, which no request owns; padding
 tokens belong to no row; padding updates write the null page into that slot's table. Everything that
 is a float travels as its bits. Buffers are fresh for every step: the runtime may still read them
@@ -50,7 +50,7 @@ class Bucket(NamedTuple):
 
     @property
     def is_decode(self) -> bool:
-        """Every row computes one token, and no row is new."""
+        """Whether every row computes one token, and no row is new."""
         return self.tokens == self.rows
 
 
@@ -67,7 +67,7 @@ class StepInputs(NamedTuple):
 
 
 class SampleInputs(NamedTuple):
-    """The inputs of sampling besides the logits: rows' slots, their tokens' positions, which want one."""
+    """The inputs of sampling besides the logits: slots, positions of the next tokens, which rows sample."""
 
     slot_R: Int32[Array, " R"]
     position_R: Int32[Array, " R"]
@@ -76,7 +76,7 @@ class SampleInputs(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BufferLayout:
-    """Where each part of a bucket's buffer starts, in int32 words, and how many entries it has."""
+    """The offset of each part of a bucket's buffer, in int32 words, and its number of entries."""
 
     bucket: Bucket
     num_updates: int
@@ -140,7 +140,7 @@ def layout(bucket: Bucket, page_size: int) -> BufferLayout:
 
 
 def pack(plan: StepPlan, layout: BufferLayout, *, padding_slot: int) -> NDArray[np.int32]:
-    """A fresh buffer with all that the plan's forward pass needs."""
+    """A fresh buffer of a plan's forward pass."""
     tokens, rows = plan.num_tokens, plan.num_rows
     buffer = pack_padding(layout, padding_slot=padding_slot)
     buffer[:tokens] = plan.token_ids
@@ -179,7 +179,7 @@ def unpack(buffer: Int32[Array, " W"], layout: BufferLayout) -> StepInputs:
 
 
 def pack_rows(plan: StepPlan, rows: int, *, padding_slot: int) -> NDArray[np.int32]:
-    """A fresh buffer with what sampling needs, for `rows` rows."""
+    """A fresh buffer of the sampling of a plan's rows, padded to `rows`."""
     buffer = pack_padding_rows(rows, padding_slot=padding_slot)
     fields = buffer.reshape(3, rows)
     fields[0, : plan.num_rows] = plan.slots

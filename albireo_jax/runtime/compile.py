@@ -47,7 +47,7 @@ def compile_all(
 
 
 def num_threads(cores: int) -> int:
-    """How many programs to compile at once on so many cores.
+    """The number of programs to compile at once on so many cores.
 
     At most eight: each takes memory of the host, half a GB for a model of 32 unrolled layers, and tracing,
     which goes one by one, feeds few of them.

@@ -1,4 +1,4 @@
-"""Several decode steps in one dispatch: a loop on the device that computes each token that it has sampled.
+"""A loop on the device of several decode steps in one dispatch: it computes each token that it has sampled.
 
 ::
 
@@ -17,8 +17,8 @@ which is on the device, and does nothing in the next one. So nothing is computed
               device           [ 1: a b c d ][ 2: e f g h ][ 3: ...        a row that goes on
                                [ 1: a b EOS ][ 2:         ]                a row that ends: seen by commit 1
 
-What it costs: tokens come in bursts, and whoever arrives or aborts waits for the loops that are queued. Rows
-with rules, masks or scores need other programs, or the host, between two tokens and take single steps
+Its price: tokens come in bursts, and a request that arrives or aborts waits for the loops that are queued.
+Rows with rules, masks or scores need other programs, or the host, between two tokens and take single steps
 (`sched.multi_step`).
 
 One GPU runs a loop by itself, as one CUDA graph (`StepProgram.loop_options`; jax 0.12 compiles it so, 0.11
@@ -77,7 +77,7 @@ class DecodeLoop:
 
 
 class _Fixed(NamedTuple):
-    """What is the same in all steps."""
+    """The inputs that all steps share."""
 
     weights: DecoderWeights
     inputs: StepInputs
@@ -86,7 +86,7 @@ class _Fixed(NamedTuple):
 
 
 class _Progress(NamedTuple):
-    """After so many steps: what they wrote, and after how many each row has ended or will have."""
+    """The state after so many steps, and the number of steps after which each row has ended or will have."""
 
     step: Int32[Array, ""]
     cache: CacheState

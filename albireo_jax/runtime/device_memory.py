@@ -1,4 +1,4 @@
-"""Memory of the devices: what JAX takes of it at the start, and what of that weights and pages may fill.
+"""Memory of the devices: the part that JAX takes at the start, and the part that weights and pages may fill.
 
 `memory_share` means the same wherever it is said, to an engine, a plan or a sweep: the share of all of a
 device's memory that an engine fills with what stays, its weights, its pages, and what its slots count. Of the

@@ -14,6 +14,7 @@ A plan of several steps is one call instead (`decode_loop`).
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -61,7 +62,7 @@ _DRAWN = TokenSampling(temperature=0.8, top_p=0.9, seed=0)
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """A sampling program: for so many rows, by this route. Not a tuple, which would equal some bucket."""
+    """A sampling program: for so many rows, by this route. A tuple would equal some bucket."""
 
     rows: int
     route: Route
@@ -122,20 +123,25 @@ class JaxExecutor:
         row_counts = sorted({bucket.rows for bucket in buckets})
         samplings = [Sampling(rows, route) for rows in row_counts for route in self._routes]
         self._costs = {sampling: self._cost(sampling) for sampling in samplings}
-        self._compiled: dict[_Program, jax.stages.Compiled] = compile_all(
-            {_ADMIT: self._lower_admit, _BEGIN: self._lower_begin}
-            | self._ruled.programs(row_counts)
-            | self._banned.programs(row_counts, self._sampler)
-            | self._scoring.programs(buckets)
-            | self._host_pages.programs()
-            | self._loops.programs(buckets, state.arrays)
-            | {bucket: partial(self.lower, bucket) for bucket in buckets}
-            | {sampling: partial(self.lower_sampling, sampling) for sampling in samplings},
-            progress=progress,
-        )
+        self._compiled = compile_all(self._programs(row_counts, state.arrays), progress=progress)
         for calls in (self._ruled, self._banned, self._scoring, self._loops, self._host_pages):
             calls.use(self._compiled)
         self._cache, self._sampler = state.make()
+
+    def _programs(
+        self, row_counts: Sequence[int], state: DeviceState
+    ) -> dict[_Program, Callable[[], jax.stages.Lowered]]:
+        """All programs, ready to be lowered, for a state of these shapes and shardings."""
+        return (
+            {_ADMIT: self._lower_admit, _BEGIN: self._lower_begin}
+            | self._ruled.programs(row_counts)
+            | self._banned.programs(row_counts, state.sampler)
+            | self._scoring.programs(self._buckets)
+            | self._host_pages.programs()
+            | self._loops.programs(self._buckets, state)
+            | {bucket: partial(self.lower, bucket) for bucket in self._buckets}
+            | {sampling: partial(self.lower_sampling, sampling) for sampling in self._costs}
+        )
 
     def lower(self, bucket: Bucket) -> jax.stages.Lowered:
         """The forward program of a bucket, lowered for this engine's shapes and devices."""
@@ -162,7 +168,7 @@ class JaxExecutor:
         return self._buckets
 
     def sampling_costs(self) -> dict[Sampling, SamplingCost]:
-        """What each kind of sampling costs a step, for each number of rows the cheapest first."""
+        """The cost of each kind of sampling, for each number of rows the cheapest first."""
         return self._costs.copy()
 
     @property

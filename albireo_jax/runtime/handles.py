@@ -52,10 +52,10 @@ class PolledArrays:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCopies:
-    """Copies of one step: `sent` to the devices with it, and `needed`, those that were sent before it.
+    """Copies of one step: `sent` to the devices with it, and `needed`, which were sent before it.
 
-    Copies of both directions take `alone_s` by themselves, as was measured, of which `computing_s` on the
-    devices, which compute nothing else then.
+    Copies of both directions take `alone_s` by themselves, as was measured. For `computing_s` of it the
+    devices compute nothing else.
     """
 
     needed: PolledArrays | None = None
@@ -70,7 +70,7 @@ class StepCopies:
                 watched.poll()
 
     def wait_s(self, could_begin_s: float, ended_s: float) -> float:
-        """What a step waited for copies that could have begun and has ended at these moments."""
+        """Seconds that a step waited for copies; it could have begun and has ended at these moments."""
         arrived_s = could_begin_s
         if self.needed is not None and self.needed.unready_s >= could_begin_s:
             arrived_s = self.needed.ready_s or ended_s
@@ -79,7 +79,7 @@ class StepCopies:
 
 
 class LastStepEnd:
-    """When the last step that was waited for had ended: the next one could begin then."""
+    """The moment at which the last step that was waited for had ended: the next one could begin then."""
 
     last_s: float = 0.0
 

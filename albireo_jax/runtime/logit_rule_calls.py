@@ -35,7 +35,7 @@ class LogitRuleKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LogitRuleProgram:
-    """A program for rows with rules; `rows` is 0 for those that serve any number."""
+    """A program for rows with rules; `rows` is 0 for a program that serves any number."""
 
     kind: LogitRuleKind
     rows: int = 0

@@ -1,4 +1,4 @@
-"""The programs for rows with rules: what they write, what they change in logits, and how they are fed.
+"""The programs for rows with rules, and the packing of their inputs.
 
 ::
 

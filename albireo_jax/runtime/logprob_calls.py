@@ -39,7 +39,7 @@ class LogprobKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LogprobProgram:
-    """A program that takes or scores `count` of `of` rows or tokens; `of` is 0 for those that score."""
+    """A program that takes `wanted` of `of` rows or tokens, or scores as many; `of` is 0 if it scores."""
 
     kind: LogprobKind
     wanted: int
@@ -47,14 +47,14 @@ class LogprobProgram:
 
 
 class RowPiece(NamedTuple):
-    """Rows whose sampled tokens are scored in one call, of which the first `wanted` count."""
+    """Rows whose sampled tokens one call scores; the first `wanted` count."""
 
     row_C: Int32s
     wanted: int
 
 
 class TokenPiece(NamedTuple):
-    """Tokens of a step and the ids behind them that one call scores, of which the first `wanted` count."""
+    """Tokens of a step and the ids behind them that one call scores; the first `wanted` count."""
 
     token_C: Int32s
     next_id_C: Int32s
@@ -81,7 +81,7 @@ def pack_targets(targets: LogprobTargets, *, rows: int) -> PackedTargets:
 
 
 class _Piece(NamedTuple):
-    """Scores on their way to the host, of which the first `wanted` count."""
+    """Scores on their way to the host; the first `wanted` count."""
 
     scores: RowScores
     wanted: int

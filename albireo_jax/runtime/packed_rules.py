@@ -1,4 +1,4 @@
-"""The logit rules of a step as arrays: what is written into slots, and which rows read and count by them."""
+"""The logit rules of a step as arrays: the words of new rules and masks, and the rows that have rules."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from albireo_jax.runtime.logit_rule_programs import (
 
 
 class RuledRows(NamedTuple):
-    """The slots of a step's R rows: whose rules change a row's logits, and where its token is counted.
+    """Two slots for each of R rows: one whose rules change its logits, and one that counts its token.
 
     Rows without rules read the padding slot's, which change nothing, and count in a slot past the last one.
     """

@@ -140,7 +140,7 @@ class StepPacker:
     def _has_banned_rows(self, plan: StepPlan) -> bool:
         """Whether a row samples a token that may not be one of its stop ids yet."""
         is_banned = plan.starts + plan.counts < self._banned_until_Z[plan.slots]
-        return np.count_nonzero(is_banned & plan.samples) > 0
+        return bool(np.count_nonzero(is_banned & plan.samples))
 
     def _route(self, plan: StepPlan) -> Route:
         """The cheapest route that serves all rows of a step."""

@@ -1,4 +1,4 @@
-"""The sampling programs: what happens to a step's logits, from parameters in slots to the last token of each.
+"""The sampling programs: from a step's logits and the parameters in slots to the last token of each slot.
 
 They are apart from the forward pass, so that few of them serve all its buckets, and so that the host, which
 knows what the rows of a step ask for, picks the cheapest (`sampling.routes`)::
@@ -7,7 +7,7 @@ knows what the rows of a step ask for, picks the cheapest (`sampling.routes`)::
                                                       ▲        ▲
     admit: parameters of new slots ──▶ params ────────┴────────┘
 
-Ids that some row may not say yet are taken out of the logits by a program of its own (`banned_rows`): a
+Ids that some row may not sample yet are taken out of the logits by a program of its own (`min_tokens`): a
 sampling that could do so would have to copy all logits, in every step.
 """
 
@@ -40,7 +40,7 @@ class SampleOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingCost:
-    """What a sampling program costs a step; seconds are 0 until they were measured."""
+    """The cost of a sampling program for a step; seconds are 0 until they were measured."""
 
     route: str
     wire_bytes: int
@@ -60,7 +60,7 @@ def routes(program: StepProgram) -> tuple[Route, ...]:
 
 
 def choose_sampling(mesh: Mesh) -> LaunchFn | None:
-    """What launches the CUDA kernels of sampling in a step program: on NVIDIA GPUs, whatever the model."""
+    """The function that launches the CUDA kernels of sampling; None where there are no NVIDIA GPUs."""
     device = mesh.devices.flat[0]
     return launch_on(architecture_of(device)) if device.platform == "gpu" else None
 

@@ -1,4 +1,4 @@
-"""What lives on the device between steps, donated from each step to the next.
+"""The state that lives on the device between steps, donated from each step to the next.
 
 Two tuples, one per stage that writes them: a forward pass replaces the cache, and sampling replaces the rest.
 """
@@ -26,7 +26,7 @@ PAGE_DTYPES = {
 
 
 class CacheState(NamedTuple):
-    """What the forward pass writes: KV pages of all layers, and the page table of each slot.
+    """The part that the forward pass writes: KV pages of all layers, and the page table of each slot.
 
     P pages, the null page first; M pages per request at most; Z slots as in `SamplerState`.
     """
@@ -36,7 +36,7 @@ class CacheState(NamedTuple):
 
 
 class SamplerState(NamedTuple):
-    """What sampling writes: per slot, the last sampled token and the sampling parameters.
+    """The part that sampling writes: per slot, the last sampled token and the sampling parameters.
 
     Z slots: one per live request and a last one that padding writes to. F int32 words per slot, written
     by `batch.pack_params`.
@@ -87,7 +87,7 @@ def sampler_specs() -> SamplerState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedState:
-    """A state before it takes memory: what its arrays will be, with their shardings, and how it is made."""
+    """A state before it takes memory: shapes and shardings of its arrays, and the function that makes it."""
 
     arrays: DeviceState
     make: Callable[[], DeviceState]

@@ -78,7 +78,7 @@ class LayerLoop(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepProgram:
-    """What is fixed in an engine's step, whatever the bucket; hashable, so that jit can key on it.
+    """The parts of an engine's step that no bucket changes; hashable, so that jit can key on it.
 
     `axis` is the mesh axis of tensor parallelism. All layers attend by `attention`. `sample_launch` runs the
     CUDA kernels of sampling, which without it is made of operations of XLA. `products` makes a GPU's matrix
@@ -103,7 +103,7 @@ class StepProgram:
         return LayerLoop.UNSTACKED if bucket.is_decode else LayerLoop.SCANNED
 
     def arrange(self, weights: DecoderWeights, bucket: Bucket) -> DecoderWeights:
-        """The weights in the form that the steps of a bucket read; those that have it stay as they are."""
+        """The weights in the form that the steps of a bucket read; fields that have it stay as they are."""
         return unstack(weights) if self.layer_loop(bucket) is LayerLoop.UNSTACKED else weights
 
     def ints(self, *shape: int) -> jax.ShapeDtypeStruct:
@@ -129,7 +129,7 @@ class StepProgram:
 
     @property
     def compiler_options(self) -> dict[str, str]:
-        """What XLA is to be told of programs that read the weights.
+        """Options of XLA for programs that read the weights.
 
         Where all layers widen their slices of a stack of codes, its slice sinker would widen the whole stack
         once and keep it, twice as large; without it each product widens the codes as it reads them. Where
@@ -144,14 +144,14 @@ class StepProgram:
 
     @property
     def graph_options(self) -> dict[str, str]:
-        """What XLA is to be told of programs with collectives; by default it keeps these out of graphs."""
+        """Options of XLA for programs with collectives; by default it keeps these out of graphs."""
         if not (self.graph_collectives and self.mesh.size > 1 and self.is_on_gpus):
             return {}
         return {"xla_gpu_enable_command_buffer": f"{_GRAPH_COMMANDS},COLLECTIVES"}
 
     @property
     def loop_options(self) -> dict[str, str]:
-        """What XLA is to be told of programs with loops whose end only the device knows.
+        """Options of XLA for programs with loops whose end only the device knows.
 
         A GPU runs them by itself as parts of one CUDA graph. By default XLA keeps loops out of graphs: the
         host reads each condition, and so a dispatch waits for all that is queued before it. Over several GPUs

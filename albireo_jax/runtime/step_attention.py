@@ -66,7 +66,7 @@ def bucket_of(inputs: StepInputs) -> Bucket:
 
 @runtime_checkable
 class StepAttention(Protocol):
-    """An implementation of attention: how a step's tokens are prepared, and how its layers attend to them.
+    """An implementation of attention: it prepares a step's tokens, and with them how layers attend.
 
     A `StepProgram` holds one; like it, an implementation is hashable.
     """
@@ -78,7 +78,7 @@ class StepAttention(Protocol):
 
     @property
     def add_norm(self) -> AddNormFn:
-        """How layers add and normalise what an all-reduce gives."""
+        """The sum and norm of a residual, for layers that add the result of an all-reduce."""
         ...
 
     def prepare(
@@ -259,6 +259,6 @@ def _rows(inputs: StepInputs) -> _Rows:
 
 
 def _tokens(inputs: StepInputs, last_token_Z: Int32[Array, " Z"], rows: _Rows) -> Int32[Array, " T"]:
-    """Input ids, those that the host has not seen yet taken from the slots' last samples."""
+    """Input ids; an id that the host has not seen yet is taken from the slot's last sample."""
     last_T = last_token_Z[inputs.slot_R.at[rows.row_T].get(mode="clip")]
     return jnp.where(inputs.token_T == TOKEN_ON_DEVICE, last_T, inputs.token_T)

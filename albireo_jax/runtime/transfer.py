@@ -1,6 +1,6 @@
 """Pages in the host's pinned memory, and the copies between them and the pages on the devices.
 
-A page moves whole, all layers at once, and no call waits. What a step dispatches, in this order::
+A page moves whole, all layers at once, and no call waits. A step dispatches, in this order::
 
     finish copies in   a program writes the pages that the step before sent for into the donated cache
     copy out           a program reads pages into arrays of their own, and one device_put moves these
@@ -94,7 +94,7 @@ class CopyKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CopyProgram:
-    """A program that reads or writes so many pages, some of them twice if there are fewer."""
+    """Key of a copy program for so many `pages`; a shorter list is padded by repeating its last page."""
 
     kind: CopyKind
     pages: int
@@ -194,7 +194,7 @@ class HostPages:
         return held
 
     def _read(self, kv: KvCache, pages: Sequence[int]) -> list[PageArrays]:
-        """Arrays of their own with the contents of device pages."""
+        """The contents of device pages, in arrays of their own."""
         read: list[PageArrays] = []
         for batch in self._batches(pages):
             program = CopyProgram(CopyKind.READ, _padded(len(batch)))
@@ -232,7 +232,7 @@ class HostPages:
         return (items[first : first + self._batch] for first in range(0, len(items), self._batch or 1))
 
     def _indices(self, pages: Sequence[int], size: int) -> Int32s:
-        """Device pages for a program of `size`; the last one stands for those that it has too many."""
+        """Device pages for a program of `size`, padded by repeating the last one."""
         assert all(0 < page < self._num_pages for page in pages), f"device pages {pages} of {self._num_pages}"
         return np.array([*pages, *[pages[-1]] * (size - len(pages))], np.int32)
 

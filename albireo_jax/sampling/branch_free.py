@@ -34,7 +34,7 @@ _TotalFn: TypeAlias = Callable[[UInt32[Array, "R X"]], Float[Array, " R"]]
 
 
 class _Amount(NamedTuple):
-    """What some tokens of each row amount to: the total of X words, each of them a sum over the blocks."""
+    """The amount of some tokens of each row: the total of X words, each of them a sum over the blocks."""
 
     words: _WordsFn
     total: _TotalFn

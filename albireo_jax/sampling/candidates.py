@@ -44,7 +44,7 @@ class _Candidates(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """What is known of each row besides its logits, all of it the same on every rank."""
+    """The facts of each row besides its logits, all of them the same on every rank."""
 
     params: SamplerParams
     max_R: Float[Array, " R"]
@@ -71,7 +71,7 @@ def sample_candidates(
 
 
 def _mass(view: View, rows: Rows, *, axis: str) -> Float[Array, " R"]:
-    """The mass of each row's whole vocabulary, for those that need it."""
+    """The mass of the whole vocabulary, for rows that need it."""
 
     def total() -> Float[Array, " R"]:
         own = mass(view.logit_RJW, rows.filters)

@@ -1,4 +1,4 @@
-"""What is done to logits before a token is chosen from them: masks, refused words, biases, penalties, bans.
+"""The changes to logits before a token is chosen from them: masks, refused words, biases, penalties, bans.
 
 All of it is element by element over the vocabulary, so each rank does its own share, and no logits or counts
 travel. The state of Z slots lives on the device; rows without rules read a slot that changes nothing.
@@ -18,7 +18,7 @@ _INF = np.float32(np.inf)
 
 
 class Rules(NamedTuple):
-    """Rules of Z slots, v tokens of the vocabulary each on its rank (`core.rules` says what they do).
+    """Rules of Z slots, v tokens of the vocabulary each on its rank (`core.logit_rules` says what they do).
 
     `seen_Zv` counts a token's occurrences in the answer from bit 1 on; bit 0 says that the prompt has it.
     `mask_ZX` has bit i % 32 of word i // 32 set if token i is allowed. There are B biased tokens and H bad
@@ -116,6 +116,6 @@ def _refused(bad_word_RHY: Int32[Array, "R H Y"], recent_RY: Int32[Array, "R Y"]
 def _columns(
     id_RX: Int32[Array, "R *X"], *, first: Int32[Array, ""] | int, count: int
 ) -> Int32[Array, "R *X"]:
-    """Columns of these ids in this rank's share, `count` for those that are not in it."""
+    """Columns of these ids in this rank's share, `count` for an id outside of it."""
     column_RX = id_RX - first
     return jnp.where((id_RX >= 0) & (column_RX >= 0) & (column_RX < count), column_RX, count)

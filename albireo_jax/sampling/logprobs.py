@@ -15,7 +15,7 @@ from albireo_jax.sampling.blocks import largest_logits
 
 
 class RowScores(NamedTuple):
-    """Of R rows: the given token's log probability and rank (1: likeliest), and the B likeliest, in order.
+    """Log probability and rank (1: likeliest) of the given token of R rows, and the B likeliest, in order.
 
     Among equals the lowest id comes first, and all have the rank of the first.
     """

@@ -1,4 +1,4 @@
-"""Which way a step's rows are sampled: the cheapest that serves them all.
+"""The routes by which a step's rows are sampled: the cheapest that serves them all.
 
 All ways draw the same token for a row (`sampling.draw`). They differ in what travels between the t ranks,
 for R rows of a vocabulary of V tokens:

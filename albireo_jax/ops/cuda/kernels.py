@@ -25,7 +25,7 @@ class Architecture(StrEnum):
 
 
 def architecture_of(device: Any) -> Architecture:
-    """The latest that a device of JAX belongs to, which must be an NVIDIA GPU."""
+    """The latest architecture that a device of JAX belongs to; it must be an NVIDIA GPU."""
     major = int(device.compute_capability.split(".")[0])
     return Architecture.HOPPER if major >= 9 else Architecture.AMPERE
 
@@ -101,7 +101,7 @@ LaunchFn: TypeAlias = Callable[[Launch, Sequence[jax.Array]], Sequence[jax.Array
 
 @cache
 def launch_on(architecture: Architecture) -> LaunchFn:
-    """What launches kernels on GPUs of an architecture; the same function each time."""
+    """The function that launches kernels on GPUs of an architecture; the same one each time."""
     return partial(_launch, architecture)
 
 

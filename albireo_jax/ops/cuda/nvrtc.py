@@ -73,7 +73,7 @@ def _library() -> ctypes.CDLL:
 
 
 def _text(nvrtc: ctypes.CDLL, program: ctypes.c_void_p, size_of: _NvrtcFn, read: _NvrtcFn) -> str:
-    """What NVRTC gives as a text of a size that is asked for first."""
+    """A text of NVRTC's, whose size is asked for first."""
     size = ctypes.c_size_t()
     _check(nvrtc, size_of(program, ctypes.byref(size)), "tell a text's size")
     buffer = ctypes.create_string_buffer(size.value)
