@@ -129,8 +129,13 @@ class Report:
 
 
 def amdahl(table: TaskTable) -> Amdahl:
-    """The law on a table of at least one step."""
+    """The law on a table of at least one step.
+
+    A table on which the devices took no measurable time predicts nothing: all its speed-ups are 1.
+    """
     t3_s, t4_s = (_total_s(table, name) for name in ("T3", "T4"))
+    if not t3_s + t4_s:
+        return Amdahl(scalable_share=0.0, hidden_scalable_share=0.0, hidden=1.0)
     with_work_s = table.wall_s - table.no_work_s
     return Amdahl(
         scalable_share=t3_s / with_work_s,

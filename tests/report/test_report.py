@@ -102,6 +102,17 @@ def test_predictions_come_true_where_only_the_forward_pass_shrinks(times: int) -
     )
 
 
+def test_a_table_without_time_of_the_devices_predicts_nothing() -> None:
+    """A fast device can have ended each step before the host has queued it."""
+    report = _report(run_on_clock(requests_at(*[0.0] * 4, output_len=40), depth=1, step_s=0.02))
+    tasks = tuple(replace(task, total_s=0.0) if task.on_device else task for task in report.table.tasks)
+    law = amdahl(replace(report.table, tasks=tasks))
+    assert law.scalable_share == 0
+    assert [law.hidden, law.at(2), law.hidden_at(2)] == [1, 1, 1]
+    assert content(replace(report, table=replace(report.table, tasks=tasks)))
+    assert page(replace(report, table=replace(report.table, tasks=tasks)))
+
+
 def test_a_real_engine_adds_up_too() -> None:
     config = EngineConfig(
         model="random",
