@@ -44,7 +44,7 @@ class _Round(NamedTuple):
 
 
 def resolve(params: SamplerParams, *, max_R: Float[Array, " R"], vocab: int) -> Rows:
-    """What the rows ask for, given their largest logits, in terms of the samplers."""
+    """The parameters of rows in the terms of the samplers, given the rows' largest logits."""
     draws_R = is_drawn(params) & jnp.isfinite(max_R)
     return Rows(
         draws_R=draws_R,

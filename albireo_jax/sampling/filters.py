@@ -127,12 +127,12 @@ def row_filters(
 
 
 def is_filtered(filters: RowFilters) -> Bool[Array, " R"]:
-    """Rows that filter at all."""
+    """Whether each row filters at all."""
     return (filters.top_k_R > 0) | (filters.top_p_R < 1) | (filters.min_p_R > 0)
 
 
 def needs_mass(filters: RowFilters) -> Bool[Array, " R"]:
-    """Rows whose nucleus is a share of their whole vocabulary."""
+    """Whether each row's nucleus is a share of its whole vocabulary."""
     return (filters.top_p_R < 1) & (filters.top_k_R == 0)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from albireo_jax.core.logit_rules import LogitRules
 from albireo_jax.core.plan import LogprobTargets, PageCopies, SlotParams, SlotRules, StepPlan
+from albireo_jax.core.token_sampling import GREEDY, TokenSampling
 from albireo_jax.runtime.batch import ADMISSIONS, Bucket, bucket_grid, layout, pack, pack_rows
 from albireo_jax.runtime.decode_loop import DecodeLoop
 from albireo_jax.runtime.logit_rule_programs import MASKS, RULED_ADMISSIONS, LogitRulesShape
@@ -17,9 +18,8 @@ from albireo_jax.sampling.routes import Route
 MAX_ROWS, PAGE_SIZE, PAGES_PER_SLOT, STEPS = 80, 4, 6, 4
 ROUTES = (Route.GREEDY, Route.UNFILTERED, Route.ALL_TO_ALL)
 RULES = LogitRules(repetition_penalty=2.0)
-GREEDY = SlotParams(
-    slot=0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, banned_until=0, stop_ids=()
-)
+GREEDY_SLOT = SlotParams(slot=0, sampling=GREEDY, banned_until=0, stop_ids=())
+DRAWN, FILTERED = TokenSampling(temperature=1.0, seed=0), TokenSampling(temperature=1.0, top_k=3, seed=0)
 
 
 def packer() -> StepPacker:
@@ -88,7 +88,7 @@ def test_buffers_are_those_of_the_plan_in_the_smallest_bucket_and_fresh() -> Non
 
 def test_new_slots_are_written_by_as_many_calls_as_hold_them() -> None:
     slots = list(range(2 * ADMISSIONS + 3))
-    new = tuple(replace(GREEDY, slot=slot, pages=(slot + 1,) if slot % 2 else ()) for slot in slots)
+    new = tuple(replace(GREEDY_SLOT, slot=slot, pages=(slot + 1,) if slot % 2 else ()) for slot in slots)
     step = packed(packer(), slots, new_slots=new)
     assert not step.bucket.is_decode
     written = [row[0] for array in step.admissions for row in array.tolist()]
@@ -101,21 +101,21 @@ def test_new_slots_are_written_by_as_many_calls_as_hold_them() -> None:
 def test_the_route_is_that_of_the_rows_that_sample_as_their_slots_were_admitted() -> None:
     of = packer()
     drawn, filtered = (
-        replace(GREEDY, slot=1, temperature=1.0),
-        replace(GREEDY, slot=2, temperature=1.0, top_k=3),
+        replace(GREEDY_SLOT, slot=1, sampling=DRAWN),
+        replace(GREEDY_SLOT, slot=2, sampling=FILTERED),
     )
-    first = packed(of, [0, 1, 2], new_slots=(GREEDY, drawn, filtered))
+    first = packed(of, [0, 1, 2], new_slots=(GREEDY_SLOT, drawn, filtered))
     assert first.route is Route.ALL_TO_ALL
     assert packed(of, [0]).route is Route.GREEDY
     assert packed(of, [0, 1]).route is Route.UNFILTERED
     assert packed(of, [0, 2], samples=np.array([True, False])).route is Route.GREEDY
-    packed(of, [2], new_slots=(replace(GREEDY, slot=2),))
+    packed(of, [2], new_slots=(replace(GREEDY_SLOT, slot=2),))
     assert packed(of, [0, 2]).route is Route.GREEDY
 
 
 def test_rows_below_their_min_tokens_are_banned_until_their_position_is_reached() -> None:
     of = packer()
-    held = replace(GREEDY, slot=3, banned_until=8, stop_ids=(2,))
+    held = replace(GREEDY_SLOT, slot=3, banned_until=8, stop_ids=(2,))
     assert packed(of, [3], new_slots=(held,)).has_banned_rows
     for start, banned in ((6, True), (7, False)):
         assert packed(of, [0, 3], starts=np.array([0, start], np.int32)).has_banned_rows == banned
@@ -126,7 +126,7 @@ def test_rows_below_their_min_tokens_are_banned_until_their_position_is_reached(
 def test_rows_with_rules_read_their_slots_and_count_in_them_where_they_sample() -> None:
     of = packer()
     slots = list(range(RULED_ADMISSIONS + 1))
-    new = tuple(replace(GREEDY, slot=slot, rules=rules_of(slot)) for slot in slots)
+    new = tuple(replace(GREEDY_SLOT, slot=slot, rules=rules_of(slot)) for slot in slots)
     first = packed(of, slots, new_slots=new)
     assert [len(array) for array in first.rules.admissions] == [RULED_ADMISSIONS] * 2
     step = packed(of, [40, 2, 5], samples=np.array([True, True, False]))
@@ -135,7 +135,7 @@ def test_rows_with_rules_read_their_slots_and_count_in_them_where_they_sample() 
     assert step.rules.rows.read_slot_R.tolist() == [MAX_ROWS, 2, 5, MAX_ROWS]
     assert step.rules.rows.count_slot_R.tolist() == [MAX_ROWS + 1, 2, MAX_ROWS + 1, MAX_ROWS + 1]
     assert packed(of, [40, 5], samples=np.array([True, False])).rules.rows is None
-    packed(of, [2], new_slots=(replace(GREEDY, slot=2),))
+    packed(of, [2], new_slots=(replace(GREEDY_SLOT, slot=2),))
     assert packed(of, [2]).rules.rows is None
 
 
@@ -165,12 +165,12 @@ def test_targets_are_cut_into_pieces_of_the_sizes_that_are_compiled(
 
 
 @pytest.mark.parametrize(
-    ("top_k", "temperature", "route"),
-    [(0, 0.0, Route.GREEDY), (0, 1.0, Route.ALL_TO_ALL), (3, 1.0, Route.ALL_TO_ALL)],
+    ("sampling", "route"),
+    [(GREEDY, Route.GREEDY), (DRAWN, Route.ALL_TO_ALL), (FILTERED, Route.ALL_TO_ALL)],
 )
-def test_several_steps_take_one_of_two_loops(top_k: int, temperature: float, route: Route) -> None:
+def test_several_steps_take_one_of_two_loops(sampling: TokenSampling, route: Route) -> None:
     of = packer()
-    packed(of, [4], new_slots=(replace(GREEDY, slot=4, temperature=temperature, top_k=top_k),))
+    packed(of, [4], new_slots=(replace(GREEDY_SLOT, slot=4, sampling=sampling),))
     step = of.pack(plan([4, 0, 1], steps=np.array([4, 2, 3], np.int32)))
     assert isinstance(step, PackedLoop)
     assert step.loop == DecodeLoop(rows=4, route=route, steps=STEPS)
