@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | docs | gpu-check | gpu-check-all | lint | clean
+# make setup | demo | check | test | test-slow | docs | gpu-check | gpu-check-all | lint | clean
 # PYTHON may name an interpreter; otherwise the first of 3.12, 3.13, 3.11 that runs is taken.
 SHELL := /bin/bash
 VENV ?= .venv
@@ -7,7 +7,10 @@ STAMP := $(VENV)/.ready
 # JAX's CUDA plugin lies apart, so that nothing else finds it.
 GPU_PLUGIN ?= .venv-gpu
 
-.PHONY: setup demo test test-slow docs gpu-plugin gpu-check gpu-check-all lint clean
+# Without the compiled files that this forbids, half of a short test run is spent on reading tests anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: setup demo check quick-tests test test-slow docs gpu-plugin gpu-check gpu-check-all lint clean
 
 setup: $(STAMP)
 
@@ -23,6 +26,13 @@ $(STAMP): pyproject.toml scripts/find_python.sh
 
 demo: setup
 	$(BIN)/python scripts/demo.py
+
+# What one runs while working: lint, types, import contracts, and every test that compiles no program.
+check: setup
+	$(MAKE) --no-print-directory --output-sync=target -j 2 lint quick-tests
+
+quick-tests: setup
+	$(BIN)/python -m pytest -q -m "not compiles and not slow" -n 2 --dist loadscope --max-worker-restart 0
 
 test: setup
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadscope --max-worker-restart 0

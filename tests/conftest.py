@@ -22,6 +22,7 @@ import pytest
 
 # What folders of tests share; registered once, before any of them imports it.
 pytest.register_assert_rewrite("tests.labs")
+pytest_plugins = ("tests.labs.compile_marker",)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_platforms", "cpu")

@@ -11,6 +11,7 @@ PROMPT = "Once upon a time, a dog named Max found a big red ball in the garden a
 PARAMS = SamplingParams(max_tokens=20, temperature=0)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("prefix_caching", [True, False])
 def test_prefixes_are_shared_unless_turned_off(data_dir: Path, prefix_caching: bool) -> None:
     model = str(data_dir / "models" / "stories260k")

@@ -43,7 +43,8 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str
     with pytest.raises(SystemExit) as ended:
         main(list(map(str, arguments)))
     assert isinstance(ended.value.code, int)
-    return ended.value.code, *capfd.readouterr()
+    shown = capfd.readouterr()
+    return ended.value.code, shown.out, shown.err
 
 
 @pytest.fixture
@@ -181,6 +182,7 @@ def test_an_empty_trace_is_refused(capfd: pytest.CaptureFixture[str], model: Pat
     assert (code, "the trace has no requests" in err) == (2, True)
 
 
+@pytest.mark.compiles
 def test_an_engine_starts_from_what_is_emitted(
     capfd: pytest.CaptureFixture[str], data_dir: Path, trace: Path, tmp_path: Path
 ) -> None:

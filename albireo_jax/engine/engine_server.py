@@ -76,7 +76,7 @@ class EngineServer:
         self._eos_token_ids: tuple[int, ...] = ()
         self._figures: Callable[[], EngineFigures] | None = None
         self._outputs: deque[tuple[list[RequestOutput], SchedulerStats]] = deque()
-        self._answers: deque[tuple[bytes, wire.Answer]] = deque()
+        self._answers: deque[tuple[bytes, wire.Reply]] = deque()
         self._measuring = BoundedPool("figures", threads=1, max_queued=64)
         # The rest is the I/O thread's own.
         self._decoder = wire.ClientMessageDecoder()
@@ -306,7 +306,7 @@ class EngineServer:
         identity: bytes,
         number: int,
         future: "Future[Any]",
-        answer_of: Callable[[int, Any], wire.Answer],
+        answer_of: Callable[[int, Any], wire.Reply],
     ) -> None:
         """Send the answer to a question when it is there."""
 
@@ -317,7 +317,7 @@ class EngineServer:
             else:
                 if not isinstance(error, ValueError | AlbireoError):
                     _logger.error("a question cannot be answered", exc_info=error)
-                answer = wire.Answer(number, refusal=wire.refusal_of(error))
+                answer = wire.Reply(number, refusal=wire.refusal_of(error))
             self._answers.append((identity, answer))
             self._wakeup.ring()
 
@@ -334,9 +334,9 @@ def _mask_later(service: EngineService, message: wire.AskFirstMask) -> "Future[I
         return failed
 
 
-def _mask_answer(number: int, mask: Int32s) -> wire.Answer:
-    return wire.Answer(number, mask=mask.tobytes())
+def _mask_answer(number: int, mask: Int32s) -> wire.Reply:
+    return wire.Reply(number, mask=mask.tobytes())
 
 
-def _figures_answer(number: int, figures: EngineFigures) -> wire.Answer:
-    return wire.Answer(number, figures=figures)
+def _figures_answer(number: int, figures: EngineFigures) -> wire.Reply:
+    return wire.Reply(number, figures=figures)

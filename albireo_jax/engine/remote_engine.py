@@ -228,7 +228,7 @@ class RemoteEngine:
             case wire.EngineBeat():
                 if self._is_session(message.session):
                     self._take_beat(message)
-            case wire.Answer():
+            case wire.Reply():
                 self._answer(message)
             case wire.Welcome():
                 self._begin_session(message)
@@ -275,7 +275,7 @@ class RemoteEngine:
                 self._state = beat.state
                 self._changed.notify_all()
 
-    def _answer(self, answer: wire.Answer) -> None:
+    def _answer(self, answer: wire.Reply) -> None:
         with self._changed:
             future = self._questions.pop(answer.number, None)
         if future is None:

@@ -61,14 +61,14 @@ class ForgetCached(msgspec.Struct, frozen=True, tag="forget"):
 
 
 class AskFirstMask(msgspec.Struct, frozen=True, tag="ask-first-mask"):
-    """A question, answered by Answer: the first mask of a constraint, which is compiled."""
+    """A question, answered by Reply: the first mask of a constraint, which is compiled."""
 
     number: int
     structured: StructuredOutput
 
 
 class AskFigures(msgspec.Struct, frozen=True, tag="ask-figures"):
-    """A question, answered by Answer: the engine's figures."""
+    """A question, answered by Reply: the engine's figures."""
 
     number: int
 
@@ -127,7 +127,7 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     stats: SchedulerStats | None = None
 
 
-class Answer(msgspec.Struct, frozen=True, tag="answer"):
+class Reply(msgspec.Struct, frozen=True, tag="answer"):
     """The answer to a question of this number: a mask, figures, or why there is none."""
 
     number: int
@@ -146,7 +146,7 @@ class EngineBeat(msgspec.Struct, frozen=True, tag="beat"):
     others: MetricsSnapshot | None = None
 
 
-EngineMessage = Loading | Welcome | Step | Answer | EngineBeat
+EngineMessage = Loading | Welcome | Step | Reply | EngineBeat
 """What an engine sends."""
 
 _Message = TypeVar("_Message", ClientMessage, EngineMessage)
@@ -156,7 +156,7 @@ class MalformedMessageError(ValueError):
     """Bytes that are no message, or a message of which a part is out of range."""
 
 
-def encode(message: ClientMessage | EngineMessage | Answer) -> bytes:
+def encode(message: ClientMessage | EngineMessage | Reply) -> bytes:
     """A message as bytes; any thread may call it."""
     places: dict[int, int] = {}
 

@@ -1,7 +1,7 @@
 """Second turns find the pages of their first ones, and the figures say how many."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,7 +29,7 @@ QUESTIONS = [
 
 
 @contextmanager
-def engines(*, plain_shares: bool = False) -> Iterator[ChatEngines]:
+def engines(*, plain_shares: bool = False) -> Generator[ChatEngines, None, None]:
     with lab() as caching, lab(shares_prefixes=plain_shares) as plain:
         yield ChatEngines(caching.frontend, plain.frontend, caching.tokenizer)
 

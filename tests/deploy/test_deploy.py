@@ -12,9 +12,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from albireo_jax.serving import supervisor
+from albireo_jax.serving.app import create_app
 from albireo_jax.serving.auth import OPEN_PATHS
+from albireo_jax.serving.server import make_server
 from docs.hooks import reference
+from tests.labs.engine_lab import lab
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -39,8 +41,11 @@ PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
 def grace_s() -> float:
-    """Time that the server takes at most to end after SIGTERM: its front ends, then its engine."""
-    return supervisor._FRONT_END_STOP_S + supervisor._ENGINE_STOP_S
+    """Time that the server takes at most to end after SIGTERM."""
+    with lab() as engine:
+        timeout_s = make_server(create_app(engine)).config.timeout_graceful_shutdown
+    assert timeout_s is not None
+    return timeout_s
 
 
 def command_of(args: list[str]) -> list[str]:

@@ -3,9 +3,9 @@
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.house.source_files import ROOT
 
 
 def test_the_wheel_holds_one_package_with_models_and_serving(tmp_path: Path) -> None:
@@ -22,6 +22,8 @@ def test_the_wheel_holds_one_package_with_models_and_serving(tmp_path: Path) -> 
     assert "albireo_jax/models/registry.py" in names
     assert "albireo_jax/serving/app.py" in names
     assert "albireo_jax/py.typed" in names
+    folders = {part for name in names for part in PurePosixPath(name).parts}
+    assert folders & {"benchmarks", "tests", "scripts", "examples", "docs", "labs"} == set()
 
 
 def test_a_bare_import_of_a_linked_folder_says_where_it_belongs() -> None:

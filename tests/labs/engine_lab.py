@@ -5,7 +5,7 @@ special tokens of ChatML. Its texts are legible, now and then ended by the model
 """
 
 import string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -170,7 +170,7 @@ def lab(
     compiler: Compiler | None = None,
     connect: Callable[[EngineService], EngineClient] = _in_process,
     **loop_options: Any,
-) -> Iterator[Lab]:
+) -> Generator[Lab, None, None]:
     """A running simulated engine, called as `connect` says."""
     loop = sim_loop(limits, **loop_options)
     tokenizer = tiny_tokenizer()

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -14,7 +14,7 @@ from albireo_jax.serving.server import address_of, bind, make_server
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def served(app: FastAPI) -> Generator[str, None, None]:
     """URL of `app`, served by a thread; at the end open connections are waited for."""
     with bind("127.0.0.1", 0) as bound:
         bound.listen()  # so that clients wait in the backlog until the server accepts

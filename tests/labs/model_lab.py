@@ -1,6 +1,6 @@
 """A real model's engine for the tests that need one: a 260,032-parameter Llama."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from albireo_jax.launch import Engine, launch
 
 
 @contextmanager
-def stories(data_dir: Path, *, max_rows: int, max_step_tokens: int) -> Iterator[Engine]:
+def stories(data_dir: Path, *, max_rows: int, max_step_tokens: int) -> Generator[Engine, None, None]:
     """A running engine of stories260k."""
     config = EngineConfig(
         model=str(data_dir / "models" / "stories260k"),

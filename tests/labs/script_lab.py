@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -106,7 +106,7 @@ def script_tokenizer(template: str) -> Tokenizer:
 
 
 @contextmanager
-def script_client(template: str, *answers: str, **app_options: Any) -> Iterator[openai.OpenAI]:
+def script_client(template: str, *answers: str, **app_options: Any) -> Generator[openai.OpenAI, None, None]:
     """A client of a server whose answer to seed i is `answers[i]`."""
     tokenizer = script_tokenizer(template)
     limits = replace(LIMITS, vocab_size=tokenizer.vocab_size)

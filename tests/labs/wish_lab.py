@@ -6,7 +6,7 @@ message of the refusal.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +78,7 @@ class Paths:
 
 
 @contextmanager
-def open_paths(folder: Path) -> Iterator[Paths]:
+def open_paths(folder: Path) -> Generator[Paths, None, None]:
     """Every path to one engine of a random model, which is written to `folder`."""
     write_model(folder)
     with ExitStack() as stack:

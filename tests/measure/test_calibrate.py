@@ -29,6 +29,7 @@ def run(*arguments: str) -> object:
     return ended.value.code
 
 
+@pytest.mark.compiles
 def test_each_degree_is_measured_on_one_device(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     output = tmp_path / "calibration.json"

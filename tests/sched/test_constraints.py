@@ -126,7 +126,7 @@ def test_a_preempted_row_keeps_its_constraint_and_what_it_took_in() -> None:
         assert len(in_flight) < 10
         assert in_flight[-1].request_ids == ("old",)
     assert commit(engine, in_flight.pop(0), 1, 6) == [("old", 1, None)]  # what it said in flight is dropped
-    said: list[int] = []
+    said: list[object] = []
     for _ in range(20):
         if (plan := engine.plan()) is not None:
             in_flight.append(plan)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -65,7 +65,7 @@ class Watched:
 
 
 @asynccontextmanager
-async def _watched(engine: Lab) -> AsyncIterator[Watched]:
+async def _watched(engine: Lab) -> AsyncGenerator[Watched, None]:
     async with in_process(create_app(engine)) as client:
         yield Watched(client, engine)
 

@@ -3,7 +3,7 @@
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -34,7 +34,7 @@ def shared_url(shared_engine: Lab) -> Iterator[str]:
 
 
 @contextmanager
-def _connected(url: str) -> Iterator[socket.socket]:
+def _connected(url: str) -> Generator[socket.socket, None, None]:
     address = urlsplit(url)
     with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
         yield connection

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ ENDLESS = {"max_tokens": 1900, "ignore_eos": True, "prompt": "go"}
 
 
 @contextmanager
-def _server() -> Iterator[tuple[subprocess.Popen[str], str]]:
+def _server() -> Generator[tuple[subprocess.Popen[str], str], None, None]:
     process = subprocess.Popen(
         [sys.executable, "-c", SERVER],
         cwd=ROOT,

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
-def _process() -> Iterator[tuple["subprocess.Popen[str]", str]]:
+def _process() -> Generator[tuple["subprocess.Popen[str]", str], None, None]:
     """The process of `dying_server.py`, and its URL."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.labs.dying_server"],

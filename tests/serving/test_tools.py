@@ -53,8 +53,10 @@ def _whole(client: openai.OpenAI, **options: Any) -> tuple[dict[str, Any], str]:
 def _streamed(stream: openai.Stream[Any]) -> tuple[dict[str, Any], str]:
     """The message that a stream's deltas add up to, as clients put it together."""
     message: dict[str, Any] = {}
+    end = ""
     for chunk in stream:
         (choice,) = chunk.choices
+        end = choice.finish_reason
         for name, value in choice.delta.model_dump(exclude_none=True).items():
             if name != "tool_calls":
                 message[name] = message.get(name, "") + value
@@ -69,7 +71,7 @@ def _streamed(stream: openai.Stream[Any]) -> tuple[dict[str, Any], str]:
                     calls[-1]["function"]["arguments"] += delta["function"]["arguments"]
     if not message["content"] and len(message) > 2:
         del message["content"]  # null in a whole answer
-    return message, choice.finish_reason
+    return message, end
 
 
 @pytest.mark.parametrize("format", [ToolFormat.HERMES, ToolFormat.LLAMA3_JSON, ToolFormat.MISTRAL])

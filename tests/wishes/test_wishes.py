@@ -9,6 +9,8 @@ import pytest
 from albireo_jax.core.types import StructuredOutput, StructureKind
 from tests.labs.wish_lab import MAX_MODEL_LEN, Outcome, Paths, Wish
 
+pytestmark = pytest.mark.compiles
+
 
 def plain(name: str, **fields: Any) -> Wish:
     """A wish that is spelled the same in a body and in Python."""
