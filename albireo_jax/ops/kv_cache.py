@@ -4,12 +4,16 @@ A quantised vector of K numbers, the key or value of one token and head, is kept
 scale of its own, so that neither other heads nor other tokens change what is read back::
 
     codes of x / scale    scale = max |x| / largest code, rounded up to bfloat16: no quotient saturates
+
+A code of int8 is held with its sign bit turned, which makes it the integer plus 128 without a sign: kernels
+make a number of 16 bits of it by placing it beside a constant.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Real
 
 FP8_BITS = jnp.dtype(jnp.uint8)
@@ -21,6 +25,9 @@ _LARGEST = {_INT8: 127.0, FP8_BITS: 448.0}
 
 KV_KINDS = {jnp.dtype(jnp.bfloat16): 0, _INT8: 1, FP8_BITS: 2}
 """The number by which CUDA kernels know each dtype of pages that they take."""
+
+_SIGN = np.int8(-128)
+"""The bit of an int8 that pages hold turned."""
 
 _SMALLEST_PEAK = 2.0**-100
 """Stands for the peak of vectors closer to zero, which are zero then: the scale is a normal number."""
@@ -73,7 +80,7 @@ def encode(x_TNK: Float[Array, "T N K"], dtype: jnp.dtype) -> CodedKv:
     if dtype == FP8_BITS:
         code_TNK = jax.lax.bitcast_convert_type(quotient_TNK.astype(jnp.float8_e4m3fn), FP8_BITS)
     else:
-        code_TNK = jnp.round(quotient_TNK).astype(dtype)
+        code_TNK = jnp.round(quotient_TNK).astype(dtype) ^ _SIGN
     return CodedKv(code_TNK, scale_TN.astype(jnp.bfloat16))
 
 
@@ -81,6 +88,8 @@ def decode(code: Real[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The float32 numbers of entries of pages, still to be multiplied by their scales if they have any."""
     if code.dtype == FP8_BITS:
         code = jax.lax.bitcast_convert_type(code, jnp.float8_e4m3fn)
+    elif code.dtype == _INT8:
+        code = code ^ _SIGN
     return code.astype(jnp.float32)
 
 

@@ -22,18 +22,19 @@ class Loop:
 
 
 def product_loop(cubin: bytes, architecture: str) -> Loop | None:
-    """The innermost loop of a cubin's one kernel that holds all of its matrix products; None if none does.
+    """The innermost loop of a cubin's one kernel that holds the most matrix products; None if none holds any.
 
-    `architecture` is "sm_80" or "sm_90". Raises ValueError for bytes that hold no kernel.
+    Some may stand before it. `architecture` is "sm_80" or "sm_90". Raises ValueError for bytes that hold no
+    kernel.
     """
     words = _words(cubin)
     products = [at for at, word in enumerate(words) if word & 0xFFF == _MATRIX_PRODUCT]
-    whole = [
-        end + 1 - begin
+    loops = [
+        Loop(instructions=end + 1 - begin, products=sum(begin <= at <= end for at in products))
         for begin, end in _backward_branches(words, architecture)
-        if products and begin <= products[0] and products[-1] <= end
     ]
-    return Loop(instructions=min(whole), products=len(products)) if whole else None
+    best = max(loops, key=lambda loop: (loop.products, -loop.instructions), default=None)
+    return best if best is not None and best.products else None
 
 
 def code_instructions(cubin: bytes) -> int:

@@ -41,8 +41,13 @@ def test_the_innermost_loop_with_all_products_is_found(architecture: str) -> Non
     assert product_loop(cubin(words), architecture) == Loop(instructions=305, products=2)
 
 
+def test_products_before_the_loop_are_not_counted() -> None:
+    words = [PRODUCT, branch(-2, "sm_80"), PRODUCT, OTHER, PRODUCT, PRODUCT, branch(-4, "sm_80")]
+    assert product_loop(cubin(words), "sm_80") == Loop(instructions=4, products=2)
+
+
 def test_no_loop_is_found_where_products_are_outside_of_it() -> None:
-    assert product_loop(cubin([PRODUCT, OTHER, PRODUCT, branch(-2, "sm_80")]), "sm_80") is None
+    assert product_loop(cubin([PRODUCT, OTHER, branch(-2, "sm_80")]), "sm_80") is None
     assert product_loop(cubin([OTHER, branch(-2, "sm_80")]), "sm_80") is None
 
 

@@ -101,14 +101,15 @@ def test_all_pairs_of_codes_are_widened_exactly(kind):
     macros = {"KV_KIND": 1 if dtype == "int8" else 2, "HEAD_DIM": 64, "GROUP": 4, "PAGE_SIZE": 16}
     macros |= {"WARPS": 4, "GROUP_WARPS": 4, "HEADS": 1}
     library = compiled("widen_pairs.cpp", tuple((name, str(value)) for name, value in macros.items()), edits)
-    even, odd = np.zeros((2, 65536), np.uint32)
-    library.widen_pairs(even.ctypes.data_as(ctypes.c_void_p), odd.ctypes.data_as(ctypes.c_void_p))
+    found = np.zeros((2, 65536), np.uint32)
+    library.widen_pairs(*(each.ctypes.data_as(ctypes.c_void_p) for each in found))
     pairs = np.arange(65536, dtype=np.uint16).view(np.uint8).reshape(-1, 2)
     codes = np.concatenate([pairs, ~pairs], axis=1)  # those of each word
     want = np.asarray(decode(jnp.asarray(codes.view(dtype))), np.float32)
     unit = 256 if kind == "fp8" else 1
-    halves = np.stack([even, odd], axis=1).view(np.float16).reshape(-1, 2, 2)
-    got = halves.transpose(0, 2, 1).reshape(-1, 4).astype(np.float32) * unit
+    halves = np.ascontiguousarray(found.T).view(np.float16).reshape(-1, 2, 2)
+    in_order = halves if edits else halves.transpose(0, 2, 1)
+    got = in_order.reshape(-1, 4).astype(np.float32) * unit
     is_number = (codes & 0x7F != 0x7F) | (dtype == "int8")
     np.testing.assert_array_equal(got[is_number], want[is_number])
 
@@ -176,7 +177,7 @@ FAULTS_OF_CODES = {
     "no barrier after keys are widened": (
         "sync_group();\n    return ring.spare;",
         "return ring.spare;",
-        LATE,
+        Order(3, is_eager=False),
     ),
     "no barrier after values are widened": ("sync_group();\n    return wide;", "return wide;", LATE),
     "codes that are widened too soon": ("cp_async_wait<1>();", "cp_async_wait<2>();", LATE),
@@ -187,7 +188,12 @@ FAULTS_OF_CODES = {
     ),
     "neighbours that exchange nothing": ("x[0] = lane % 2 ? other : x[0]", "x[0] = x[0]", LATE),
     "scales of the first page for all": ("token < page * PAGE_TOKENS ? vector", "true ? vector", LATE),
-    "scales of values past the end": ("stage.first + token < stage.end ? __uint", "true ? __uint", LATE),
+    "scales of the first token for all": (
+        "cached_vector(cache, stage.first + token)",
+        "cached_vector(cache, stage.first)",
+        LATE,
+    ),
+    "scales of values past the end": ("is_cached ? __uint", "true ? __uint", LATE),
     "values of decode rows in the keys' order": (
         "product * 16 + (READ_BYTES == 2 ?",
         "product * 16 + (true ?",
@@ -200,8 +206,17 @@ FAULTS_OF_UNITS = {
     "weights in the unit of the first stage": ("power = max(power, max_in_warp(largest) & EXPONENT);", ""),
     "sums of chunks in an earlier unit": ("fade[0] *= power_fade", "0.0f * power_fade"),
     "sums of decode rows in an earlier unit": ("* power_faded", ""),
-    "int8 that are 1152 too large": ("if (KV_KIND == 1) multiply", "if (false) multiply"),
+    "values of int8 that are 1152 too large": ("if (KV_KIND == 1) multiply", "if (false) multiply"),
+    "keys of decode rows that are too large": ("SHIFTS_KEYS ? queries.shift[tile][i] : 0.0f", "0.0f"),
+    "keys of chunks that are too large": ("SHIFTS_KEYS ? queries.shift[i] : 0.0f", "0.0f"),
 }
+FAULTS_OF_ORDER = {
+    "queries of decode rows": ("KEEPS_ORDER ? four.x : low_halves", "false ? four.x : low_halves"),
+    "queries of chunks": ("if (!IS_WIDENED || KEEPS_ORDER)", "if (!IS_WIDENED)"),
+    "values of decode rows": ("KEEPS_ORDER ? every_other(codes) : codes", "codes"),
+    "channels of results of chunks": ("KV_KIND != 0 && !KEEPS_ORDER", "KV_KIND != 0"),
+}
+"""Of codes that keep their order when they are widened, as by an instruction."""
 
 
 @needs_compiler
@@ -266,12 +281,20 @@ def test_a_fault_in_the_kernel_for_codes_is_seen(fault):
         check(replace(SMALL, dtype="int8"), counts=[1, 60, 1, 5], order=order, edits=((right, wrong),))
 
 
+@needs_compiler
+@pytest.mark.usefixtures("long_pieces")
+@pytest.mark.parametrize("fault", FAULTS_OF_ORDER)
+def test_a_fault_in_the_order_of_channels_is_seen(fault):
+    with pytest.raises(AssertionError):
+        check(replace(SMALL, dtype="uint8"), counts=[1, 60, 1, 5], edits=(*CONVERTS, FAULTS_OF_ORDER[fault]))
+
+
 def test_every_fault_is_in_the_source():
     folder = resources.files("albireo_jax.ops.cuda")
     source = "".join(file.read_text() for file in folder.iterdir() if file.name.endswith((".cu", ".h")))
     assert [
         name
-        for name, (right, *_) in (FAULTS | FAULTS_OF_CODES | FAULTS_OF_UNITS).items()
+        for name, (right, *_) in (FAULTS | FAULTS_OF_CODES | FAULTS_OF_UNITS | FAULTS_OF_ORDER).items()
         if right not in source
     ] == []
 

@@ -21,12 +21,19 @@ def vectors(seed: int) -> np.ndarray:
 
 
 def read_back(x_TNK, dtype):
-    """(numbers, scales, codes) that a cache of `dtype` gives for what was written."""
+    """(numbers, scales, quotients) that a cache of `dtype` gives for what was written."""
     coded = jax.jit(encode, static_argnums=1)(jnp.asarray(x_TNK), dtype)
     scale_TN1 = np.asarray(coded.scale_TN).astype(np.float32)[..., None]
     code_TNK = np.asarray(coded.x_TNK)
-    numbers_TNK = code_TNK.view(ml_dtypes.float8_e4m3fn) if dtype == FP8_BITS else code_TNK
-    return numbers_TNK.astype(np.float64) * scale_TN1, scale_TN1, code_TNK
+    numbers_TNK = meanings(code_TNK)
+    return numbers_TNK.astype(np.float64) * scale_TN1, scale_TN1, numbers_TNK
+
+
+def meanings(codes):
+    """The numbers that entries of pages stand for: an int8 is held plus 128, without a sign."""
+    if codes.dtype == FP8_BITS:
+        return codes.view(ml_dtypes.float8_e4m3fn)
+    return (codes.view(np.uint8).astype(int) - 128).astype(np.int8)
 
 
 @pytest.mark.parametrize("dtype", [INT8, FP8_BITS])
@@ -62,8 +69,8 @@ def test_fp8_is_off_by_a_sixteenth_at_most_and_by_less_than_its_step_near_zero(s
 def test_every_finite_code_is_read_as_what_it_stands_for(dtype):
     codes = np.arange(256, dtype=np.uint8)
     stored = codes.view(np.int8) if dtype == INT8 else codes
-    want = stored if dtype == INT8 else codes.view(ml_dtypes.float8_e4m3fn)
-    np.testing.assert_array_equal(np.asarray(jax.jit(decode)(jnp.asarray(stored))), want.astype(np.float32))
+    want = meanings(stored).astype(np.float32)
+    np.testing.assert_array_equal(np.asarray(jax.jit(decode)(jnp.asarray(stored))), want)
 
 
 @pytest.mark.parametrize("dtype", [INT8, FP8_BITS])
@@ -123,7 +130,8 @@ def test_dequantise_multiplies_each_vector_by_its_own_scale():
     code_LPSNK = rng.integers(-127, 128, (2, 2, 3, 4, 5)).astype(np.int8)
     scale_LPSN = (2.0 ** rng.integers(-3, 4, (2, 2, 3, 4))).astype(np.float32)
     scales = jnp.asarray(scale_LPSN, jnp.bfloat16), jnp.asarray(2 * scale_LPSN, jnp.bfloat16)
-    k, v, *no_scales = dequantise(KvCache(jnp.asarray(code_LPSNK), jnp.asarray(code_LPSNK), *scales))
+    held = jnp.asarray(code_LPSNK ^ np.int8(-128))
+    k, v, *no_scales = dequantise(KvCache(held, held, *scales))
     np.testing.assert_array_equal(k, code_LPSNK * scale_LPSN[..., None])
     np.testing.assert_array_equal(v, 2.0 * code_LPSNK * scale_LPSN[..., None])
     assert no_scales == [None, None]

@@ -85,6 +85,8 @@ def exact_codes(x_TNK, dtype):
     with np.errstate(invalid="ignore"):
         code_TNK = x_TNK / scale_TN[..., None]
         code_TNK = (np.rint(code_TNK) if dtype == "int8" else code_TNK).astype(kind)
+    if dtype == "int8":
+        code_TNK ^= np.int8(-128)
     return code_TNK.view(dtype), scale_TN.astype(jnp.bfloat16)
 
 
@@ -191,7 +193,8 @@ FAULTS = [
     ("(u64)*layer * NUM_PAGES", "(u64)0 * NUM_PAGES"),
     ("head * VECTORS + nth", "nth"),
     ("(bits + 0xffff) >> 16", "bits >> 16"),
-    ("rintf(x) & 0xff", "x & 0xff"),
+    ("(int)rintf(x) + 128", "(int)x + 128"),
+    ("(int)rintf(x) + 128", "(int)rintf(x)"),
     ("(is_value ? v_scale : k_scale) + cached", "k_scale + cached"),
     ("places[token]", "places[0]"),
 ]

@@ -87,20 +87,28 @@ struct Scales {
   float k[(TOKENS + 31) / 32], v[(TOKENS + 31) / 32];
 };
 
+// The vector of a token of a stage, one of 32 from `at` on, whose pages were looked up for the copies.
+__device__ __forceinline__ u64 vector_in(const Stage &stage, int at, int token) {
+  u64 vector = stage.vector[at / PAGE_TOKENS];
+#pragma unroll
+  for (int page = at / PAGE_TOKENS + 1; page < PAGES && page * PAGE_TOKENS < at + 32; page++)
+    vector = token < page * PAGE_TOKENS ? vector : stage.vector[page];
+  return vector + (u64)(token % PAGE_TOKENS) * HEADS;
+}
+
 // Tokens that are not cached have a value's scale of 0; a key's may be anything, as such keys are masked.
 __device__ __forceinline__ Scales read_scales(const Cache &cache, const Stage &stage, int lane) {
   Scales scales = {};
 #pragma unroll
   for (int at = 0; KV_KIND != 0 && at < TOKENS; at += 32) {
     const int token = at + lane % (TOKENS < 32 ? TOKENS : 32);
-    u64 vector = stage.vector[at / PAGE_TOKENS];
-#pragma unroll
-    for (int page = at / PAGE_TOKENS + 1; page < PAGES && page * PAGE_TOKENS < at + 32; page++)
-      vector = token < page * PAGE_TOKENS ? vector : stage.vector[page];
-    vector += (u64)(token % PAGE_TOKENS) * HEADS;
+    const bool is_cached = stage.first + token < stage.end;
+    const u64 vector = COPIES_BY_PAGE ? vector_in(stage, at, token)
+                       : is_cached    ? cached_vector(cache, stage.first + token)
+                                      : cache.head;
     u32 k = cache.k_scale[vector], v = cache.v_scale[vector];
     scales.k[at / 32] = __uint_as_float(k << 16);
-    scales.v[at / 32] = stage.first + token < stage.end ? __uint_as_float(v << 16) : 0.0f;
+    scales.v[at / 32] = is_cached ? __uint_as_float(v << 16) : 0.0f;
   }
   return scales;
 }
@@ -112,9 +120,10 @@ __device__ __forceinline__ int first_channel(int chunk) {
   return chunk < CHUNKS ? chunk * 16 : (chunk - CHUNKS) * 16 + 8;
 }
 
-// Widen the codes of a stage that this thread has copied; pairs of channels are as `widen` gives them.
-__device__ __forceinline__ void widen_stage(u8 *wide, const u8 *codes, int member) {
-#pragma unroll(WIDTH > 192 ? 1 : 16)  // wide heads have no registers left for more
+// Widen the codes of a stage that this thread has copied by a function; pairs of channels are as it gives them.
+template <typename Widen>
+__device__ __forceinline__ void widen_stage(u8 *wide, const u8 *codes, int member, Widen widen) {
+#pragma unroll(IS_SHORT_OF_REGISTERS ? 1 : 16)
   for (int pass = 0; pass * GROUP_THREADS < TOKENS * CHUNKS; pass++) {
     const int at = member + pass * GROUP_THREADS;
     if (TOKENS * CHUNKS % GROUP_THREADS != 0 && at >= TOKENS * CHUNKS) break;
@@ -125,6 +134,6 @@ __device__ __forceinline__ void widen_stage(u8 *wide, const u8 *codes, int membe
 #pragma unroll
     for (int half = 0; half < 2; half++)
       *(uint4 *)(wide + place(token, chunk + half * CHUNKS) * 16) =
-          make_uint4(w[2 * half].even, w[2 * half].odd, w[2 * half + 1].even, w[2 * half + 1].odd);
+          make_uint4(w[2 * half].pair[0], w[2 * half].pair[1], w[2 * half + 1].pair[0], w[2 * half + 1].pair[1]);
   }
 }

@@ -12,13 +12,14 @@ struct Softmax {
 struct Queries {
   u32 q[SPANS][8];
   float unit;  // of products, beside codes (units.h)
+  float shift[4];  // what products with keys begin with where these are too large
   int position[2];
 };
 
 // A thread's two channels of a chunk of keys, of a query.
 __device__ __forceinline__ u32 query_pair(const u16 *query, int chunk, int lane) {
   const u16 *at = query + first_channel(chunk);
-  if (!IS_WIDENED) return *(const u32 *)(at + lane % 4 * 2);
+  if (!IS_WIDENED || KEEPS_ORDER) return *(const u32 *)(at + lane % 4 * 2);
   uint2 four = *(const uint2 *)(at + lane % 4 / 2 * 4);
   return lane % 2 ? high_halves(four.x, four.y) : low_halves(four.x, four.y);
 }
@@ -41,6 +42,14 @@ __device__ __forceinline__ Queries read_queries(const u16 *queries, const Piece 
       }
   }
   read.unit = KV_KIND == 0 ? 1.0f : queries_into_f16(reinterpret_cast<u32(&)[SPANS * 8]>(read.q));
+#pragma unroll
+  for (int i = 0; i < 4; i++) read.shift[i] = 0.0f;
+#pragma unroll
+  for (int span = 0; SHIFTS_KEYS && span < SPANS; span++) {
+    const u32(&q)[8] = read.q[span];
+    multiply(read.shift, q[0], q[1], q[2], q[3], MINUS_1152, MINUS_1152);
+    multiply(read.shift, q[4], q[5], q[6], q[7], MINUS_1152, MINUS_1152);
+  }
   return read;
 }
 
@@ -62,7 +71,7 @@ __device__ __forceinline__ void add_keys(Softmax &state, u32 (&weights)[TOKENS /
 #pragma unroll
   for (int n = 0; n < TOKENS / 8; n++) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) score[n][i] = 0.0f;
+    for (int i = 0; i < 4; i++) score[n][i] = SHIFTS_KEYS ? queries.shift[i] : 0.0f;
 #pragma unroll
     for (int span = 0; span < SPANS; span++) {
       const u32(&q)[8] = queries.q[span];

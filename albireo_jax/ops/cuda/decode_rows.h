@@ -15,6 +15,7 @@ struct Softmax {
 struct Queries {
   u32 q[WIDTH / 16][VECTOR_TILES][2];
   float unit;  // of products, beside codes (units.h)
+  float shift[VECTOR_TILES][4];  // what products with keys begin with where these are too large
 };
 
 __device__ __forceinline__ Queries read_queries(const u16 *queries, const Piece &piece, int head, int lane) {
@@ -31,7 +32,8 @@ __device__ __forceinline__ Queries read_queries(const u16 *queries, const Piece 
       if (vector >= GROUP) continue;
       if (READ_BYTES == 1 && m * 16 < HEAD_DIM) {
         uint2 four = *(const uint2 *)(query + lane % 4 * 4);
-        q[0] = low_halves(four.x, four.y), q[1] = high_halves(four.x, four.y);
+        q[0] = KEEPS_ORDER ? four.x : low_halves(four.x, four.y);
+        q[1] = KEEPS_ORDER ? four.y : high_halves(four.x, four.y);
       }
       if (READ_BYTES == 2 && m * 16 < HEAD_DIM) q[0] = *(const u32 *)(query + lane % 4 * 2);
       if (READ_BYTES == 2 && m * 16 + 8 < HEAD_DIM) q[1] = *(const u32 *)(query + 8 + lane % 4 * 2);
@@ -39,16 +41,22 @@ __device__ __forceinline__ Queries read_queries(const u16 *queries, const Piece 
   }
   read.unit =
       KV_KIND == 0 ? 1.0f : queries_into_f16(reinterpret_cast<u32(&)[WIDTH / 16 * VECTOR_TILES * 2]>(read.q));
+#pragma unroll
+  for (int tile = 0; tile < VECTOR_TILES; tile++) {
+    float(&shift)[4] = read.shift[tile];
+#pragma unroll
+    for (int i = 0; i < 4; i++) shift[i] = 0.0f;
+#pragma unroll
+    for (int m = 0; SHIFTS_KEYS && m < WIDTH / 16; m++)
+      multiply(shift, MINUS_1152, MINUS_1152, MINUS_1152, MINUS_1152, read.q[m][tile][0], read.q[m][tile][1]);
+  }
   return read;
 }
 
-// Codes as operands. An int8 is left 1152 too large: products put that right at less cost than additions to the operands.
-__device__ __forceinline__ Widened widen_operand(u32 codes) { return KV_KIND == 1 ? widen_shifted(codes) : widen(codes); }
-
-__device__ __forceinline__ void add_product(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2],
-                                            const u32 (&shift)[4]) {
-  multiply(c, a[0], a[1], a[2], a[3], b[0], b[1]);
-  if (KV_KIND == 1) multiply(c, shift[0], shift[1], shift[2], shift[3], b[0], b[1]);
+// Codes of values, two channels of two tokens, in pairs of one channel. An int8 is left 1152 too large: products put
+// that right at less cost than additions to the operands.
+__device__ __forceinline__ Widened widen_value(u32 codes) {
+  return KV_KIND == 1 ? widen_shifted(codes) : widen(KEEPS_ORDER ? every_other(codes) : codes);
 }
 
 __device__ __forceinline__ float over_tokens_max(float x) {
@@ -88,7 +96,7 @@ __device__ __forceinline__ void add_keys(Softmax &state, u32 (&weights)[TOKENS /
 #pragma unroll
     for (int tile = 0; tile < VECTOR_TILES; tile++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) score[n][tile][i] = 0.0f;
+      for (int i = 0; i < 4; i++) score[n][tile][i] = SHIFTS_KEYS ? queries.shift[tile][i] : 0.0f;
 #pragma unroll
     for (int chunk = 0; chunk < READ_CHUNKS; chunk += 2) {
       u32 read[4];
@@ -98,12 +106,14 @@ __device__ __forceinline__ void add_keys(Softmax &state, u32 (&weights)[TOKENS /
         const int m = chunk / READ_BYTES + i;
         u32 a[4] = {read[0], read[1], read[2], read[3]};
         if (READ_BYTES == 1) {
-          Widened upper = widen_operand(read[2 * i]), lower = widen_operand(read[2 * i + 1]);
-          a[0] = upper.even, a[1] = lower.even, a[2] = upper.odd, a[3] = lower.odd;
+          Widened upper = widen_key(read[2 * i]), lower = widen_key(read[2 * i + 1]);
+          a[0] = upper.pair[0], a[1] = lower.pair[0], a[2] = upper.pair[1], a[3] = lower.pair[1];
         }
 #pragma unroll
-        for (int tile = 0; tile < VECTOR_TILES; tile++)
-          add_product(score[n][tile], a, queries.q[m][tile], state.shift);
+        for (int tile = 0; tile < VECTOR_TILES; tile++) {
+          const u32(&q)[2] = queries.q[m][tile];
+          multiply(score[n][tile], a[0], a[1], a[2], a[3], q[0], q[1]);
+        }
       }
     }
 #pragma unroll
@@ -179,12 +189,16 @@ __device__ __forceinline__ void add_values(Softmax &state, const u32 (&weights)[
       for (int i = 0; i < 2 / READ_BYTES; i++) {
         u32 a[4] = {read[0], read[1], read[2], read[3]};
         if (READ_BYTES == 1) {
-          Widened left = widen_operand(read[i]), right = widen_operand(read[i + 2]);
-          a[0] = left.even, a[1] = left.odd, a[2] = right.even, a[3] = right.odd;
+          Widened left = widen_value(read[i]), right = widen_value(read[i + 2]);
+          a[0] = left.pair[0], a[1] = left.pair[1], a[2] = right.pair[0], a[3] = right.pair[1];
         }
 #pragma unroll
-        for (int tile = 0; tile < VECTOR_TILES; tile++)
-          add_product(state.out[chunk / READ_BYTES + i][tile], a, weights[k][tile], state.shift);
+        for (int tile = 0; tile < VECTOR_TILES; tile++) {
+          float(&out)[4] = state.out[chunk / READ_BYTES + i][tile];
+          const u32(&w)[2] = weights[k][tile], (&shift)[4] = state.shift;
+          multiply(out, a[0], a[1], a[2], a[3], w[0], w[1]);
+          if (KV_KIND == 1) multiply(out, shift[0], shift[1], shift[2], shift[3], w[0], w[1]);
+        }
       }
     }
 }

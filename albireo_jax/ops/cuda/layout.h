@@ -36,6 +36,12 @@ enum {
   // Codes that several warps read are widened once, into stages of 16-bit numbers that follow two of codes.
   IS_WIDENED = KV_KIND != 0 && GROUPS == 1,
   WIDE_BYTES = TOKENS * WIDTH * 2,
+  // Chunks of wide heads have no registers left for what saves others instructions.
+  IS_SHORT_OF_REGISTERS = GROUPS == 1 && WIDTH > 192,
+  // Whether codes that are widened keep their order, as the instruction for them leaves it.
+  KEEPS_ORDER = KV_KIND == 2 && CONVERTS_FP8 && !IS_SHORT_OF_REGISTERS,
+  // Whether keys are left 1152 too large: what products are too large by depends on their query alone.
+  SHIFTS_KEYS = KV_KIND == 1 && !IS_SHORT_OF_REGISTERS,
   // How products read a token's channels.
   READ_BYTES = IS_WIDENED ? 2 : KV_BYTES,
   READ_ROW_BYTES = WIDTH * READ_BYTES,

@@ -26,11 +26,11 @@
 
 #include "ring.h"
 
-// A core is to hold two blocks of chunks. Three of decode rows are what the assembler makes room for by itself.
+// A core is to hold two blocks of chunks, and three of decode rows: by itself the assembler aims at four, and spills.
 #if GROUP_WARPS == WARPS
 #define BOUNDS THREADS, 2
 #else
-#define BOUNDS THREADS
+#define BOUNDS THREADS, 3
 #endif
 
 extern "C" __global__ void __launch_bounds__(BOUNDS)

@@ -39,8 +39,8 @@ __device__ __forceinline__ void store_bounds(const Place &place, const Piece &pi
 }
 
 #if GROUP_WARPS == WARPS
-// The results of a block with one group, straight from registers. A thread has two columns of each product; of codes
-// these are channels 0 and 2 or, next to it, 1 and 3: such neighbours exchange one.
+// The results of a block with one group, straight from registers. A thread has two columns of each product; where
+// widened codes are out of order, these are channels 0 and 2 or, next to it, 1 and 3: such neighbours exchange one.
 __device__ __forceinline__ void finish(const Softmax &state, const Place &place, const Piece &piece, int head,
                                        int vector, int lane) {
 #pragma unroll
@@ -53,8 +53,8 @@ __device__ __forceinline__ void finish(const Softmax &state, const Place &place,
 #pragma unroll
       for (int j = 0; j < 4; j++) {
         float x[2] = {state.out[span][j][2 * half], state.out[span][j][2 * half + 1]};
-        if (KV_KIND != 0) {
-          x[0] *= unit, x[1] *= unit;
+        if (KV_KIND != 0) x[0] *= unit, x[1] *= unit;
+        if (KV_KIND != 0 && !KEEPS_ORDER) {
           float other = shuffle_xor(lane % 2 ? x[0] : x[1], 1);
           x[0] = lane % 2 ? other : x[0], x[1] = lane % 2 ? x[1] : other;
         }

@@ -24,7 +24,7 @@ __device__ __forceinline__ const u8 *next_keys(Ring &ring, const Cache &cache, c
   cp_async_wait<1>();
   u8 *keys = ring.keys;
   if (IS_WIDENED) {  // the wide stage is free: its products were done before the barrier of the values
-    widen_stage(ring.spare, keys, member);
+    widen_stage(ring.spare, keys, member, widen_key);
     copy_ahead(keys, cache.k, cache, next, member);
     sync_group();
     return ring.spare;
@@ -42,7 +42,7 @@ __device__ __forceinline__ const u8 *next_values(Ring &ring, const Cache &cache,
   u8 *values = ring.values;
   if (IS_WIDENED) {
     u8 *wide = ring.spare + WIDE_BYTES;
-    widen_stage(wide, values, member);
+    widen_stage(wide, values, member, widen);
     copy_ahead(values, cache.v, cache, next, member);
     sync_group();
     return wide;

@@ -109,9 +109,10 @@ __device__ __forceinline__ void rotate(Vector &x, const float *cosines, const fl
 }
 
 #if KV_KIND != 0
-// The code of a number that is at most the largest code: an int8 rounded to even, or the bits of a float8_e4m3fn.
+// The code of a number that is at most the largest code: an int8, rounded to even, plus 128, or the bits of a
+// float8_e4m3fn.
 __device__ __forceinline__ u32 code_of(float x) {
-  if (KV_KIND == 1) return (u32)(int)rintf(x) & 0xff;
+  if (KV_KIND == 1) return (u32)((int)rintf(x) + 128) & 0xff;
   u32 bits = __float_as_uint(x), size = bits & 0x7fffffffu, sign = bits >> 24 & 0x80;
   if (size > 0x7f800000u) return sign | 0x7f;
   if (size < 0x3c800000u) return sign | (u32)rintf(__uint_as_float(size) * 512.0f);  // below 2^-6: multiples of 2^-9
