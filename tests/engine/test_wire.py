@@ -1,7 +1,7 @@
 """What is written is read again; whatever else arrives stops neither end of the wire."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -113,7 +113,7 @@ def _garbage(rng: random.Random) -> Iterator[bytes]:
 
 
 @contextmanager
-def _server(folder: Path) -> Iterator[str]:
+def _server(folder: Path) -> Generator[str]:
     service = EngineService(sim_loop(), LIMITS)
     server = EngineServer(f"ipc://{folder}/engine")
     server.serve(service, eos_token_ids=(), figures=no_figures)
