@@ -4,7 +4,6 @@ A test has the marker `compiles` if its module, or that of one of its fixtures, 
 imported. A test that reaches JAX later, through `LLM` or a process that it starts, says so with the marker.
 """
 
-import os
 from collections.abc import Generator
 from pathlib import Path
 from types import FunctionType
@@ -42,13 +41,12 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Have a process that a test without the marker starts fail when it would compile on JAX's own choice."""
+    item.config.stash[_COMPILED].clear()  # modules that were collected may have compiled some
     if item.get_closest_marker(MARKER) is not None:
         return (yield)
-    os.environ[_READ_BY_JAX] = f"none-in-a-test-without-the-marker-{MARKER}"
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(_READ_BY_JAX, f"none-in-a-test-without-the-marker-{MARKER}")
         return (yield)
-    finally:
-        del os.environ[_READ_BY_JAX]
 
 
 @pytest.hookimpl(wrapper=True)
