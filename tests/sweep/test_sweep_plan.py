@@ -142,7 +142,7 @@ def test_requests_are_drawn_apart_and_the_same_at_every_degree() -> None:
     assert first == again
     assert (
         len({request.prompt_token_ids.tobytes() for request in first})
-        == len({one.seed for one in first})
+        == len({one.sampling.seed for one in first})
         == 8
     )
     assert first[0].prompt_token_ids.tolist() != other[0].prompt_token_ids.tolist()
