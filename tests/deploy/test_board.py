@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from docs.hooks import reference
 from tests.labs.engine_lab import lab
-from tests.serving.test_vllm_metrics import scraped
+from tests.labs.metrics_lab import scraped
 
 BOARD = json.loads((Path(__file__).resolve().parents[2] / "deploy/grafana/albireo.json").read_text())
 PANELS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Iterable
 
-import httpx
 import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
@@ -14,6 +13,7 @@ from albireo_jax.core.types import SamplingParams
 from albireo_jax.serving.app import create_app
 from tests.labs.engine_lab import Lab, lab
 from tests.labs.http_lab import in_process
+from tests.labs.metrics_lab import scraped
 
 SAME = {
     "vllm:num_requests_running": "albireo_requests_running",
@@ -34,17 +34,6 @@ SAME = {
 OWN = {"vllm:kv_cache_usage_perc", "vllm:cache_config_info"}
 SMALL = EngineLimits(max_model_len=128, vocab_size=101, num_pages=10, page_size=8)
 BODY = {"prompt": "x" * 20, "max_tokens": 30, "ignore_eos": True}
-
-
-def scraped(engine: Lab, *bodies: dict[str, object], accept: str = "text/plain") -> httpx.Response:
-    """/metrics after the bodies were answered, all at once."""
-
-    async def main() -> httpx.Response:
-        async with in_process(create_app(engine)) as client:
-            await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies))
-            return await client.get("/metrics", headers={"Accept": accept})
-
-    return asyncio.run(main())
 
 
 def families(metrics: Iterable[Metric]) -> dict[str, Metric]:
