@@ -77,7 +77,7 @@ class PreparedService:
     service: EngineService
 
     def figures(self) -> EngineFigures:
-        """What the engine measures beside its statistics."""
+        """The engine's measurements beside its statistics."""
         return read_figures(self.ready.timeline, self.ready.energy)
 
 
@@ -112,7 +112,7 @@ class Engine:
         return self.frontend.metrics.snapshot()
 
     async def figures(self) -> EngineFigures:
-        """What the engine measures beside its statistics."""
+        """The engine's measurements beside its statistics."""
         return read_figures(self.timeline, self.energy)
 
     def close(self) -> None:

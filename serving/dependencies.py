@@ -45,7 +45,7 @@ class ServedEngine(Protocol):
         ...
 
     async def figures(self) -> EngineFigures:
-        """What the engine measures; raises EngineDeadError if it runs elsewhere and does not answer."""
+        """The engine's measurements; raises EngineDeadError if it runs elsewhere and does not answer."""
         ...
 
 

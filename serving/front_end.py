@@ -44,7 +44,7 @@ class RemotelyServed:
         return own if others is None else add_metrics([own, others])
 
     async def figures(self) -> EngineFigures:
-        """What the engine measures; raises EngineDeadError if it does not run."""
+        """The engine's measurements; raises EngineDeadError if it does not run."""
         return await asyncio.wrap_future(self.service.figures())
 
 

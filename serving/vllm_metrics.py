@@ -120,7 +120,7 @@ class _RequestFamilies(_Families):
 
 
 def _cache_config(limits: EngineLimits) -> Metric:
-    """What gateways read of the KV cache: a gauge of 1, whose labels tell."""
+    """The KV cache as gateways read it: a gauge of 1 whose labels describe it."""
     family = GaugeMetricFamily(
         "vllm:cache_config_info",
         "Tokens of a KV page, and pages on the devices and on the host",

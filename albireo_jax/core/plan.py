@@ -42,7 +42,7 @@ class SlotRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotParams:
-    """How a slot's tokens are sampled; a step writes it into the slot before its row is computed.
+    """Sampling of a slot's tokens; a step writes it into the slot before its row is computed.
 
     `banned_until` is the first position (tokens before it, prompt included) at which the ids in
     `stop_ids` may be sampled; a position below it never yields one. A slot that gets masks has `rules` too.
@@ -71,7 +71,7 @@ class LogprobTargets:
 
     @property
     def count(self) -> int:
-        """How many tokens are scored."""
+        """Number of tokens that are scored."""
         return len(self.rows) + len(self.tokens)
 
 

@@ -29,7 +29,7 @@ _PARAMETER = "parameter"
 
 
 class WordKind(Enum):
-    """How a parameter travels to the device: the format of its 32-bit words, as `struct` writes them."""
+    """Form of a parameter on the device: the format of its 32-bit words, as `struct` writes them."""
 
     FLOAT = "f"
     INT = "i"
@@ -78,7 +78,7 @@ def _seed(value: object) -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSampling:
-    """How the tokens of a request are chosen.
+    """The choice of a request's tokens.
 
     temperature 0 is greedy, and so are temperatures below `LEAST_TEMPERATURE` and top_p 0; top_k 0 and -1
     mean the whole vocabulary; top_p 1 and min_p 0 filter nothing. A request without a seed, which -1 also

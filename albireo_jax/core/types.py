@@ -69,7 +69,7 @@ class StructuredOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams(TokenSampling):
-    """How the tokens of a request are chosen and when it ends.
+    """The choice of a request's tokens, and its end.
 
     The penalties, `logit_bias` (token id to what is added to its logit), `allowed_token_ids` and `bad_words`
     are those of `core.logit_rules`. `max_tokens` None generates until the model's length limit.

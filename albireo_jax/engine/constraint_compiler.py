@@ -36,7 +36,7 @@ class Compiler(Protocol):
     """Compiles specifications and keeps those compiled lately; any thread may call it."""
 
     def find(self, structured: StructuredOutput) -> CompiledGrammar | None:
-        """What was compiled lately; returns at once."""
+        """The grammar if it was compiled lately; returns at once."""
         ...
 
     def compile(self, structured: StructuredOutput) -> CompiledGrammar:
@@ -96,7 +96,7 @@ class ConstraintCompiler:
         structured: StructuredOutput,
         use: Callable[[CompiledGrammar], _Result],
     ) -> "Future[_Result]":
-        """What `use` gives of the compiled grammar, which `pool` compiles unless that was done lately."""
+        """The result of `use` on the compiled grammar; `pool` compiles it unless it was compiled lately."""
         grammar = self._compiler.find(structured)
         if grammar is None:
             return pool.submit(lambda: use(self._compiler.compile(structured)))

@@ -15,7 +15,7 @@ from albireo_jax.sched.scheduler_stats import SchedulerStats
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFigures:
-    """What an engine measures beside its statistics: its latest steps, the routes to sample, its energy."""
+    """Measurements of an engine beside its statistics: its latest steps, the routes to sample, its energy."""
 
     table: TaskTable
     routes: dict[str, RouteTotals]

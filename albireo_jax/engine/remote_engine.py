@@ -79,7 +79,7 @@ class RemoteEngine:
 
     @property
     def loading(self) -> wire.Loading:
-        """What the engine told last of its start."""
+        """The engine's last report of its start."""
         return self._loading
 
     @property
@@ -140,7 +140,7 @@ class RemoteEngine:
         return self._ask(lambda number: wire.AskFirstMask(number, structured))
 
     def figures(self) -> "Future[EngineFigures]":
-        """What the engine measures beside its statistics; raises EngineDeadError as `first_mask` does."""
+        """The engine's measurements beside its statistics; raises EngineDeadError as `first_mask` does."""
         return self._ask(wire.AskFigures)
 
     def submit(self, *requests: Request) -> None:

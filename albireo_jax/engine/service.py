@@ -49,7 +49,7 @@ _logger = logging.getLogger(__name__)
 
 
 class ServiceState(StrEnum):
-    """Where an engine is in its life; it never goes back.
+    """An engine's stages of life; it never goes back.
 
     Only an engine in another process is STARTING: a new one may take the place of one that died.
     """

@@ -137,7 +137,7 @@ class Reply(msgspec.Struct, frozen=True, tag="answer"):
 
 
 class EngineBeat(msgspec.Struct, frozen=True, tag="beat"):
-    """How the engine does, some times a second; `others` are the totals of all other front ends."""
+    """The engine's state, some times a second; `others` are the totals of all other front ends."""
 
     session: int
     steps: int

@@ -69,7 +69,7 @@ class _Layer(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Where each row's queries are, how long its context is, and in which pages."""
+    """Place of each row's queries, length of its context, and its pages."""
 
     row_start_R1: Int32[Array, " R1"]
     context_R: Int32[Array, " R"]

@@ -24,7 +24,7 @@ def token_pages(
     *,
     page_size: int,
 ) -> TokenPages:
-    """Where each token's keys and values go: the page that its row's table lists for its position.
+    """Places of tokens' keys and values: the page that a row's table lists for each position.
 
     A padding token has a row outside 0 … R-1 and goes to the null page.
     """

@@ -229,7 +229,7 @@ def pack_pages(
 
 
 def unpack_params(params_ZF: Int32[Array, "Z F"], inputs: SampleInputs) -> SamplerParams:
-    """How the tokens of a step's rows are sampled, from their slots' words."""
+    """Sampling of a step's rows, from their slots' words."""
     word_RF = params_ZF[inputs.slot_R]
     return sampler_params(word_RF[:, :NUM_WORDS], position_R=inputs.position_R)
 

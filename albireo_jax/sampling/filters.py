@@ -32,7 +32,7 @@ _SMALLEST = np.finfo(np.float32).tiny
 
 
 class SamplerParams(NamedTuple):
-    """How each row's token is chosen, and at which position it will stand: a `TokenSampling` for each row.
+    """The choice of each row's token, a `TokenSampling` for each row, and the token's position.
 
     temperature 0 is greedy; top_k 0 keeps all; top_p 1 and min_p 0 filter nothing. `seed_R2` holds the high
     and the low word of a 63-bit seed.

@@ -76,7 +76,7 @@ class PrefixCache:
         return CacheStats(prompt_tokens=self._prompt_tokens, cached_tokens=self._cached_tokens)
 
     def root(self, request: Request) -> Digest:
-        """Where the prefixes of a request begin."""
+        """The place where the prefixes of a request begin."""
         if self._shares:
             return shared_root(request.cache_salt, generation=self._generation)
         return root_digest(f"request {next(self._unshared)}")
@@ -213,7 +213,7 @@ class PrefixCache:
             sequence.tail_ids.append(token_id)
 
     def _num_useful(self, sequence: Sequence) -> int:
-        """How many pages of known tokens need not be computed if they are found."""
+        """Number of pages of known tokens that need not be computed if they are found."""
         return min(len(sequence.known_ids) - 1, sequence.num_reusable) // self._page_size
 
     def _digests(self, sequence: Sequence, token_ids: Int32s) -> list[Digest]:
@@ -256,5 +256,5 @@ class PrefixCache:
 
 
 def num_on_device(chain: list[Node]) -> int:
-    """How many pages of a chain are on the device: the first ones, since pages leave it from the end."""
+    """Number of a chain's pages on the device: the first ones, since pages leave it from the end."""
     return bisect_left(chain, True, key=lambda node: node.page == NULL_PAGE)

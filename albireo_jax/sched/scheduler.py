@@ -259,7 +259,7 @@ class Scheduler:
                 self._preempt(self._policy.victim(self._running.in_order))
 
     def _plan_steps(self, rows: Int32s, new_pages: list[NewPages]) -> Int32s:
-        """How many steps each of the decoding `rows` takes, if they take several and nothing else happens."""
+        """Steps that each of the decoding `rows` takes, if they take several and nothing else happens."""
         if self._decode_steps == 1 or len(self._waiting) or len(rows) < len(self._running):
             return np.zeros(0, np.int32)
         steps, places = steps_of(

@@ -141,7 +141,7 @@ def run_attention(check: Check) -> None:
 
 
 def attention_launch(check: Check) -> LaunchFn | None:
-    """What launches the CUDA kernels of layers on this device; None where there are none."""
+    """The function that launches the CUDA kernels of layers on this device; None where there are none."""
     return None if check.on_cpu else launch_on(architecture_of(jax.devices()[0]))
 
 

@@ -104,7 +104,7 @@ def _tokens_per_second(check: Check, name: str, shape: ModelConfig, requests: Se
 
 
 def _command(check: Check, name: str, requests: Sequence[Request], *, folder: Path) -> PeerCommand:
-    """How to start the worker of an engine, which is told how much memory these requests take at most."""
+    """Command of an engine's worker, which is told how much memory these requests take at most."""
     program = check.peers.get(name, sys.executable)
     python, worker, more = {
         _OURS: (

@@ -28,7 +28,7 @@ _DEPTH = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """How large the shallow engines are, and how deep."""
+    """Sizes and depths of the shallow engines."""
 
     layers: tuple[int, int]
     rows: int

@@ -111,7 +111,7 @@ class Lab:
         return self.frontend.metrics.snapshot()
 
     async def figures(self) -> EngineFigures:
-        """What the engine measures beside its statistics."""
+        """The engine's measurements beside its statistics."""
         return EngineFigures(
             table=self.timeline.table(), routes=self.timeline.routes(), energy=self.energy.read()
         )
